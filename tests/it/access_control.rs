@@ -4,6 +4,7 @@
 use serde_json::{Value, json};
 
 use crate::world::attesto::{APP, World};
+use crate::world::wait::wait_for;
 
 #[tokio::test]
 async fn each_route_answers_each_caller_as_the_table_says() {
@@ -124,19 +125,11 @@ async fn an_unauthorized_answer_never_says_why() {
     )
     .await
     .expect("a change");
-    let deadline = std::time::Instant::now() + std::time::Duration::from_secs(10);
-    let inactive = loop {
-        let answer = world
-            .ask("POST", "/v1/apple/verify", Some(key), Some(&body))
-            .await;
-        if answer.status == 401 {
-            break answer;
-        }
-        assert!(
-            std::time::Instant::now() < deadline,
-            "the deactivation is noticed"
-        );
-    };
+    let inactive = wait_for("the deactivation is noticed", async || {
+        let asked = world.ask("POST", "/v1/apple/verify", Some(key), Some(&body));
+        Some(asked.await).filter(|answer| answer.status == 401)
+    })
+    .await;
     texts.insert(inactive.body["message"].to_string());
     assert_eq!(texts.len(), 1, "{texts:?}");
     world.end().await;

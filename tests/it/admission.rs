@@ -27,6 +27,7 @@ use tokio::net::TcpStream;
 
 use crate::metrics::count;
 use crate::world::attesto::{APP, Tenant, World};
+use crate::world::wait::wait_until;
 
 const HOUR: Duration = Duration::from_hours(1);
 /// No connection of these tests ends by its time.
@@ -101,13 +102,9 @@ impl Server {
 
     /// Waits until the bodies of strangers in hand have so many bytes.
     async fn until_in_hand(&self, bytes: u64) {
-        loop {
-            let series = r#"attesto_request_body_bytes{kind="unauthenticated"}"#;
-            if self.count(series) == bytes {
-                return;
-            }
-            tokio::time::sleep(Duration::from_millis(5)).await;
-        }
+        let series = r#"attesto_request_body_bytes{kind="unauthenticated"}"#;
+        let what = format!("{bytes} bytes are in hand");
+        wait_until(&what, async || self.count(series) == bytes).await;
     }
 }
 
@@ -279,9 +276,7 @@ async fn a_tenant_is_answered_beside_unfinished_notifications() {
             r#"attesto_request_body_bytes{kind="unauthenticated"}"#,
         )
     };
-    while in_hand().await < 999_000 {
-        tokio::time::sleep(Duration::from_millis(5)).await;
-    }
+    wait_until("the body is in hand", async || in_hand().await >= 999_000).await;
     let notification = json!({ "signedPayload": "x".repeat(300_000) });
     let refused = world.ask("POST", &path, None, Some(&notification)).await;
     assert_eq!(refused.status, 503, "{}", refused.body);
@@ -418,15 +413,10 @@ async fn a_token_that_several_tenants_refused_costs_no_more_queries() {
         let path = made_up(round * 100 + 50);
         let call = world.ask("POST", &path, Some(&foreign), None);
         let waiting = "select count(*) from pg_stat_activity where datname = current_database() and wait_event_type = 'Lock'";
-        let waits = async {
-            loop {
-                let count = sqlx::query_scalar::<_, i64>(waiting);
-                if count.fetch_one(world.database().pool()).await.unwrap() > 0 {
-                    return;
-                }
-                tokio::time::sleep(Duration::from_millis(5)).await;
-            }
-        };
+        let waits = wait_until("a statement waits for the lock", async || {
+            let count = sqlx::query_scalar::<_, i64>(waiting);
+            count.fetch_one(world.database().pool()).await.unwrap() > 0
+        });
         tokio::select! {
             answer = call => {
                 assert_eq!(answer.status, 401, "{}", answer.body);

@@ -1,6 +1,6 @@
 //! `POST /v1/webhooks/apple/{tenantId}`, and what is stored of each notification.
 
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use attesto::simulator::state::apple::{
     NewTransaction, ProductType, SimulatedApp, SimulatedEnvironment, TransactionChange,
@@ -17,6 +17,7 @@ use tracing::level_filters::LevelFilter;
 
 use crate::world::attesto::{APP, APP_APPLE_ID, Answer, Tenant, World};
 use crate::world::log::Warnings;
+use crate::world::wait::{wait_for, wait_until};
 
 /// The encryption key of every `World`, for commands.
 const ENCRYPTION_KEY: [u8; 32] = [7; 32];
@@ -181,18 +182,10 @@ impl Shop {
     /// Sends until the answer has this status, that is, until the server has noticed a change of
     /// the tenant.
     async fn eventually(&self, payload: &Value, status: u16) -> Answer {
-        let begun = Instant::now();
-        loop {
-            let answer = self.send(payload).await;
-            if answer.status == status {
-                return answer;
-            }
-            assert!(
-                begun.elapsed() < Duration::from_secs(10),
-                "the change is heard of; still {}",
-                answer.body
-            );
-        }
+        wait_for("the change is noticed", async || {
+            Some(self.send(payload).await).filter(|answer| answer.status == status)
+        })
+        .await
     }
 }
 
@@ -440,11 +433,10 @@ async fn a_purchase_notification_becomes_an_event() {
         ..NewTransaction::default()
     };
     let bought = shop.apple().create_transaction(new).unwrap();
-    let begun = Instant::now();
-    while !shop.apple().list_notifications()[0].is_delivered() {
-        assert!(begun.elapsed() < Duration::from_secs(10));
-        tokio::task::yield_now().await;
-    }
+    wait_until("the notification is delivered", async || {
+        shop.apple().list_notifications()[0].is_delivered()
+    })
+    .await;
     let id: String = sqlx::query_scalar("select id from webhook_events")
         .fetch_one(shop.world.database().pool())
         .await

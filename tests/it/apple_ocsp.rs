@@ -32,11 +32,11 @@ use time::OffsetDateTime;
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::Notify;
-use tokio::time::timeout;
 use tokio_util::task::AbortOnDropHandle;
 
 use crate::world::attesto::{APP, APP_APPLE_ID, Answer, Tenant, World, start};
 use crate::world::folder::Folder;
+use crate::world::wait::finished;
 
 const LEAF: &[u64] = &[1, 2, 840, 113_635, 100, 6, 11, 1];
 const INTERMEDIATE: &[u64] = &[1, 2, 840, 113_635, 100, 6, 2, 1];
@@ -580,9 +580,7 @@ impl Responder {
                 self.state.arrived.notified().await;
             }
         };
-        timeout(Duration::from_secs(5), arrived)
-            .await
-            .expect("it is asked soon");
+        finished("the responder is asked", arrived).await;
     }
 }
 
@@ -1167,7 +1165,7 @@ async fn a_revocation_is_noticed_while_the_cached_response_is_valid() {
             tokio::task::yield_now().await;
         }
     };
-    timeout(Duration::from_secs(5), heard).await.expect("soon");
+    finished("the revocation is known", heard).await;
     assert_no(&stage.ask().await, "revoked");
     assert_eq!(stage.responder.count(), 4, "each once more");
 

@@ -11,6 +11,7 @@ use attesto::stores::apple::account::EnvironmentChoice;
 use serde_json::{Value, json};
 
 use crate::world::attesto::{APP, APP_APPLE_ID, Answer, Tenant, World};
+use crate::world::wait::wait_until;
 
 const USER: &str = "7e3fb204-2b0d-4d70-a0c2-6d8a3f6c1e55";
 
@@ -632,18 +633,11 @@ async fn a_tenant_without_credentials_gets_credentials_missing() {
         .set_apple(&stranger, EnvironmentChoice::Auto, Some(APP_APPLE_ID))
         .await;
     let bought = buys(&world, SimulatedEnvironment::Production);
-    let deadline = std::time::Instant::now() + Duration::from_secs(10);
-    while by_id(&world, &stranger, &bought.transaction_id)
-        .await
-        .status
-        != 200
-    {
-        assert!(
-            std::time::Instant::now() < deadline,
-            "the change is noticed"
-        );
-        tokio::task::yield_now().await;
-    }
+    wait_until("the change is noticed", async || {
+        let answer = by_id(&world, &stranger, &bought.transaction_id).await;
+        answer.status == 200
+    })
+    .await;
     world.end().await;
 }
 

@@ -12,6 +12,7 @@ use crate::world::folder::Folder;
 use crate::world::postgres::{Fresh, empty_database};
 use crate::world::receiver::Receiver;
 use crate::world::shell::{Ran, Shell};
+use crate::world::wait::wait_until;
 
 const OK: &[u8] = b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nok";
 
@@ -339,11 +340,7 @@ async fn features_that_need_a_session_bypass_the_pooler() {
         let (changes, stop) = (changes.clone(), stop.clone());
         tokio::spawn(async move { changes.run_until_stopped(stop).await })
     };
-    let begun = std::time::Instant::now();
-    while !changes.is_listening() {
-        assert!(begun.elapsed().as_secs() < 20, "it hears nothing");
-        tokio::time::sleep(std::time::Duration::from_millis(10)).await;
-    }
+    wait_until("changes are heard", async || changes.is_listening()).await;
     let users: Vec<String> = sqlx::query_scalar(
         "select distinct usename::text from pg_stat_activity
           where datname = current_database() and application_name = 'attesto-changes'",

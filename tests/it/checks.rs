@@ -414,7 +414,7 @@ async fn idle_callbacks_are_probed_without_sending_a_request() {
         (1, 1),
         "{told}"
     );
-    receiver.until_nobody_is_connected().await;
+    receiver.until_all_disconnected().await;
     assert_eq!((receiver.connections(), receiver.requests().len()), (1, 0));
     let judged: i64 = sqlx::query_scalar("select count(*) from webhook_health")
         .fetch_one(world.database().pool())

@@ -1,6 +1,6 @@
 //! The delivery hold: nothing is sent until an operator releases it.
 
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use attesto::base::id::TenantId;
 use attesto::db::Database;
@@ -15,6 +15,7 @@ use attesto::events::EventRecorder;
 use crate::world::attesto::World;
 use crate::world::event::test_event;
 use crate::world::receiver::Receiver;
+use crate::world::wait::wait_until;
 
 const OK: &[u8] = b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nok";
 
@@ -82,10 +83,7 @@ async fn held_deliveries_are_not_sent_until_released() {
     set_callback(&world, &tenant, &receiver.url()).await;
     let shell = world.shell();
     let status = || shell.rows(&["deliveries", "status"]).remove(0);
-    let begun = Instant::now();
-    while status()["held"] != true {
-        assert!(begun.elapsed() < Duration::from_secs(20), "{}", status());
-    }
+    wait_until("deliveries are held", async || status()["held"] == true).await;
     events(&world, &tenant, &["1", "2", "3"]).await;
     let shown = status();
     assert_eq!((&shown["due"], &shown["later"]), (&3.into(), &0.into()));

@@ -5,7 +5,7 @@ use std::os::unix::fs::{MetadataExt as _, PermissionsExt as _};
 use std::os::unix::process::CommandExt as _;
 use std::path::Path;
 use std::process::{Command, Stdio};
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use attesto::config::read_env_var;
 use attesto::db::{ConnectSettings, Database};
@@ -14,6 +14,7 @@ use rustix::process::{Pid, Signal, kill_process, test_kill_process};
 use sqlx::Executor as _;
 
 use crate::world::folder::Folder;
+use crate::world::wait::wait_until;
 
 fn options(folder: &Path) -> EmbeddedOptions {
     EmbeddedOptions {
@@ -65,17 +66,6 @@ fn server(folder: &Path) -> Option<Pid> {
     let note = std::fs::read_to_string(folder.join("pg/postmaster.pid")).ok()?;
     let pid = Pid::from_raw(note.lines().next()?.trim().parse().ok()?)?;
     test_kill_process(pid).ok().map(|()| pid)
-}
-
-async fn within_seconds(what: impl Fn() -> bool) -> bool {
-    let begun = Instant::now();
-    while begun.elapsed() < Duration::from_secs(20) {
-        if what() {
-            return true;
-        }
-        tokio::time::sleep(Duration::from_millis(10)).await;
-    }
-    false
 }
 
 /// A separate process that runs a private Postgres until it is killed.
@@ -195,9 +185,8 @@ async fn a_command_starts_postgres_and_its_stop_waits_for_other_users() {
     assert_eq!((first.is_owner(), second.is_owner()), (true, false));
 
     let stopping = tokio::spawn(first.stop());
-    tokio::time::sleep(Duration::from_millis(100)).await;
-    assert!(!stopping.is_finished(), "the second still needs it");
     tell(&second, "select 1").await;
+    assert!(!stopping.is_finished(), "the second still needs it");
     // A server waits for commands, too.
     let path = folder.to_owned();
     let service = tokio::spawn(async move { start(&path).await });
@@ -239,13 +228,13 @@ async fn a_killed_postgres_comes_back_with_everything_committed() {
     kill_process(before, Signal::KILL).unwrap();
 
     let is_back = || server(&folder).is_some_and(|pid| pid != before);
-    assert!(within_seconds(is_back).await, "it is started again");
+    wait_until("it is started again", async || is_back()).await;
     let settings = embedded.connect_settings();
     let back = Database::open(&settings);
-    let begun = Instant::now();
-    while back.ping(Duration::from_secs(1)).await.is_err() {
-        assert!(begun.elapsed() < Duration::from_secs(20));
-    }
+    wait_until("Postgres answers again", async || {
+        back.ping(Duration::from_secs(1)).await.is_ok()
+    })
+    .await;
     assert_eq!(ask(&embedded, "select word from kept").await, "here");
     embedded.stop().await;
 }
@@ -293,7 +282,7 @@ async fn a_partial_cluster_of_an_interrupted_first_run_is_recreated() {
 async fn dropping_it_stops_postgres() {
     let folder = Folder::new();
     drop(start(&folder).await);
-    assert!(within_seconds(|| server(&folder).is_none()).await);
+    wait_until("it has ended", async || server(&folder).is_none()).await;
 }
 
 #[tokio::test]

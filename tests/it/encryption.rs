@@ -25,6 +25,7 @@ use tokio_util::task::AbortOnDropHandle;
 
 use crate::world::attesto::{APP, World};
 use crate::world::postgres::{Fresh, fresh_database};
+use crate::world::wait::{finished, pause};
 
 /// `<id>:<base64>` of a key whose 32 bytes all equal the id.
 fn text(id: u8) -> String {
@@ -505,7 +506,7 @@ async fn a_killed_rotation_is_resumed() {
                 loop {
                     vault.set_some_secret(&ring).await;
                     writes.fetch_add(1, Ordering::Relaxed);
-                    tokio::time::sleep(Duration::from_millis(5)).await;
+                    pause(Duration::from_millis(5)).await;
                 }
             })
         };
@@ -727,10 +728,7 @@ async fn rotation_stops_between_two_batches() {
     let report = reseal::reseal_values(vault.database(), &both, ResealMode::Apply, &stop, |_| {
         stop.cancel();
     });
-    let report = tokio::time::timeout(Duration::from_secs(20), report)
-        .await
-        .unwrap();
-    let report = match report {
+    let report = match finished("the rotation stops", report).await {
         Ok(report) => report,
         Err(ResealError::VerificationFailed(column)) => panic!("{column:?}"),
         Err(ResealError::Database(error)) => panic!("{error}"),

@@ -19,6 +19,7 @@ use tokio_util::sync::CancellationToken;
 
 use crate::world::attesto::World;
 use crate::world::postgres::{Fresh, fresh_database, pass_time};
+use crate::world::wait::wait_until;
 
 const HOUR: Duration = Duration::from_hours(1);
 
@@ -325,11 +326,10 @@ async fn a_replica_is_registered_and_removed_when_it_stops() {
         |text: &'static str| sqlx::query_scalar::<_, i64>(text).fetch_one(world.database().pool());
     let present =
         "select count(*) from replicas where sealing_key_id = 1 and opening_key_ids = '{1}'";
-    let start = std::time::Instant::now();
-    while of(present).await.unwrap() == 0 {
-        assert!(start.elapsed() < Duration::from_secs(20), "nobody is there");
-        tokio::time::sleep(Duration::from_millis(10)).await;
-    }
+    wait_until("the replica is registered", async || {
+        of(present).await.unwrap() > 0
+    })
+    .await;
     let database = attesto::db::Database::open(&world.fresh.settings);
     world.end().await;
     let left: i64 = sqlx::query_scalar("select count(*) from replicas")

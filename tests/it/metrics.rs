@@ -23,6 +23,7 @@ use sqlx::Executor as _;
 use crate::world::attesto::{APP, World};
 use crate::world::event::test_event;
 use crate::world::receiver::Receiver;
+use crate::world::wait::wait_until;
 
 const SHOWN: [(&str, &str); 2] = [
     ("METRICS_ADDRESS", "127.0.0.1:0"),
@@ -299,8 +300,12 @@ async fn queue_and_callback_gauges_are_refreshed_periodically() {
     let page = world.metrics().await;
     assert!(value(&page, "attesto_db_oldest_xmin_age_seconds") >= 0.05);
     drop(forgotten);
-    let page = world.metrics().await;
-    assert!(value(&page, "attesto_db_oldest_xmin_age_seconds") < 0.05);
+    // On a busy machine a transaction of the server itself can be as old.
+    wait_until("the transaction's age is reported no more", async || {
+        let page = world.metrics().await;
+        value(&page, "attesto_db_oldest_xmin_age_seconds") < 0.05
+    })
+    .await;
 
     // Long reads cause no alert, because they only read.
     for name in ["pg_dump", "attesto-backup", "attesto-export", "report"] {
@@ -316,7 +321,12 @@ async fn queue_and_callback_gauges_are_refreshed_periodically() {
             let page = world.metrics().await;
             value(&page, "attesto_db_oldest_xmin_age_seconds")
         };
-        assert_eq!(age().await >= 0.05, name == "report", "{name}");
+        if name == "report" {
+            assert!(age().await >= 0.05);
+        } else {
+            let what = format!("the age of {name}'s transaction is not reported");
+            wait_until(&what, async || age().await < 0.05).await;
+        }
         let vitals = world
             .database()
             .load_health(&Clock::system())

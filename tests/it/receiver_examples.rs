@@ -23,21 +23,17 @@ use serde_json::value::RawValue;
 use serde_json::{Value, json};
 use tokio::io::{AsyncBufReadExt as _, AsyncWriteExt as _, BufReader};
 use tokio::process::{Child, Command};
-use tokio::time::timeout;
 use tokio_util::task::AbortOnDropHandle;
 
 use crate::world::folder::Folder;
 use crate::world::receiver::Receiver;
+use crate::world::wait::finished;
 
 #[path = "../../docs/receivers/rust/src/main.rs"]
 mod rust;
 
 /// The example is a complete program.
 const _: fn() -> std::io::Result<()> = rust::main;
-
-/// A receiver prints its address on the first line. Java compiles its source first, which takes
-/// long.
-const STARTING: Duration = Duration::from_mins(1);
 
 /// Starts `$@` and stops it when our end of the pipe closes, however this process ends.
 const KEEPER: &str = r#"
@@ -214,9 +210,7 @@ impl Language {
                 }
             }
         };
-        timeout(STARTING, listening)
-            .await
-            .expect("it says where it listens");
+        finished("the receiver says where it listens", listening).await;
         // It must be able to write further output.
         let task = tokio::spawn(async move { while let Ok(Some(_)) = said.next_line().await {} });
         Some(Running {

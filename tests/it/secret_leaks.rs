@@ -19,7 +19,7 @@ use std::os::unix::process::ExitStatusExt as _;
 use std::path::PathBuf;
 use std::process::Stdio;
 use std::sync::{Arc, Mutex};
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use attesto::base::clock::Clock;
 use attesto::cli::colon_aliases;
@@ -44,9 +44,9 @@ use crate::chaos::postgres::{Options, Postgres};
 use crate::world::folder::Folder;
 use crate::world::receiver::{Place, Receiver, say};
 use crate::world::secret_search::Needles;
+use crate::world::wait::{HANG_LIMIT, finished, pause, wait_for};
 
 /// Long enough for everything that happens soon.
-const SOON: Duration = Duration::from_secs(30);
 /// The app of the tenant whose requests succeed.
 const APP: &str = "com.example.app";
 const APP_APPLE_ID: i64 = 1_234_567_890;
@@ -263,8 +263,8 @@ impl Server {
     async fn end(mut self, hunt: &Hunt, log: &str, may_show: &[&str]) {
         self.look(hunt);
         kill_process(Pid::from_raw(self.pid.cast_signed()).unwrap(), Signal::TERM).unwrap();
-        let ended = tokio::time::timeout(SOON, self.child.wait()).await;
-        assert!(ended.unwrap().unwrap().success(), "{}", self.said());
+        let ended = finished("the server ends", self.child.wait()).await;
+        assert!(ended.unwrap().success(), "{}", self.said());
         hunt.hear_with(log, self.said(), may_show);
     }
 
@@ -350,7 +350,7 @@ impl Scene {
             environment: Vec::new(),
             client: reqwest::Client::builder()
                 .no_proxy()
-                .timeout(SOON)
+                .timeout(HANG_LIMIT)
                 .build()
                 .unwrap(),
             servers: 0,
@@ -466,10 +466,8 @@ impl Scene {
             .unwrap()
             .write_all(input.as_bytes())
             .await;
-        let output = tokio::time::timeout(SOON, child.wait_with_output())
-            .await
-            .unwrap_or_else(|_| panic!("{words:?} does not end"))
-            .unwrap();
+        let what = format!("{words:?} ends");
+        let output = finished(&what, child.wait_with_output()).await.unwrap();
         let ran = Ran {
             exit: output.status.code(),
             said: String::from_utf8(output.stdout).unwrap(),
@@ -520,7 +518,7 @@ impl Scene {
             url: String::new(),
             metrics: String::new(),
         };
-        let line = until("it listens", async || {
+        let line = wait_for("it listens", async || {
             let said = server.said();
             let line = said.lines().find(|line| line.contains(r#""listening""#));
             line.and_then(|line| serde_json::from_str::<Value>(line).ok())
@@ -571,18 +569,6 @@ impl Scene {
 /// A prefix that is too short to be a secret.
 fn short(word: &str) -> &str {
     &word[..word.floor_char_boundary(24)]
-}
-
-/// Waits until `look` finds something.
-async fn until<T>(what: &str, mut look: impl AsyncFnMut() -> Option<T>) -> T {
-    let begun = Instant::now();
-    loop {
-        if let Some(found) = look().await {
-            return found;
-        }
-        assert!(begun.elapsed() < SOON, "not in time: {what}");
-        tokio::time::sleep(Duration::from_millis(20)).await;
-    }
 }
 
 /// A tenant and its API key.
@@ -1479,7 +1465,7 @@ impl Scene {
         self.file("tls.key", &other);
         let pid = Pid::from_raw(server.pid.cast_signed()).unwrap();
         kill_process(pid, Signal::HUP).unwrap();
-        until("it looks at the pair", async || {
+        wait_for("it looks at the pair", async || {
             server.said().contains("tls_certificate_kept").then_some(())
         })
         .await;
@@ -1527,10 +1513,10 @@ impl Scene {
                         for row in seen.drain(..) {
                             hunt.hear("pg_stat_activity", row);
                         }
-                        tokio::time::sleep(Duration::from_millis(25)).await;
+                        pause(Duration::from_millis(25)).await;
                     }
                 }
-                tokio::time::sleep(Duration::from_millis(50)).await;
+                pause(Duration::from_millis(50)).await;
             }
         }))
     }
@@ -1677,7 +1663,7 @@ async fn no_planted_secret_leaks() {
             &json!({ "transactionId": "1" }),
         )
         .await;
-    until("every delivery is tried", async || {
+    wait_for("every delivery is tried", async || {
         let left = "select id from webhook_deliveries where last_attempt_at is null";
         scene.sql(left).await.is_empty().then_some(())
     })
@@ -1707,7 +1693,7 @@ async fn no_planted_secret_leaks() {
     scene.run(&["tenant", "list"]).await;
     scene.run(&["doctor", "--offline"]).await;
     tokio::task::block_in_place(|| scene.postgres.resume());
-    until("it is ready again", async || {
+    wait_for("it is ready again", async || {
         let answer = scene.client.get(format!("{}/ready", open.url)).send().await;
         answer
             .is_ok_and(|answer| answer.status() == 200)
@@ -1853,7 +1839,7 @@ async fn a_crash_writes_no_core_dump() {
         Signal::ABORT,
     )
     .unwrap();
-    let ended = tokio::time::timeout(SOON, server.child.wait()).await;
-    let ended = ended.unwrap().unwrap();
+    let ended = finished("the server ends", server.child.wait()).await;
+    let ended = ended.unwrap();
     assert_eq!((ended.signal(), ended.core_dumped()), (Some(6), false));
 }

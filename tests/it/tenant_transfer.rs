@@ -36,6 +36,7 @@ use crate::world::event::test_event;
 use crate::world::folder::Folder;
 use crate::world::receiver::Receiver;
 use crate::world::shell::{Ran, Shell};
+use crate::world::wait::wait_until;
 
 const OK: &[u8] = b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nok";
 const PASSPHRASE: &str = "correct horse battery staple";
@@ -1037,18 +1038,13 @@ async fn patient(database: &Database) -> attesto::db::DbTransaction {
 
 /// Waits until the query returns true.
 async fn until_so(database: &Database, question: &str) {
-    let begun = std::time::Instant::now();
-    loop {
-        let is_so: bool = sqlx::query_scalar(AssertSqlSafe(question.to_owned()))
+    wait_until(question, async || {
+        sqlx::query_scalar(AssertSqlSafe(question.to_owned()))
             .fetch_one(database.pool())
             .await
-            .unwrap();
-        if is_so {
-            return;
-        }
-        assert!(begun.elapsed() < Duration::from_secs(10), "{question}");
-        tokio::task::yield_now().await;
-    }
+            .unwrap()
+    })
+    .await;
 }
 
 /// Waits until a session waits for a lock on this table.

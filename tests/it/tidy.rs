@@ -3,7 +3,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 
 /// Every room of `src/`, from the lowest layer up. A room may use those before it in this list, and
 /// none after it.
@@ -113,31 +113,36 @@ fn code(text: &str) -> String {
     lines.collect::<Vec<_>>().join("\n")
 }
 
-fn sources() -> Vec<Source> {
-    let root = Path::new(env!("CARGO_MANIFEST_DIR")).join("src");
-    let mut folders: Vec<PathBuf> = vec![root.clone()];
-    let mut sources = Vec::new();
+/// The Rust files below a folder, by their path in it, with their text. Folders called `tests` are left out.
+fn rust_files(root: &Path) -> Vec<(String, String)> {
+    let mut folders = vec![root.to_owned()];
+    let mut files = Vec::new();
     while let Some(folder) = folders.pop() {
         for entry in fs::read_dir(folder).unwrap() {
             let path = entry.unwrap().path();
-            let name = path
-                .strip_prefix(&root)
-                .unwrap()
-                .to_str()
-                .unwrap()
-                .to_owned();
             if path.is_dir() {
                 if path.file_name().unwrap() != "tests" {
                     folders.push(path);
                 }
-            } else if path.extension().is_some_and(|kind| kind == "rs")
-                && !["main.rs", "lib.rs", "stores/mod.rs"].contains(&name.as_str())
-            {
-                let text = code(&fs::read_to_string(path).unwrap());
-                sources.push(Source { path: name, text });
+            } else if path.extension().is_some_and(|kind| kind == "rs") {
+                let name = path.strip_prefix(root).unwrap().to_str().unwrap();
+                files.push((name.to_owned(), fs::read_to_string(&path).unwrap()));
             }
         }
     }
+    files
+}
+
+fn sources() -> Vec<Source> {
+    let root = Path::new(env!("CARGO_MANIFEST_DIR")).join("src");
+    let sources: Vec<_> = rust_files(&root)
+        .into_iter()
+        .filter(|(path, _)| !["main.rs", "lib.rs", "stores/mod.rs"].contains(&path.as_str()))
+        .map(|(path, text)| Source {
+            path,
+            text: code(&text),
+        })
+        .collect();
     assert!(sources.len() > 100, "the sources are not where they were");
     sources
 }
@@ -206,4 +211,41 @@ fn lib_and_mod_files_hold_no_logic() {
         .map(|source| source.path)
         .collect();
     assert!(wrong.is_empty(), "{wrong:#?}");
+}
+
+/// Tests that may read the machine's time, and why.
+const READS_REAL_TIME: [(&str, &str); 2] = [
+    (
+        "database_outages.rs",
+        "compares two durations of the same run",
+    ),
+    (
+        "webhook_delivery.rs",
+        "asserts a duration that must at least pass",
+    ),
+];
+
+#[test]
+fn no_test_depends_on_the_speed_of_the_machine() {
+    let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/it");
+    let mut problems = Vec::new();
+    for (path, text) in rust_files(&folder) {
+        // The one place where a test waits; and this list.
+        if path == "world/wait.rs" || path == "tidy.rs" {
+            continue;
+        }
+        let may_read = READS_REAL_TIME.iter().any(|(allowed, _)| *allowed == path);
+        for line in code(&text).lines() {
+            let waits = line.contains(" sleep(") || line.contains("::sleep(");
+            let limits = line.contains(" timeout(") || line.contains("::timeout(");
+            if waits || limits || (line.contains(".elapsed()") && !may_read) {
+                problems.push(format!("tests/it/{path}: {}", line.trim()));
+            }
+        }
+    }
+    assert!(
+        problems.is_empty(),
+        "wait with tests/it/world/wait.rs, and limit no real time:\n{}",
+        problems.join("\n")
+    );
 }

@@ -6,7 +6,7 @@
 //! is none.
 
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use attesto::config::read_env_var;
 use attesto::db::migration_header::TableImpact;
@@ -21,6 +21,7 @@ use crate::serve::{Served, key};
 use crate::world::attesto::World;
 use crate::world::postgres::{Fresh, empty_database, fresh_database, set_time_ahead};
 use crate::world::shell::Shell;
+use crate::world::wait::wait_until;
 
 /// A migration that is allowed for tables in use.
 const ADDS: &str = "-- What a later release may need.
@@ -263,16 +264,12 @@ async fn the_release_before_and_this_one_share_a_database() {
     for (writer, reader, server) in [(&before, &this, &new), (&this, &before, &old)] {
         let made = shell(writer).rows(&["key", "create", &tenant]);
         let raw = made[0]["rawKey"].as_str().unwrap();
-        let begun = Instant::now();
         let question = json!({ "transactionId": "1" });
-        while server.ask("/v1/apple/verify", raw, &question).await.1["error"]
-            != "CREDENTIALS_MISSING"
-        {
-            assert!(
-                begun.elapsed() < Duration::from_secs(5),
-                "the key is not taken"
-            );
-        }
+        wait_until("the key is accepted", async || {
+            let (_, answer) = server.ask("/v1/apple/verify", raw, &question).await;
+            answer["error"] == "CREDENTIALS_MISSING"
+        })
+        .await;
         let listed = shell(reader).rows(&["key", "list", &tenant]);
         assert!(listed.iter().any(|it| it["id"] == made[0]["id"]));
     }

@@ -27,6 +27,7 @@ use super::folder::Folder;
 use super::pgbouncer::Pooler;
 use super::postgres::{Fresh, fresh_database, pass_time};
 use super::shell::Shell;
+use super::wait::HANG_LIMIT;
 
 /// The app of every tenant, in both stores, unless a test sets another one.
 pub(crate) const APP: &str = "com.example.app";
@@ -163,7 +164,7 @@ impl World {
             .expect("the service serves");
         let client = reqwest::Client::builder()
             .no_proxy()
-            .timeout(Duration::from_secs(30))
+            .timeout(HANG_LIMIT)
             .build()
             .expect("a client is built");
         Self {

@@ -9,6 +9,8 @@ use tokio::io::{AsyncRead, AsyncReadExt as _, AsyncWrite, AsyncWriteExt as _};
 use tokio::net::{TcpListener, UnixStream};
 use tokio_util::task::AbortOnDropHandle;
 
+use super::wait::pause;
+
 /// The type of Postgres' NotificationResponse message.
 const NOTIFICATION: u8 = b'A';
 /// The application name of the listening connection.
@@ -130,7 +132,7 @@ async fn carry_answers(
             manners.unheard.fetch_add(1, Ordering::SeqCst);
         }
         while is_frozen() {
-            tokio::time::sleep(Duration::from_millis(10)).await;
+            pause(Duration::from_millis(10)).await;
         }
         if head[0] == NOTIFICATION && is_swallowed {
             continue;

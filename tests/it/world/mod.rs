@@ -11,6 +11,7 @@
 //! - [`receiver`]: a webhook receiver whose answers the test chooses
 //! - [`secret_search`]: searches output for secrets, in many encodings
 //! - [`shell`]: runs the `attesto` binary
+//! - [`wait`]: waits for what happens elsewhere
 
 pub(crate) mod attesto;
 pub(crate) mod database_proxy;
@@ -23,3 +24,4 @@ pub(crate) mod postgres;
 pub(crate) mod receiver;
 pub(crate) mod secret_search;
 pub(crate) mod shell;
+pub(crate) mod wait;

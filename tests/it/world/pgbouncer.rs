@@ -5,7 +5,6 @@ use std::os::unix::fs::chown;
 use std::os::unix::process::CommandExt as _;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
-use std::time::{Duration, Instant};
 
 use attesto::config::read_env_var;
 use attesto::db::{ConnectSettings, Database};
@@ -13,6 +12,7 @@ use attesto::embedded_postgres::system_account::SystemAccount;
 
 use super::folder::Folder;
 use super::postgres::{Fresh, cluster};
+use super::wait::wait_until_blocking;
 
 /// How many server sessions it uses for one database.
 pub(crate) const SESSIONS: usize = 3;
@@ -104,16 +104,10 @@ impl Pooler {
     }
 
     fn wait(&self) {
-        let begun = Instant::now();
         let socket = self.folder.join(".s.PGSQL.6432");
-        while std::os::unix::net::UnixStream::connect(&socket).is_err() {
-            assert!(
-                begun.elapsed() < Duration::from_secs(30),
-                "PgBouncer does not start: {}",
-                std::fs::read_to_string(self.folder.join("log")).unwrap_or_default()
-            );
-            std::thread::sleep(Duration::from_millis(10));
-        }
+        wait_until_blocking("PgBouncer listens", || {
+            std::os::unix::net::UnixStream::connect(&socket).is_ok()
+        });
     }
 }
 

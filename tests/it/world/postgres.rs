@@ -17,7 +17,7 @@ use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::sync::OnceLock;
 use std::sync::atomic::{AtomicU32, Ordering};
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use attesto::base::clock::Clock;
 use attesto::config::read_env_var;
@@ -27,6 +27,8 @@ use attesto::embedded_postgres::system_account::SystemAccount;
 use rustix::process::{Pid, Signal, kill_process};
 use sqlx::{Connection as _, Executor as _, PgConnection};
 use tokio::sync::OnceCell;
+
+use super::wait::wait_until_blocking;
 
 /// The prefix of the temporary folders' names.
 const PREFIX: &str = "attesto-tests-";
@@ -234,16 +236,10 @@ impl Cluster {
     /// Waits until it accepts connections: its pid file says so, and reading it costs less than a
     /// failed connection.
     fn wait(&self) {
-        let begun = Instant::now();
         let note = self.folder.join("pg/postmaster.pid");
-        while !std::fs::read_to_string(&note).is_ok_and(|note| note.contains("\nready")) {
-            assert!(
-                begun.elapsed() < Duration::from_secs(30),
-                "the throw-away Postgres does not start: {}",
-                std::fs::read_to_string(self.folder.join("log")).unwrap_or_default()
-            );
-            std::thread::sleep(Duration::from_millis(10));
-        }
+        wait_until_blocking("the temporary Postgres accepts connections", || {
+            std::fs::read_to_string(&note).is_ok_and(|note| note.contains("\nready"))
+        });
     }
 }
 
@@ -291,9 +287,12 @@ fn stop_postgres(folder: &Path) {
     let Some(pid) = pid.and_then(Pid::from_raw) else {
         return;
     };
-    let running = std::fs::read(format!("/proc/{pid}/cmdline")).unwrap_or_default();
-    if String::from_utf8_lossy(&running).contains(&*folder.to_string_lossy()) {
+    let is_running = || {
+        let arguments = std::fs::read(format!("/proc/{pid}/cmdline")).unwrap_or_default();
+        String::from_utf8_lossy(&arguments).contains(&*folder.to_string_lossy())
+    };
+    if is_running() {
         let _ = kill_process(pid, Signal::QUIT);
-        std::thread::sleep(Duration::from_millis(200));
+        wait_until_blocking("Postgres has ended", || !is_running());
     }
 }

@@ -5,16 +5,16 @@ use std::collections::BTreeMap;
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex};
-use std::time::Duration;
 
 use futures_util::future::BoxFuture;
 use rustls::pki_types::{CertificateDer, PrivateKeyDer};
 use tokio::io::{AsyncRead, AsyncReadExt as _, AsyncWrite, AsyncWriteExt as _};
 use tokio::net::TcpListener;
 use tokio::sync::Notify;
-use tokio::time::timeout;
 use tokio_rustls::TlsAcceptor;
 use tokio_util::task::AbortOnDropHandle;
+
+use super::wait::finished;
 
 /// A request as it arrived.
 #[derive(Clone, Debug)]
@@ -111,28 +111,24 @@ impl Receiver {
         self.seen.connections.load(Ordering::SeqCst)
     }
 
-    /// Waits until every connection is closed by the other side, for five seconds at most.
-    pub(crate) async fn until_nobody_is_connected(&self) {
+    /// Waits until every connection is closed by the other side.
+    pub(crate) async fn until_all_disconnected(&self) {
         let closed = async {
             while self.seen.open.load(Ordering::SeqCst) > 0 {
                 self.seen.hung_up.notified().await;
             }
         };
-        timeout(Duration::from_secs(5), closed)
-            .await
-            .expect("connections are closed soon");
+        finished("connections are closed", closed).await;
     }
 
-    /// Waits until this many requests have arrived, for five seconds at most.
+    /// Waits until this many requests have arrived.
     pub(crate) async fn until(&self, count: usize) {
         let arrived = async {
             while self.requests().len() < count {
                 self.seen.arrived.notified().await;
             }
         };
-        timeout(Duration::from_secs(5), arrived)
-            .await
-            .expect("requests arrive soon");
+        finished("requests arrive", arrived).await;
     }
 
     pub(crate) fn requests(&self) -> Vec<Received> {
