@@ -5,7 +5,7 @@ use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::sync::Arc;
 use std::time::Duration;
 
-use tokio::net::TcpListener;
+use tokio::net::{TcpListener, TcpSocket};
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
@@ -18,6 +18,11 @@ use crate::http::request_layer::RequestLayer;
 
 /// How long to wait when the system has no room for another connection.
 const ACCEPT_RETRY_DELAY: Duration = Duration::from_millis(100);
+/// What the system holds of a connection that is not read from, because its body waits for room. Every connection gets it from
+/// the listener; without it the system holds up to some megabytes, which count towards the memory of a container.
+const RECEIVE_BUFFER_BYTES: u32 = 64 * 1024;
+/// Connections that wait to be taken.
+const BACKLOG: u32 = 1024;
 /// File descriptors that are kept for the database, the stores and the log.
 const RESERVED_DESCRIPTORS: u64 = 256;
 /// More connections than this are not useful to one process, and each may hold a request's head of 32 KiB.
@@ -97,19 +102,33 @@ pub enum BindError {
 }
 
 /// Starts to listen: connections are taken by the system from now on, and served after [`start_server`].
+#[expect(
+    clippy::unused_async,
+    reason = "it needs a runtime, as every function that is awaited has"
+)]
 pub async fn bind_listener(listen: ListenSettings) -> Result<TcpListener, BindError> {
     let address = listen.bind_addr();
-    match TcpListener::bind(address).await {
+    match listen_at(address) {
         Ok(listener) => Ok(listener),
         // No address was chosen, and this machine has no IPv6.
         Err(problem) if listen.address.is_none() && is_ipv6_unavailable(&problem) => {
             let address = SocketAddr::from((Ipv4Addr::UNSPECIFIED, listen.port));
-            TcpListener::bind(address)
-                .await
-                .map_err(|problem| to_bind_error(address, problem))
+            listen_at(address).map_err(|problem| to_bind_error(address, problem))
         }
         Err(problem) => Err(to_bind_error(address, problem)),
     }
+}
+
+fn listen_at(address: SocketAddr) -> io::Result<TcpListener> {
+    let socket = if address.is_ipv4() {
+        TcpSocket::new_v4()?
+    } else {
+        TcpSocket::new_v6()?
+    };
+    socket.set_reuseaddr(true)?;
+    socket.set_recv_buffer_size(RECEIVE_BUFFER_BYTES)?;
+    socket.bind(address)?;
+    socket.listen(BACKLOG)
 }
 
 fn is_ipv6_unavailable(problem: &io::Error) -> bool {

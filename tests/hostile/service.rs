@@ -189,78 +189,31 @@ impl Service {
         kib.map_or(u64::MAX, |kib| kib * 1024)
     }
 
-    /// What the tenant and the probe see while a crowd stays, and what the crowd saw.
+    /// What the tenant and the probe see while a crowd stays, and what the crowd saw. They have a thread of their own, so that they
+    /// do not wait for the crowd's tasks.
     pub(crate) async fn observe(
         &self,
         stay: Duration,
         crowd: impl Future<Output = String>,
     ) -> (Seen, String) {
-        let seen = Arc::new(Mutex::new(Seen::default()));
-        let end = Instant::now() + stay;
-        let (kept, fresh) = (build_client(true), build_client(false));
-        // One request before the crowd comes: the key is in use.
-        self.verify(&kept, &seen).await;
-        let tenant = async {
-            let mut ticks = tokio::time::interval(Duration::from_secs(1) / TENANT_RATE);
-            let mut requests = Vec::new();
-            for number in 0_u32.. {
-                ticks.tick().await;
-                if Instant::now() > end {
-                    break;
-                }
-                let client = if number % 2 == 0 { &kept } else { &fresh };
-                requests.push(self.verify_in_background(client, &seen));
-            }
-            futures_util::future::join_all(requests).await;
+        let observer = Observer {
+            verify_url: format!("http://{}/v1/apple/verify", self.address),
+            ready_url: format!("http://{}/ready", self.address),
+            key: self.key.expose().to_owned(),
+            body: json!({ "signedTransaction": self.signed_transaction }),
+            seen: Arc::default(),
         };
-        let probe = async {
-            let mut ticks = tokio::time::interval(Duration::from_secs(1) / PROBE_RATE);
-            while Instant::now() < end {
-                ticks.tick().await;
-                let answer = fresh
-                    .get(format!("http://{}/ready", self.address))
-                    .send()
-                    .await;
-                let mut seen = seen.lock();
-                match answer {
-                    Ok(answer) if answer.status() == 200 => seen.ready += 1,
-                    Ok(answer) => seen.not_ready.push(answer.status().to_string()),
-                    Err(error) => seen.not_ready.push(format!("{error:?}")),
-                }
-            }
-        };
-        let (crowd, (), ()) = tokio::join!(crowd, tenant, probe);
-        (std::mem::take(&mut *seen.lock()), crowd)
-    }
-
-    fn verify_in_background(
-        &self,
-        client: &reqwest::Client,
-        seen: &Arc<Mutex<Seen>>,
-    ) -> impl Future<Output = ()> + use<> {
-        let (client, seen) = (client.clone(), seen.clone());
-        let request = client
-            .post(format!("http://{}/v1/apple/verify", self.address))
-            .bearer_auth(self.key.expose())
-            .json(&json!({ "signedTransaction": self.signed_transaction }));
-        let task = tokio::spawn(async move {
-            let begun = Instant::now();
-            let answer = request.send().await;
-            let took = begun.elapsed();
-            let mut seen = seen.lock();
-            match answer {
-                Ok(answer) if answer.status() == 200 => seen.answered.push(took),
-                Ok(answer) => seen.failed.push(answer.status().to_string()),
-                Err(error) => seen.failed.push(format!("{error:?}")),
-            }
+        let observing = std::thread::spawn(move || {
+            let runtime = tokio::runtime::Builder::new_current_thread()
+                .enable_all()
+                .build()
+                .expect("a runtime");
+            runtime.block_on(observer.observe(Instant::now() + stay))
         });
-        async move {
-            let _ = task.await;
-        }
-    }
-
-    async fn verify(&self, client: &reqwest::Client, seen: &Arc<Mutex<Seen>>) {
-        self.verify_in_background(client, seen).await;
+        let crowd = crowd.await;
+        let seen = tokio::task::spawn_blocking(move || observing.join());
+        let seen = seen.await.expect("it is not cancelled");
+        (seen.expect("the observer does not panic"), crowd)
     }
 
     /// Stops the process; whether it still ran.
@@ -282,6 +235,71 @@ impl Service {
 impl Drop for Service {
     fn drop(&mut self) {
         self.end_process();
+    }
+}
+
+/// The tenant, and the probe that asks `/ready`.
+struct Observer {
+    verify_url: String,
+    ready_url: String,
+    key: String,
+    body: Value,
+    seen: Arc<Mutex<Seen>>,
+}
+
+impl Observer {
+    async fn observe(self, end: Instant) -> Seen {
+        let (kept, fresh) = (build_client(true), build_client(false));
+        // One request before the crowd comes: the key is in use.
+        self.verify(&kept).await;
+        let tenant = async {
+            let mut ticks = tokio::time::interval(Duration::from_secs(1) / TENANT_RATE);
+            let mut requests = Vec::new();
+            while Instant::now() < end {
+                ticks.tick().await;
+                let client = if requests.len() % 2 == 0 {
+                    &kept
+                } else {
+                    &fresh
+                };
+                requests.push(tokio::spawn(self.verify(client)));
+            }
+            futures_util::future::join_all(requests).await;
+        };
+        let probe = async {
+            let mut ticks = tokio::time::interval(Duration::from_secs(1) / PROBE_RATE);
+            while Instant::now() < end {
+                ticks.tick().await;
+                let answer = fresh.get(&self.ready_url).send().await;
+                let mut seen = self.seen.lock();
+                match answer {
+                    Ok(answer) if answer.status() == 200 => seen.ready += 1,
+                    Ok(answer) => seen.not_ready.push(answer.status().to_string()),
+                    Err(error) => seen.not_ready.push(format!("{error:?}")),
+                }
+            }
+        };
+        tokio::join!(tenant, probe);
+        std::mem::take(&mut *self.seen.lock())
+    }
+
+    fn verify(&self, client: &reqwest::Client) -> impl Future<Output = ()> + use<> {
+        let request = client
+            .post(&self.verify_url)
+            .bearer_auth(&self.key)
+            .json(&self.body);
+        let seen = self.seen.clone();
+        async move {
+            let begun = Instant::now();
+            let answer = request.send().await;
+            let took = begun.elapsed();
+            let mut seen = seen.lock();
+            match answer {
+                Ok(answer) if answer.status() == 200 => seen.answered.push(took),
+                Ok(answer) => seen.failed.push(answer.status().to_string()),
+                Err(error) => seen.failed.push(format!("{error:?}")),
+            }
+        }
     }
 }
 
