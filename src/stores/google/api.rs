@@ -694,6 +694,8 @@ mod tests {
         called: AtomicU32,
         /// Tokens up to this one are refused.
         refused_up_to: AtomicU32,
+        /// Why a token is refused.
+        refusal_reason: Mutex<&'static str>,
         script: Mutex<Vec<u16>>,
         gate: Option<Barrier>,
     }
@@ -717,7 +719,9 @@ mod tests {
                 Some(status) => status,
                 None => 200,
             };
-            let body = axum::Json(json!({ "error": {}, "subscriptionState": "x" }));
+            let reason = *counts.refusal_reason.lock().expect("not poisoned");
+            let error = json!({ "errors": [{ "reason": reason }] });
+            let body = axum::Json(json!({ "error": error, "subscriptionState": "x" }));
             (StatusCode::from_u16(status).expect("a status"), body)
         };
         let app = axum::Router::new()
@@ -783,6 +787,7 @@ mod tests {
         google.call("a").await.expect("known with the second token");
         assert_eq!(google.issued_and_called(), (2, 3));
         google.counts.refused_up_to.store(99, Ordering::SeqCst);
+        *google.counts.refusal_reason.lock().expect("not poisoned") = "permissionDenied";
         let refused = google.call("a").await;
         let refused = api_error(refused);
         assert!(matches!(
