@@ -229,11 +229,7 @@ impl App {
             shutdown_grace: settings.shutdown_grace,
             tls: None,
             trace_metrics: None,
-            prepared: {
-                let prepared = CancellationToken::new();
-                prepared.cancel();
-                prepared
-            },
+            prepared: cancelled_token(),
         })
     }
 
@@ -590,6 +586,12 @@ async fn check_encryption_key(database: Database, keyring: Arc<Keyring>) -> Resu
     canary::ensure_canaries(&database, &keyring)
         .await
         .map_err(|problem| problem.error_class().to_owned())
+}
+
+fn cancelled_token() -> CancellationToken {
+    let token = CancellationToken::new();
+    token.cancel();
+    token
 }
 
 /// A task and its name for the log.

@@ -7,6 +7,7 @@ use serde_json::value::RawValue;
 
 use super::event::{EventBody, NewEvent};
 use super::event_type::EventSource;
+use super::purchase_state::PurchaseState;
 use super::unresolved::FIRST_RETRY_DELAY;
 use crate::base::id::{DeliveryId, EventId, TenantId};
 use crate::crypto::token::sha256;
@@ -24,6 +25,25 @@ pub struct StoredEvent {
     pub is_new: bool,
     /// Whether a delivery was enqueued. Never for a repeated notification.
     pub enqueued: bool,
+}
+
+impl StoredEvent {
+    fn new(event_id: EventId, enqueued: bool) -> Self {
+        Self {
+            event_id,
+            is_new: true,
+            enqueued,
+        }
+    }
+
+    /// `event_id` is the event that was stored first.
+    fn repeated(event_id: EventId) -> Self {
+        Self {
+            event_id,
+            is_new: false,
+            enqueued: false,
+        }
+    }
 }
 
 /// Why an event was not written.
@@ -60,10 +80,7 @@ pub(super) async fn insert_event(
     let subject_key = subject.map(|subject| truncate_index_key(&subject.key));
     let product_id = subject.and_then(|subject| subject.product_id.as_deref().map(replace_nul));
     let app_user_id = event.app_user_id.as_deref().map(replace_nul);
-    let state = event.state.as_ref().map(|state| {
-        let state = serde_json::value::to_raw_value(state).expect("strings, numbers and dates");
-        to_jsonb_text(&state).into_owned()
-    });
+    let state = event.state.as_ref().map(state_column);
     loop {
         let row = sqlx::query!(
             r#"
@@ -142,23 +159,20 @@ pub(super) async fn insert_event(
             return Err(RecordError::InactiveTenant);
         }
         if row.is_new {
-            return Ok(StoredEvent {
-                event_id: id.clone(),
-                is_new: true,
-                enqueued: row.enqueued,
-            });
+            return Ok(StoredEvent::new(id.clone(), row.enqueued));
         }
         // A second statement: the first cannot see a row that was committed while it waited for that row.
         let earlier = find_event(database, &event.tenant, event.source, &external_id).await?;
         if let Some(event_id) = earlier {
-            return Ok(StoredEvent {
-                event_id,
-                is_new: false,
-                enqueued: false,
-            });
+            return Ok(StoredEvent::repeated(event_id));
         }
         // The earlier event was pruned between the two statements: try again.
     }
+}
+
+fn state_column(state: &PurchaseState) -> String {
+    let state = serde_json::value::to_raw_value(state).expect("strings, numbers and dates");
+    to_jsonb_text(&state).into_owned()
 }
 
 fn is_repeated(error: &Error) -> bool {
