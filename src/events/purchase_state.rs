@@ -178,9 +178,10 @@ pub enum StateBasis {
 
 /// Why there is no state.
 ///
-/// - `store_unavailable`: the store did not answer in time. An event `purchase.state` follows as soon as it does.
-/// - `replaced_by_unknown`: the purchase was replaced by another that has not been seen yet. An event `purchase.state` follows
-///   as soon as it is.
+/// An event without a state is followed by an event `purchase.state` as soon as the reason has ended.
+///
+/// - `store_unavailable`: the store did not answer in time.
+/// - `replaced_by_unknown`: the purchase was replaced by another that has not been seen yet.
 #[derive(
     Clone,
     Copy,
@@ -196,9 +197,9 @@ pub enum StateBasis {
 #[serde(rename_all = "snake_case")]
 #[strum(serialize_all = "snake_case")]
 pub enum StateError {
-    /// The store did not answer in time. An event `purchase.state` follows as soon as it does.
+    /// The store did not answer in time.
     StoreUnavailable,
-    /// The purchase was replaced by another that has not been seen yet. An event `purchase.state` follows as soon as it is.
+    /// The purchase was replaced by another that has not been seen yet.
     ReplacedByUnknown,
 }
 

@@ -34,7 +34,7 @@ const ALERTS: &str = include_str!("../../docs/monitoring/alerts.yml");
 const GUIDE: &str = include_str!("../../docs/monitoring.md");
 
 /// The value of one line.
-fn value(page: &str, series: &str) -> f64 {
+pub(crate) fn value(page: &str, series: &str) -> f64 {
     let line = page.lines().find_map(|line| line.strip_prefix(series));
     let line = line.unwrap_or_else(|| panic!("no {series} in {page}"));
     line.trim().parse().unwrap()

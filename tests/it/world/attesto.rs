@@ -15,6 +15,7 @@ use attesto::server::{ConnectionLimits, scrape};
 use attesto::simulator::{Simulator, SimulatorIdentity, SimulatorOptions};
 use attesto::stores::apple::account::{AppleCredentials, EnvironmentChoice, SigningKey};
 use attesto::stores::google::account::GoogleServiceAccount;
+use attesto::stores::shared::state_completer::StateCompleter;
 use attesto::stores::{apple, google};
 use attesto::tenants::{ApiKeyEnvironment, RawApiKey, store};
 use base64::Engine as _;
@@ -197,6 +198,15 @@ impl World {
             .expect("the service is built")
             .serve(listener.expect("a free port"), ConnectionLimits::default());
         serving.expect("the service serves")
+    }
+
+    /// What tells late states, in one more process: the loops of the servers are off.
+    pub(crate) fn state_completer(&self) -> StateCompleter {
+        let database = Database::open(&self.fresh.settings);
+        let service = App::build(&self.settings, &database, &self.clock);
+        service
+            .expect("the service is built")
+            .build_state_completer()
     }
 
     /// The metrics page, after refreshing the gauges.
