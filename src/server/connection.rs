@@ -11,7 +11,7 @@ use hyper::service::service_fn;
 use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
 use hyper_util::server::conn::auto;
 use tokio::net::TcpStream;
-use tokio::time::{Instant, timeout};
+use tokio::time::{Instant, sleep, timeout};
 
 use super::activity::ActiveRequest;
 use super::connection_table::OpenConnection;
@@ -20,6 +20,10 @@ use super::socket::{BoxedStream, ConnectionSocket};
 
 /// How long a connection without a request may take to close once it is asked to.
 const CLOSE_TIMEOUT: Duration = Duration::from_secs(1);
+/// How long a request is still answered whose connection's place was given away before it was read, and how long the answer then
+/// has to be sent.
+const EVICTED_REQUEST_TIMEOUT: Duration = Duration::from_secs(5);
+const EVICTED_IDLE_TIMEOUT: Duration = Duration::from_millis(50);
 /// The size of a request's head.
 const MAX_HEAD_BYTES: usize = 32 * 1024;
 /// Header fields of a request.
@@ -69,9 +73,22 @@ pub(super) async fn serve_connection(
     server: Arc<ServerState>,
 ) {
     let evicted = open.evicted.clone();
-    evicted
-        .run_until_cancelled(serve_requests(stream, open, server))
-        .await;
+    let mut serving = pin!(serve_requests(stream, open.clone(), server));
+    tokio::select! {
+        // First, so that a request that has arrived is seen before the connection is closed.
+        biased;
+        () = &mut serving => return,
+        () = evicted.cancelled() => {}
+    }
+    if open.is_silent() {
+        return;
+    }
+    tokio::select! {
+        biased;
+        () = &mut serving => {}
+        () = open.activity.wait_until_idle(EVICTED_IDLE_TIMEOUT, None) => {}
+        () = sleep(EVICTED_REQUEST_TIMEOUT) => {}
+    }
 }
 
 async fn serve_requests(stream: TcpStream, open: Arc<OpenConnection>, server: Arc<ServerState>) {

@@ -55,6 +55,11 @@ impl OpenConnection {
         }
     }
 
+    /// Whether no whole request is in hand.
+    pub(super) fn is_silent(&self) -> bool {
+        self.eviction_rank().is_some()
+    }
+
     /// `None` while a whole request is in hand.
     fn eviction_rank(&self) -> Option<EvictionRank> {
         let receiving = self.info.receiving_requests();

@@ -209,6 +209,31 @@ async fn a_new_connection_takes_the_place_of_the_longest_silent_one() {
 }
 
 #[tokio::test]
+async fn a_request_that_has_arrived_is_answered_although_its_place_is_taken() {
+    let limits = ConnectionLimits {
+        max_connections_per_peer: 1,
+        ..PATIENT
+    };
+    let server = Server::start(limits, BodyBudgetLimits::default()).await;
+    // Both connections are there before the server has its next turn.
+    let connect = || std::net::TcpStream::connect(server.running.address()).unwrap();
+    let mut first = connect();
+    let request = b"GET /hello HTTP/1.1\r\nHost: a\r\nConnection: close\r\n\r\n";
+    std::io::Write::write_all(&mut first, request).unwrap();
+    let second = connect();
+    first.set_nonblocking(true).unwrap();
+    let mut first = TcpStream::from_std(first).unwrap();
+    let mut answer = String::new();
+    first.read_to_string(&mut answer).await.unwrap();
+    assert!(answer.starts_with("HTTP/1.1 200 "), "{answer}");
+    assert_eq!(
+        server.count(r#"attesto_requests_refused_total{reason="silent_connection"}"#),
+        1
+    );
+    drop(second);
+}
+
+#[tokio::test]
 async fn a_request_has_exactly_one_host() {
     let server = Server::start(PATIENT, BodyBudgetLimits::default()).await;
     for (head, status) in [
