@@ -32,9 +32,9 @@ RUN if ! command -v cc >/dev/null || ! [ -s /etc/ssl/certs/ca-certificates.crt ]
 # Dependencies first, with an empty crate: this layer is reused until Cargo.lock changes.
 WORKDIR /build
 COPY Cargo.toml Cargo.lock ./
-RUN mkdir -p src/db benches tests/chaos tests/hostile; \
+RUN mkdir -p src/db benches tests/chaos tests/histories tests/hostile; \
     benches=$(sed -n '/^\[\[bench\]\]/{n;s/^name = "\(.*\)"$/benches\/\1.rs/p}' Cargo.toml); \
-    for file in src/main.rs src/db/build.rs tests/chaos/main.rs tests/hostile/main.rs $benches; do echo 'fn main() {}' >"$file"; done; \
+    for file in src/main.rs src/db/build.rs tests/chaos/main.rs tests/histories/main.rs tests/hostile/main.rs $benches; do echo 'fn main() {}' >"$file"; done; \
     touch src/lib.rs; \
     cargo build --locked --profile "$PROFILE" --bin attesto; \
     rm -rf src benches tests

@@ -397,6 +397,7 @@ fn the_workflows_run_existing_scripts() {
         "bin/check-deploy",
         "bin/chaos",
         "bin/fuzz",
+        "bin/histories",
         "bin/release",
         "bin/deploy",
     ] {
@@ -670,6 +671,7 @@ fn every_mise_task_runs_an_existing_script() {
         "check",
         "bench",
         "chaos",
+        "histories",
         "cli",
         "\"db:up\"",
         "\"db:migrate\"",

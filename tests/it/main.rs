@@ -37,6 +37,7 @@ mod google_verify;
 mod health_command;
 #[path = "../histories/mod.rs"]
 mod histories;
+mod histories_short;
 mod jobs;
 mod late_states;
 mod leak_runbook;

@@ -11,7 +11,7 @@ use crate::simulator::pki::JwsForgery;
 use crate::simulator::pubsub::PushResponse;
 use crate::simulator::state::SimulatorError;
 use crate::simulator::state::apple::{
-    AppleKeyState, AppleState, NewTransaction, SimulatedApp, SimulatedRenewal,
+    AppleKeyState, AppleState, NewTransaction, SimulatedApp, SimulatedAppleSubscription, SimulatedRenewal,
     SimulatedTransaction, TransactionChange, transaction_not_found,
 };
 use crate::simulator::state::apple_notifications::{
@@ -130,6 +130,18 @@ impl AppleScenario {
         log.iter().cloned().collect()
     }
 
+    /// The notifications made after the one with this id, oldest first; all without an id.
+    pub fn list_notifications_after(&self, uuid: Option<&str>) -> Vec<SimulatedNotification> {
+        let log = &self.0.lock_state().notification_log;
+        let newest_first = log.iter().rev();
+        let mut newer: Vec<_> = newest_first
+            .take_while(|one| Some(one.notification_uuid.as_str()) != uuid)
+            .cloned()
+            .collect();
+        newer.reverse();
+        newer
+    }
+
     /// Posts a notification again and waits for the answer.
     pub async fn push_notification(&self, uuid: &str) -> Result<PushResponse, SimulatorError> {
         self.push_or_not_found(uuid, None).await
@@ -174,6 +186,11 @@ impl AppleScenario {
     pub fn find_transaction(&self, id: &str) -> Result<SimulatedTransaction, SimulatorError> {
         let found = self.read(|apple| apple.find_transaction(id).cloned());
         found.ok_or_else(|| transaction_not_found(id))
+    }
+
+    /// A subscription by its original transaction id. `None` for a purchase that is no subscription.
+    pub fn find_subscription(&self, original: &str) -> Option<SimulatedAppleSubscription> {
+        self.read(|apple| apple.find_subscription(original))
     }
 
     /// Every transaction, oldest first.

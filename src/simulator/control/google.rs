@@ -205,6 +205,18 @@ impl GoogleScenario {
         messages.iter().cloned().collect()
     }
 
+    /// The messages published after the one with this id, oldest first; all without an id.
+    pub fn list_messages_after(&self, message_id: Option<&str>) -> Vec<PublishedMessage> {
+        let messages = &self.0.lock_state().published_messages;
+        let newest_first = messages.iter().rev();
+        let mut newer: Vec<_> = newest_first
+            .take_while(|one| Some(one.message_id.as_str()) != message_id)
+            .cloned()
+            .collect();
+        newer.reverse();
+        newer
+    }
+
     /// Pushes a message again and waits for the answer.
     pub async fn push_message(&self, message_id: &str) -> Result<PushResponse, SimulatorError> {
         self.push_or_not_found(message_id, None).await

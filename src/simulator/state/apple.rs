@@ -197,6 +197,36 @@ pub struct SimulatedRenewal {
     pub recent_start: Timestamp,
 }
 
+/// A subscription of the simulated App Store.
+#[derive(Clone, Debug, PartialEq)]
+pub struct SimulatedAppleSubscription {
+    /// The transaction of the newest period.
+    pub latest: SimulatedTransaction,
+    /// The renewal after that.
+    pub renewal: SimulatedRenewal,
+}
+
+impl SimulatedAppleSubscription {
+    /// Whether the customer may use it at a time, if nothing happens until then.
+    pub fn has_access(&self, at: Timestamp) -> bool {
+        matches!(status_at(&self.latest, &self.renewal, at), 1 | 4)
+    }
+}
+
+fn status_at(latest: &SimulatedTransaction, renewal: &SimulatedRenewal, at: Timestamp) -> u8 {
+    if latest.revocation.is_some() {
+        5
+    } else if latest.expires_date.is_none_or(|end| end > at) {
+        1
+    } else if renewal.grace_expires.is_some_and(|end| end > at) {
+        4
+    } else if renewal.in_billing_retry {
+        3
+    } else {
+        2
+    }
+}
+
 /// A change of a purchase. As JSON: the `action` and its fields.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(
@@ -687,16 +717,14 @@ impl AppleState {
     pub(crate) fn subscription_status(&self, original: &str, now: Timestamp) -> Option<u8> {
         let latest = self.latest_transaction(original)?;
         let renewal = self.renewals.get(original)?;
-        Some(if latest.revocation.is_some() {
-            5
-        } else if latest.expires_date.is_none_or(|end| end > now) {
-            1
-        } else if renewal.grace_expires.is_some_and(|end| end > now) {
-            4
-        } else if renewal.in_billing_retry {
-            3
-        } else {
-            2
+        Some(status_at(latest, renewal, now))
+    }
+
+    /// A subscription by its original transaction id.
+    pub(crate) fn find_subscription(&self, original: &str) -> Option<SimulatedAppleSubscription> {
+        Some(SimulatedAppleSubscription {
+            latest: self.latest_transaction(original)?.clone(),
+            renewal: self.renewals.get(original)?.clone(),
         })
     }
 
@@ -731,6 +759,11 @@ impl AppleState {
 }
 
 impl SimulatedTransaction {
+    /// Whether the customer may use this product or non-renewing subscription at a time, if nothing happens until then.
+    pub fn has_access(&self, at: Timestamp) -> bool {
+        self.revocation.is_none() && self.expires_date.is_none_or(|end| end > at)
+    }
+
     /// The payload that is signed at `now`.
     pub fn to_payload(&self, now: Timestamp) -> Map<String, Value> {
         let bought = &self.bought;

@@ -750,6 +750,16 @@ impl SimulatedSubscription {
         }
     }
 
+    /// Whether the customer may use it at a time, if nothing happens until then.
+    pub fn has_access(&self, at: Timestamp) -> bool {
+        matches!(self.state_name(at), "ACTIVE" | "CANCELED" | "IN_GRACE_PERIOD")
+    }
+
+    /// Whether its first item is prepaid, and does not renew.
+    pub fn is_prepaid(&self) -> bool {
+        self.items[0].prepaid
+    }
+
     /// The end of the line item that lasts longest.
     pub fn latest_expiry_time(&self) -> Timestamp {
         self.items
@@ -1111,6 +1121,11 @@ impl SimulatedProductPurchase {
     /// The error with which Play refuses the token, if it does.
     pub(crate) fn gone_reason(&self) -> Option<GoneReason> {
         self.gone
+    }
+
+    /// Whether the customer has it: paid for, neither refunded nor consumed.
+    pub fn has_access(&self) -> bool {
+        self.purchase_state == 0 && !self.consumed
     }
 
     /// Google's order id.

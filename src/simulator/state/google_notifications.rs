@@ -96,7 +96,7 @@ impl PublishedMessages {
         self.messages.push_back(message);
     }
 
-    pub(crate) fn iter(&self) -> impl Iterator<Item = &PublishedMessage> {
+    pub(crate) fn iter(&self) -> impl DoubleEndedIterator<Item = &PublishedMessage> {
         self.messages.iter()
     }
 

@@ -1,0 +1,545 @@
+//! Plays many lives in one world: one server, one database, one clock, a tenant for each life. The lives run at the same time,
+//! step by step and notification by notification in the order of the clock.
+
+use std::cmp::Reverse;
+use std::collections::{BTreeMap, BinaryHeap};
+use std::fmt::Write as _;
+use std::time::Duration;
+
+use attesto::base::clock::Timestamp;
+use attesto::simulator::Fault;
+use attesto::simulator::state::apple::SimulatedApp;
+use attesto::simulator::state::apple_notifications::NotificationUrls;
+use attesto::simulator::state::google::ProductChange;
+use attesto::simulator::state::google_notifications::PushSubscription;
+use attesto::stores::apple::account::{AppleCredentials, EnvironmentChoice, SigningKey};
+use attesto::stores::google::account::GoogleServiceAccount;
+use attesto::stores::{apple, google};
+use serde_json::Value;
+
+use super::actor::{Actor, Question, Records, decode_message};
+use super::life::{Action, Arrival, Life, When};
+use crate::world::attesto::{APP_APPLE_ID, Tenant, World, start};
+
+/// Lives begin so long after one another.
+const BETWEEN_LIVES: Duration = Duration::from_mins(7);
+/// A purchase that Google does not know yet.
+const UNKNOWN_AFTER_SALE: Duration = Duration::from_millis(300);
+const LONGEST_LIFE: Duration = Duration::from_hours(24 * 365 * 8);
+/// The least time between two steps of a life: its steps happen at even milliseconds, what arrives at odd ones.
+const TICK: Duration = Duration::from_millis(2);
+
+/// A life that was played.
+pub(crate) struct PlayedLife {
+    pub(crate) seed: u64,
+    pub(crate) actor: Actor,
+    /// What the stores' records were, from which time on.
+    pub(crate) records: Vec<(Timestamp, Records)>,
+    /// What the backend was told, in the order of the telling.
+    pub(crate) messages: Vec<Message>,
+    pub(crate) end: Timestamp,
+    /// The kinds of steps that were possible.
+    pub(crate) steps: Vec<String>,
+    /// What happened, line by line.
+    pub(crate) story: Vec<String>,
+    /// What was not answered as it should be.
+    pub(crate) complaints: Vec<String>,
+    /// How often the backend had to ask because an event had no state.
+    pub(crate) questions_at_end: usize,
+}
+
+/// An event as it is delivered, or a verify answer.
+pub(crate) struct Message {
+    pub(crate) store: &'static str,
+    pub(crate) body: String,
+    /// When Attesto said it.
+    pub(crate) told_at: Timestamp,
+    pub(crate) title: String,
+}
+
+/// What is due at a time.
+#[derive(Clone)]
+enum Due {
+    Step(usize),
+    Apple(String),
+    Google { id: String, token: Option<String> },
+}
+
+/// A life while it is played.
+struct Playing<'a> {
+    life: &'a Life,
+    tenant: Tenant,
+    app: String,
+    played: PlayedLife,
+    /// The ids of its events, each with the time when Attesto was told.
+    events: Vec<(String, Timestamp)>,
+}
+
+/// A queue of what is due, by time, and in the order of its adding.
+#[derive(Default)]
+struct Agenda {
+    due: BinaryHeap<Reverse<(Timestamp, u64)>>,
+    content: BTreeMap<u64, (usize, Due)>,
+    next: u64,
+}
+
+impl Agenda {
+    fn add(&mut self, at: Timestamp, life: usize, due: Due) {
+        self.due.push(Reverse((at, self.next)));
+        self.content.insert(self.next, (life, due));
+        self.next += 1;
+    }
+
+    fn next(&mut self) -> Option<(Timestamp, usize, Due)> {
+        let Reverse((at, number)) = self.due.pop()?;
+        let (life, due) = self.content.remove(&number)?;
+        Some((at, life, due))
+    }
+}
+
+/// Plays the lives in a world of their own.
+pub(crate) struct Stage<'a> {
+    world: &'a World,
+    agenda: Agenda,
+    playing: Vec<Playing<'a>>,
+    newest_notification: Option<String>,
+    newest_message: Option<String>,
+    /// Of the lives whose store is silent, and of those that it knows late.
+    silent: BTreeMap<usize, [Fault; 2]>,
+    slow: Vec<Fault>,
+}
+
+impl<'a> Stage<'a> {
+    pub(crate) async fn play(world: &'a World, lives: &'a [Life]) -> Vec<PlayedLife> {
+        let mut stage = Self {
+            world,
+            agenda: Agenda::default(),
+            playing: Vec::new(),
+            newest_notification: None,
+            newest_message: None,
+            silent: BTreeMap::new(),
+            slow: Vec::new(),
+        };
+        for (number, life) in lives.iter().enumerate() {
+            stage.add_life(number, life).await;
+        }
+        while let Some((at, number, due)) = stage.agenda.next() {
+            stage.advance_to(at, matches!(due, Due::Step(_)));
+            match due {
+                Due::Step(step) => stage.take_step(number, step).await,
+                Due::Apple(uuid) => stage.push_apple(number, &uuid).await,
+                Due::Google { id, token } => stage.push_google(number, &id, token).await,
+            }
+        }
+        stage.finish().await
+    }
+
+    fn now(&self) -> Timestamp {
+        self.world.clock.now()
+    }
+
+    fn advance_to(&self, at: Timestamp, is_step: bool) {
+        self.world.clock.advance(at.duration_since(self.now()));
+        let is_even = self.now().as_millis() % 2 == 0;
+        if is_even != is_step {
+            self.world.clock.advance(Duration::from_millis(1));
+        }
+    }
+
+    async fn add_life(&mut self, number: usize, life: &'a Life) {
+        let app = format!("com.example.life{number}");
+        let tenant = self.world.stranger().await;
+        self.set_up_app(&tenant, &app).await;
+        if life.is_known_late {
+            let fault = Fault {
+                app: Some(app.clone()),
+                ..Fault::at_place("google/play").reason("purchaseTokenNotFound")
+            };
+            self.slow.push(fault.until_after_sale(UNKNOWN_AFTER_SALE));
+            self.set_faults();
+        }
+        let begin = self.now().plus(BETWEEN_LIVES * u32::try_from(number).unwrap_or(0));
+        let first = match life.steps.first().map(|step| step.when) {
+            Some(When::After(time)) => begin.plus(time),
+            _ => begin,
+        };
+        self.agenda.add(first, number, Due::Step(0));
+        let actor = Actor::new(&app, &self.world.simulator, &self.world.clock);
+        self.playing.push(Playing {
+            life,
+            tenant,
+            app,
+            played: PlayedLife {
+                seed: life.seed,
+                actor,
+                records: vec![(begin, Records::Nothing)],
+                messages: Vec::new(),
+                end: begin,
+                steps: Vec::new(),
+                story: Vec::new(),
+                complaints: Vec::new(),
+                questions_at_end: 0,
+            },
+            events: Vec::new(),
+        });
+    }
+
+    async fn set_up_app(&self, tenant: &Tenant, app: &str) {
+        let World {
+            simulator, settings, ..
+        } = self.world;
+        let database = self.world.database();
+        let apple_store = simulator.apple();
+        let key = apple_store.api_key();
+        let credentials = AppleCredentials {
+            bundle_id: app.to_owned(),
+            key_id: key.key_id,
+            issuer_id: key.issuer_id,
+            key: SigningKey::parse(key.private_key.as_bytes()).expect("the simulated key is good"),
+            environment: EnvironmentChoice::Auto,
+            app_apple_id: Some(APP_APPLE_ID),
+        };
+        let new = apple::store::NewAppleCredentials {
+            key_file: key.private_key.as_bytes(),
+            credentials: &credentials,
+        };
+        apple::store::set_credentials(database, &settings.keyring, &tenant.id, &new)
+            .await
+            .expect("credentials");
+        let known = SimulatedApp {
+            app_apple_id: APP_APPLE_ID.try_into().expect("a positive number"),
+            ..SimulatedApp::for_bundle_id(app)
+        };
+        apple_store.set_app(known).expect("an app");
+        let path = format!("/v1/webhooks/apple/{}", tenant.id);
+        let to = NotificationUrls {
+            manual: true,
+            ..NotificationUrls::for_both_environments(&self.world.url(&path))
+        };
+        apple_store.set_notification_urls(app, to).expect("addresses");
+
+        let play = simulator.google();
+        let file = simulator.google_service_account().to_string();
+        let new = google::store::NewGoogleCredentials {
+            package_name: app,
+            key_file: file.as_bytes(),
+            account: &GoogleServiceAccount::parse(file.as_bytes()).expect("a good account"),
+            pubsub_audience: None,
+            pubsub_service_account: Some(play.push_account()),
+            pubsub_topic: None,
+        };
+        google::store::set_credentials(database, &settings.keyring, &tenant.id, &new)
+            .await
+            .expect("credentials");
+        let endpoint = self.world.url(&format!("/v1/webhooks/google/{}", tenant.id));
+        let to = PushSubscription {
+            manual: true,
+            ..PushSubscription::for_endpoint(&endpoint)
+        };
+        play.set_push_subscription(app, to).expect("an endpoint");
+    }
+
+    fn set_faults(&self) {
+        let simulator = &self.world.simulator;
+        simulator.clear_faults();
+        for fault in self.slow.iter().chain(self.silent.values().flatten()) {
+            simulator.add_fault(fault.clone()).expect("a good fault");
+        }
+    }
+
+    async fn take_step(&mut self, number: usize, step: usize) {
+        let life = self.playing[number].life;
+        let Some(taken) = life.steps.get(step) else {
+            return;
+        };
+        let is_done = match &taken.action {
+            Action::Silent(true) => {
+                let app = Some(self.playing[number].app.clone());
+                let google = Fault::at_place("google/play").reason("quotaExceeded");
+                let apple = Fault::at_place("apple").error_code(4_290_000);
+                let silent = [google, apple].map(|fault| Fault {
+                    app: app.clone(),
+                    ..fault.times(0)
+                });
+                self.silent.insert(number, silent);
+                self.set_faults();
+                true
+            }
+            Action::Silent(false) => {
+                self.silent.remove(&number);
+                self.set_faults();
+                true
+            }
+            action => match self.playing[number].played.actor.question(action) {
+                Some(question) => {
+                    self.ask(number, question).await;
+                    true
+                }
+                None => {
+                    let actor = &mut self.playing[number].played.actor;
+                    let is_done = actor.perform(action).is_some();
+                    let is_consumed = matches!(action, Action::ProductChange(ProductChange::Consume {}));
+                    // No notification tells what the app did itself: its backend asks.
+                    let again = actor.question(&Action::PlayVerify { back: 0 });
+                    if let Some(question) = again.filter(|_| is_done && is_consumed) {
+                        self.ask(number, question).await;
+                    }
+                    is_done
+                }
+            },
+        };
+        let now = self.now();
+        let emitted = self.schedule_notifications(number, &taken.arrivals);
+        let played = &mut self.playing[number].played;
+        if is_done {
+            played.records.push((now, played.actor.records()));
+            played.steps.push(taken.action.kind());
+            let mut line = format!("{now}  {}", describe(&taken.action));
+            for (name, at) in emitted {
+                let _ = write!(line, "; {name} arrives at {at}");
+            }
+            played.story.push(line);
+        }
+        played.end = played.end.max(now);
+        if let Some(next) = life.steps.get(step + 1) {
+            let end = played.actor.current_end().unwrap_or(now);
+            let at = match next.when {
+                When::After(time) => now.plus(time),
+                When::BeforeEnd(time) => end.minus(time),
+                When::AfterEnd(time) => end.plus(time),
+            };
+            // The certificates of the simulated App Store are valid for ten years.
+            if at < start().plus(LONGEST_LIFE) {
+                self.agenda
+                    .add(at.max(now.plus(TICK)), number, Due::Step(step + 1));
+            }
+        }
+    }
+
+    /// The notifications that a step made: their names, and when each arrives for the first time.
+    fn schedule_notifications(
+        &mut self,
+        number: usize,
+        arrivals: &[Arrival; 2],
+    ) -> Vec<(String, Timestamp)> {
+        let simulator = &self.world.simulator;
+        let mut made = Vec::new();
+        let newest = self.newest_notification.as_deref();
+        for one in simulator.apple().list_notifications_after(newest) {
+            self.newest_notification = Some(one.notification_uuid.clone());
+            let subtype = one.subtype.as_deref().unwrap_or_default();
+            let name = format!("{} {subtype}", one.notification_type);
+            made.push((name.trim_end().to_owned(), Due::Apple(one.notification_uuid)));
+        }
+        let newest = self.newest_message.as_deref();
+        for one in simulator.google().list_messages_after(newest) {
+            self.newest_message = Some(one.message_id.clone());
+            let content = decode_message(&one.data);
+            let block = content.values().find(|value| value.is_object());
+            let block = block.cloned().unwrap_or_default();
+            let token = block["purchaseToken"].as_str().map(str::to_owned);
+            let kind = content.keys().last().cloned().unwrap_or_default();
+            let name = match block["notificationType"].as_u64() {
+                Some(kind) => format!("type {kind}"),
+                None => kind,
+            };
+            let id = one.message_id;
+            made.push((name, Due::Google { id, token }));
+        }
+        let now = self.now();
+        let mut emitted = Vec::new();
+        for (place, (name, due)) in made.into_iter().enumerate() {
+            let arrival = arrivals[place.min(1)];
+            let first = now.plus(arrival.after);
+            let repeated = arrival.repeated_after.map(|after| first.plus(after));
+            for at in std::iter::once(first).chain(repeated) {
+                self.agenda.add(at, number, due.clone());
+            }
+            emitted.push((name, first));
+        }
+        emitted
+    }
+
+    async fn push_apple(&mut self, number: usize, uuid: &str) {
+        let pushed = self.world.simulator.apple().push_notification(uuid).await;
+        let pushed = pushed.expect("the notification is known");
+        self.record_push(number, pushed.status, &pushed.body);
+    }
+
+    async fn push_google(&mut self, number: usize, id: &str, token: Option<String>) {
+        let pushed = self.world.simulator.google().push_message(id).await;
+        let pushed = pushed.expect("the message is known");
+        self.record_push(number, pushed.status, &pushed.body);
+        let Some(token) = token else { return };
+        let is_readable = !self.silent.contains_key(&number) && !self.is_unknown_yet(number, &token);
+        if is_readable {
+            self.playing[number].played.actor.note_read(&token);
+        }
+    }
+
+    fn is_unknown_yet(&self, number: usize, token: &str) -> bool {
+        let sold = self.world.simulator.google().find_subscription(token);
+        let age = sold.map(|sold| self.now().duration_since(sold.start_time));
+        self.playing[number].life.is_known_late && age.is_some_and(|age| age < UNKNOWN_AFTER_SALE)
+    }
+
+    fn record_push(&mut self, number: usize, status: u16, body: &Value) {
+        let now = self.now();
+        let playing = &mut self.playing[number];
+        playing.played.end = playing.played.end.max(now);
+        match body["eventId"].as_str() {
+            Some(id) if status == 200 => {
+                if playing.events.iter().all(|(known, _)| known != id) {
+                    playing.events.push((id.to_owned(), now));
+                }
+            }
+            _ => {
+                let complaint = format!("{now}  a notification was answered with {status}: {body}");
+                playing.played.complaints.push(complaint);
+            }
+        }
+    }
+
+    /// Asks as the app's backend does, and keeps a verdict like an event.
+    async fn ask(&mut self, number: usize, question: Question) {
+        let Question { store, body } = question;
+        let playing = &mut self.playing[number];
+        let answer = self.world.verify(store, &playing.tenant, &body).await;
+        let now = self.world.clock.now();
+        let played = &mut playing.played;
+        played.end = played.end.max(now);
+        if answer.status == 200 && answer.body["valid"] == true {
+            if let Some(token) = body["purchaseToken"].as_str() {
+                played.actor.note_read(token);
+            }
+            played.messages.push(Message {
+                store,
+                body: answer.body.to_string(),
+                told_at: now,
+                title: format!("the answer to {}", describe_question(&body)),
+            });
+        } else if answer.status == 500 || answer.status < 200 {
+            let complaint = format!("{now}  {body} was answered with {}", answer.status);
+            played.complaints.push(complaint);
+        }
+    }
+
+    /// Collects the events. Where the newest of a subject has no state, its backend asks.
+    async fn finish(mut self) -> Vec<PlayedLife> {
+        self.silent.clear();
+        self.slow.clear();
+        self.set_faults();
+        for number in 0..self.playing.len() {
+            let events = self.load_events(number).await;
+            let mut undecided = BTreeMap::new();
+            for (store, body, told_at) in events {
+                let content: Value = serde_json::from_str(&body).unwrap_or_default();
+                if let Some(key) = content["subject"]["key"].as_str() {
+                    let newest = undecided.entry(key.to_owned()).or_insert((told_at, false));
+                    *newest = (*newest).max((told_at, content["state"].is_null()));
+                }
+                let title = format!(
+                    "{} ({})",
+                    content["event"].as_str().unwrap_or_default(),
+                    content["platformEvent"].as_str().unwrap_or_default()
+                );
+                self.playing[number].played.messages.push(Message {
+                    store,
+                    body,
+                    told_at,
+                    title,
+                });
+            }
+            if undecided.values().any(|(_, is_undecided)| *is_undecided) {
+                let questions = self.playing[number].played.actor.questions_about_all();
+                for question in questions {
+                    self.ask(number, question).await;
+                }
+                self.playing[number].played.questions_at_end += 1;
+            }
+            let messages = &mut self.playing[number].played.messages;
+            messages.sort_by_key(|message| message.told_at);
+        }
+        self.playing.into_iter().map(|playing| playing.played).collect()
+    }
+
+    /// The bodies of a life's events, exactly as they are sent.
+    async fn load_events(&self, number: usize) -> Vec<(&'static str, String, Timestamp)> {
+        let playing = &self.playing[number];
+        let rows: Vec<(String, String, String)> = sqlx::query_as(
+            "select id, source, body from webhook_events where tenant_id = $1 order by id",
+        )
+        .bind(playing.tenant.id.as_str())
+        .fetch_all(self.world.database().pool())
+        .await
+        .expect("events can be read");
+        rows.into_iter()
+            .map(|(id, source, body)| {
+                let told = playing.events.iter().find(|(known, _)| *known == id);
+                let told_at = told.map_or_else(|| self.now(), |(_, at)| *at);
+                let store = if source == "apple" { "apple" } else { "google" };
+                (store, body, told_at)
+            })
+            .collect()
+    }
+}
+
+/// A step in one line.
+fn describe(action: &Action) -> String {
+    match action {
+        Action::AppleBuy(new) => format!("buys from the App Store: {}", json(new)),
+        Action::AppleChange { back, change } => {
+            format!("transaction {back} before the newest: {}", json(change))
+        }
+        Action::AppleNotify {
+            back,
+            kind,
+            subtype,
+            is_bare,
+        } => format!(
+            "the App Store sends {kind} {} about transaction {back} before the newest{}",
+            subtype.unwrap_or_default(),
+            if *is_bare { ", without a status" } else { "" }
+        ),
+        Action::AppleVerify { back, by } => {
+            format!("asks about transaction {back} before the newest, by {by:?}")
+        }
+        Action::PlayBuy(new) => format!("subscribes in Google Play: {}", json(new)),
+        Action::PlayChange(change) => format!("subscription: {}", json(change)),
+        Action::PlayReplace(by) => format!("replaces the subscription: {}", json(by)),
+        Action::PlayDecide { is_paid: true } => "the pending purchase is paid".to_owned(),
+        Action::PlayDecide { is_paid: false } => "the pending purchase is declined".to_owned(),
+        Action::PlayResubscribe { in_app: true } => "subscribes again in the app".to_owned(),
+        Action::PlayResubscribe { in_app: false } => "subscribes again in Google Play".to_owned(),
+        Action::PlayNotify(kind) => format!("Google sends type {kind}"),
+        Action::PlayVoidEarlier => "Google refunds one payment".to_owned(),
+        Action::PlayVerify { back } => format!("asks about token {back} before the newest"),
+        Action::ProductBuy(new) => format!("buys in Google Play: {}", json(new)),
+        Action::ProductChange(change) => format!("product: {}", json(change)),
+        Action::PlayForgetEnded => "Google knows the ended purchases no more".to_owned(),
+        Action::Silent(true) => "the stores answer no more".to_owned(),
+        Action::Silent(false) => "the stores answer again".to_owned(),
+    }
+}
+
+/// The fields that are not at their defaults.
+fn json(value: &impl serde::Serialize) -> String {
+    let mut value = serde_json::to_value(value).unwrap_or_default();
+    if let Some(fields) = value.as_object_mut() {
+        fields.retain(|_, field| {
+            !(field.is_null()
+                || *field == Value::Bool(false)
+                || field.as_object().is_some_and(serde_json::Map::is_empty)
+                || field.as_array().is_some_and(Vec::is_empty))
+        });
+    }
+    value.to_string()
+}
+
+fn describe_question(body: &Value) -> String {
+    let mut body = body.clone();
+    if body["signedTransaction"].is_string() {
+        body["signedTransaction"] = Value::from("…");
+    }
+    body.to_string()
+}
