@@ -145,19 +145,6 @@ impl Actor {
         Some(Question { store, body })
     }
 
-    /// The question by which a backend learns the present state of each subject.
-    pub(crate) fn questions_about_all(&self) -> Vec<Question> {
-        let apple = Action::AppleVerify {
-            back: 0,
-            by: VerifyBy::Refresh,
-        };
-        let google = (0..self.tokens.len().max(1)).map(|back| Action::PlayVerify { back });
-        std::iter::once(apple)
-            .chain(google)
-            .filter_map(|action| self.question(&action))
-            .collect()
-    }
-
     /// The end of what is paid for, or of the grace period.
     pub(crate) fn current_end(&self) -> Option<Timestamp> {
         if let Some((original, _)) = self.transactions.first() {

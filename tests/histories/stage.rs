@@ -6,6 +6,7 @@ use std::collections::{BTreeMap, BinaryHeap};
 use std::fmt::Write as _;
 use std::time::Duration;
 
+use attesto::app::App;
 use attesto::base::clock::Timestamp;
 use attesto::simulator::Fault;
 use attesto::simulator::state::apple::SimulatedApp;
@@ -14,8 +15,11 @@ use attesto::simulator::state::google::ProductChange;
 use attesto::simulator::state::google_notifications::PushSubscription;
 use attesto::stores::apple::account::{AppleCredentials, EnvironmentChoice, SigningKey};
 use attesto::stores::google::account::GoogleServiceAccount;
+use attesto::stores::shared::state_completer::StateCompleter;
 use attesto::stores::{apple, google};
 use serde_json::Value;
+use sqlx::Executor as _;
+use time::OffsetDateTime;
 
 use super::actor::{Actor, Question, Records, decode_message};
 use super::life::{Action, Arrival, Life, When};
@@ -25,6 +29,8 @@ use crate::world::attesto::{APP_APPLE_ID, Tenant, World, start};
 const BETWEEN_LIVES: Duration = Duration::from_mins(7);
 /// A purchase that Google does not know yet.
 const UNKNOWN_AFTER_SALE: Duration = Duration::from_millis(300);
+/// Rarely, so that a day without answers does not take a thousand rounds.
+const COMPLETION_INTERVAL: Duration = Duration::from_mins(20);
 const LONGEST_LIFE: Duration = Duration::from_hours(24 * 365 * 8);
 /// The least time between two steps of a life: its steps happen at even milliseconds, what arrives at odd ones.
 const TICK: Duration = Duration::from_millis(2);
@@ -44,8 +50,6 @@ pub(crate) struct PlayedLife {
     pub(crate) story: Vec<String>,
     /// What was not answered as it should be.
     pub(crate) complaints: Vec<String>,
-    /// How often the backend had to ask because an event had no state.
-    pub(crate) questions_at_end: usize,
 }
 
 /// An event as it is delivered, or a verify answer.
@@ -63,6 +67,8 @@ enum Due {
     Step(usize),
     Apple(String),
     Google { id: String, token: Option<String> },
+    /// States are told that were not known.
+    Completion,
 }
 
 /// A life while it is played.
@@ -71,8 +77,14 @@ struct Playing<'a> {
     tenant: Tenant,
     app: String,
     played: PlayedLife,
-    /// The ids of its events, each with the time when Attesto was told.
-    events: Vec<(String, Timestamp)>,
+    events: Vec<ToldEvent>,
+}
+
+/// An event, when Attesto was told, and the token that the notification was about.
+struct ToldEvent {
+    id: String,
+    told_at: Timestamp,
+    token: Option<String>,
 }
 
 /// A queue of what is due, by time, and in the order of its adding.
@@ -107,11 +119,18 @@ pub(crate) struct Stage<'a> {
     /// Of the lives whose store is silent, and of those that it knows late.
     silent: BTreeMap<usize, [Fault; 2]>,
     slow: Vec<Fault>,
+    completer: StateCompleter,
+    next_completion: Option<Timestamp>,
 }
 
 impl<'a> Stage<'a> {
+    /// In a world whose own processes complete no states.
     pub(crate) async fn play(world: &'a World, lives: &'a [Life]) -> Vec<PlayedLife> {
+        let app = App::build(&world.settings, world.database(), &world.clock);
+        let completer = app.expect("an app is built").build_state_completer();
         let mut stage = Self {
+            completer,
+            next_completion: None,
             world,
             agenda: Agenda::default(),
             playing: Vec::new(),
@@ -120,15 +139,17 @@ impl<'a> Stage<'a> {
             silent: BTreeMap::new(),
             slow: Vec::new(),
         };
+        stage.take_over_database_time().await;
         for (number, life) in lives.iter().enumerate() {
             stage.add_life(number, life).await;
         }
         while let Some((at, number, due)) = stage.agenda.next() {
-            stage.advance_to(at, matches!(due, Due::Step(_)));
+            stage.advance_to(at, matches!(due, Due::Step(_))).await;
             match due {
                 Due::Step(step) => stage.take_step(number, step).await,
                 Due::Apple(uuid) => stage.push_apple(number, &uuid).await,
                 Due::Google { id, token } => stage.push_google(number, &id, token).await,
+                Due::Completion => stage.complete_states(number).await,
             }
         }
         stage.finish().await
@@ -138,11 +159,89 @@ impl<'a> Stage<'a> {
         self.world.clock.now()
     }
 
-    fn advance_to(&self, at: Timestamp, is_step: bool) {
-        self.world.clock.advance(at.duration_since(self.now()));
-        let is_even = self.now().as_millis() % 2 == 0;
-        if is_even != is_step {
-            self.world.clock.advance(Duration::from_millis(1));
+    /// From now on the database's time is that of the world's clock.
+    async fn take_over_database_time(&self) {
+        let statement = "create unlogged table world_time (now timestamptz not null);
+            insert into world_time values (now());
+            create or replace function attesto_now() returns timestamptz language sql stable parallel safe
+                as $$ select now from world_time $$";
+        let pool = self.world.database().pool();
+        pool.execute(statement).await.expect("a test owns its database");
+        self.advance_to(self.now(), true).await;
+    }
+
+    /// Moves both clocks at once: what asks for the database's time meanwhile waits.
+    async fn advance_to(&self, at: Timestamp, is_step: bool) {
+        let mut to = at.max(self.now());
+        if (to.as_millis() % 2 == 0) != is_step {
+            to = to.plus(Duration::from_millis(1));
+        }
+        let pool = self.world.database().pool();
+        let mut transaction = pool.begin().await.expect("the database answers");
+        sqlx::query("lock table world_time in access exclusive mode")
+            .execute(&mut *transaction)
+            .await
+            .expect("a lock");
+        sqlx::query("update world_time set now = $1")
+            .bind(OffsetDateTime::from(to))
+            .execute(&mut *transaction)
+            .await
+            .expect("one row");
+        self.world.clock.advance(to.duration_since(self.now()));
+        transaction.commit().await.expect("the database answers");
+    }
+
+    /// A round of what tells states later, and another one in a minute if something is left.
+    async fn complete_states(&mut self, number: usize) {
+        while self.completer.tick().await.expect("the database answers").completed > 0 {}
+        self.note_late_states().await;
+        let next = self.now().plus(COMPLETION_INTERVAL);
+        let is_planned = self.next_completion.is_some_and(|at| at > self.now());
+        if !is_planned && self.count_unresolved().await > 0 {
+            self.next_completion = Some(next);
+            self.agenda.add(next, number, Due::Completion);
+        }
+    }
+
+    async fn count_unresolved(&self) -> i64 {
+        sqlx::query_scalar("select count(*) from unresolved_states")
+            .fetch_one(self.world.database().pool())
+            .await
+            .expect("the list can be read")
+    }
+
+    /// Notes the events `purchase.state` that are new.
+    async fn note_late_states(&mut self) {
+        let now = self.now();
+        let rows: Vec<(String, String, String)> = sqlx::query_as(
+            "select id, tenant_id, external_id from webhook_events where external_id like 'state:%'",
+        )
+        .fetch_all(self.world.database().pool())
+        .await
+        .expect("events can be read");
+        for (id, tenant, external_id) in rows {
+            let of = external_id.trim_start_matches("state:");
+            let mut all = self.playing.iter_mut();
+            let Some(playing) = all.find(|one| one.tenant.id.as_str() == tenant) else {
+                continue;
+            };
+            if playing.events.iter().any(|known| known.id == id) {
+                continue;
+            }
+            let token = playing
+                .events
+                .iter()
+                .find(|known| known.id == of)
+                .and_then(|known| known.token.clone());
+            if let Some(token) = &token {
+                playing.played.actor.note_read(token);
+            }
+            playing.played.end = playing.played.end.max(now);
+            playing.events.push(ToldEvent {
+                id,
+                told_at: now,
+                token,
+            });
         }
     }
 
@@ -178,7 +277,6 @@ impl<'a> Stage<'a> {
                 steps: Vec::new(),
                 story: Vec::new(),
                 complaints: Vec::new(),
-                questions_at_end: 0,
             },
             events: Vec::new(),
         });
@@ -363,18 +461,20 @@ impl<'a> Stage<'a> {
     async fn push_apple(&mut self, number: usize, uuid: &str) {
         let pushed = self.world.simulator.apple().push_notification(uuid).await;
         let pushed = pushed.expect("the notification is known");
-        self.record_push(number, pushed.status, &pushed.body);
+        self.record_push(number, pushed.status, &pushed.body, None).await;
     }
 
     async fn push_google(&mut self, number: usize, id: &str, token: Option<String>) {
         let pushed = self.world.simulator.google().push_message(id).await;
         let pushed = pushed.expect("the message is known");
-        self.record_push(number, pushed.status, &pushed.body);
-        let Some(token) = token else { return };
-        let is_readable = !self.silent.contains_key(&number) && !self.is_unknown_yet(number, &token);
-        if is_readable {
-            self.playing[number].played.actor.note_read(&token);
+        if let Some(token) = &token
+            && !self.silent.contains_key(&number)
+            && !self.is_unknown_yet(number, token)
+        {
+            self.playing[number].played.actor.note_read(token);
         }
+        self.record_push(number, pushed.status, &pushed.body, token)
+            .await;
     }
 
     fn is_unknown_yet(&self, number: usize, token: &str) -> bool {
@@ -383,20 +483,33 @@ impl<'a> Stage<'a> {
         self.playing[number].life.is_known_late && age.is_some_and(|age| age < UNKNOWN_AFTER_SALE)
     }
 
-    fn record_push(&mut self, number: usize, status: u16, body: &Value) {
+    async fn record_push(
+        &mut self,
+        number: usize,
+        status: u16,
+        body: &Value,
+        token: Option<String>,
+    ) {
         let now = self.now();
         let playing = &mut self.playing[number];
         playing.played.end = playing.played.end.max(now);
         match body["eventId"].as_str() {
             Some(id) if status == 200 => {
-                if playing.events.iter().all(|(known, _)| known != id) {
-                    playing.events.push((id.to_owned(), now));
+                if playing.events.iter().all(|known| known.id != id) {
+                    playing.events.push(ToldEvent {
+                        id: id.to_owned(),
+                        told_at: now,
+                        token,
+                    });
                 }
             }
             _ => {
                 let complaint = format!("{now}  a notification was answered with {status}: {body}");
                 playing.played.complaints.push(complaint);
             }
+        }
+        if self.count_unresolved().await > 0 {
+            self.complete_states(number).await;
         }
     }
 
@@ -424,20 +537,20 @@ impl<'a> Stage<'a> {
         }
     }
 
-    /// Collects the events. Where the newest of a subject has no state, its backend asks.
+    /// The stores answer again, and what could not be told is told within a minute; then the events are collected.
     async fn finish(mut self) -> Vec<PlayedLife> {
         self.silent.clear();
         self.slow.clear();
         self.set_faults();
+        for _ in 0..2 {
+            self.advance_to(self.now().plus(COMPLETION_INTERVAL), false)
+                .await;
+            while self.completer.tick().await.expect("the database answers").completed > 0 {}
+            self.note_late_states().await;
+        }
         for number in 0..self.playing.len() {
-            let events = self.load_events(number).await;
-            let mut undecided = BTreeMap::new();
-            for (store, body, told_at) in events {
+            for (store, body, told_at) in self.load_events(number).await {
                 let content: Value = serde_json::from_str(&body).unwrap_or_default();
-                if let Some(key) = content["subject"]["key"].as_str() {
-                    let newest = undecided.entry(key.to_owned()).or_insert((told_at, false));
-                    *newest = (*newest).max((told_at, content["state"].is_null()));
-                }
                 let title = format!(
                     "{} ({})",
                     content["event"].as_str().unwrap_or_default(),
@@ -450,17 +563,13 @@ impl<'a> Stage<'a> {
                     title,
                 });
             }
-            if undecided.values().any(|(_, is_undecided)| *is_undecided) {
-                let questions = self.playing[number].played.actor.questions_about_all();
-                for question in questions {
-                    self.ask(number, question).await;
-                }
-                self.playing[number].played.questions_at_end += 1;
-            }
             let messages = &mut self.playing[number].played.messages;
             messages.sort_by_key(|message| message.told_at);
         }
-        self.playing.into_iter().map(|playing| playing.played).collect()
+        self.playing
+            .into_iter()
+            .map(|playing| playing.played)
+            .collect()
     }
 
     /// The bodies of a life's events, exactly as they are sent.
@@ -475,8 +584,8 @@ impl<'a> Stage<'a> {
         .expect("events can be read");
         rows.into_iter()
             .map(|(id, source, body)| {
-                let told = playing.events.iter().find(|(known, _)| *known == id);
-                let told_at = told.map_or_else(|| self.now(), |(_, at)| *at);
+                let told = playing.events.iter().find(|known| known.id == id);
+                let told_at = told.map_or_else(|| self.now(), |known| known.told_at);
                 let store = if source == "apple" { "apple" } else { "google" };
                 (store, body, told_at)
             })
