@@ -14,6 +14,7 @@ mod world {
     pub(crate) mod pgbouncer;
     pub(crate) mod postgres;
     pub(crate) mod shell;
+    pub(crate) mod wait;
 }
 
 use std::process::ExitCode;
