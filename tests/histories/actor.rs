@@ -10,8 +10,8 @@ use attesto::simulator::state::apple::{
 };
 use attesto::simulator::state::apple_notifications::NewNotification;
 use attesto::simulator::state::google::{
-    GoneReason, NewProduct, NewSubscription, ProductChange, Resubscription, SimulatedProductPurchase,
-    SimulatedSubscription, SubscriptionChange, SubscriptionReplacement,
+    GoneReason, NewProduct, NewSubscription, ProductChange, Resubscription,
+    SimulatedProductPurchase, SimulatedSubscription, SubscriptionChange, SubscriptionReplacement,
 };
 use serde_json::{Map, Value, json};
 
@@ -222,9 +222,9 @@ impl Actor {
             Records::PlayProduct(product) => product.has_access(),
             Records::Play(all) => all.iter().enumerate().any(|(number, one)| {
                 let is_told = match self.tokens[number].follows {
-                    Follows::OutOfApp(_) => {
-                        self.tokens[number].first_read.is_some_and(|read| read <= as_of)
-                    }
+                    Follows::OutOfApp(_) => self.tokens[number]
+                        .first_read
+                        .is_some_and(|read| read <= as_of),
                     Follows::Linked(_) | Follows::Nothing => true,
                 };
                 is_told && self.subject_of_token(number) == subject && one.has_access(at)
@@ -426,8 +426,7 @@ impl Actor {
         let (token, found) = self.current_token()?;
         let now = self.clock.now();
         let state = found.state_name(now);
-        let is_near_end =
-            found.latest_expiry_time().duration_since(now) <= MAX_EARLY_RENEWAL;
+        let is_near_end = found.latest_expiry_time().duration_since(now) <= MAX_EARLY_RENEWAL;
         let has_lapsed = state == "EXPIRED" && !self.has_ended;
         let renews = !found.is_prepaid();
         let is_possible = match change {
@@ -445,9 +444,7 @@ impl Actor {
             SubscriptionChange::Grace { .. } | SubscriptionChange::Pause { .. } => {
                 renews && state == "ACTIVE"
             }
-            SubscriptionChange::Hold {} => {
-                renews && matches!(state, "ACTIVE" | "IN_GRACE_PERIOD")
-            }
+            SubscriptionChange::Hold {} => renews && matches!(state, "ACTIVE" | "IN_GRACE_PERIOD"),
             SubscriptionChange::Resume {} => state == "PAUSED",
             SubscriptionChange::Revoke {} => found.has_access(now),
             SubscriptionChange::Defer { .. } => state == "ACTIVE",
@@ -459,7 +456,9 @@ impl Actor {
         }
         self.play.change_subscription(&token, change).ok()?;
         match change {
-            SubscriptionChange::Renew {} | SubscriptionChange::Restore {} => self.is_canceled = false,
+            SubscriptionChange::Renew {} | SubscriptionChange::Restore {} => {
+                self.is_canceled = false
+            }
             SubscriptionChange::Cancel { .. } => self.is_canceled = true,
             SubscriptionChange::Expire {} | SubscriptionChange::Revoke {} => self.has_ended = true,
             SubscriptionChange::Acknowledge {} => {

@@ -155,9 +155,16 @@ pub(crate) async fn judge(
     let mut picks = Vec::new();
     for order in &orders {
         picks.push(0);
-        picks.extend(order.iter().map(|number| i32::try_from(number + 1).unwrap_or(0)));
+        picks.extend(
+            order
+                .iter()
+                .map(|number| i32::try_from(number + 1).unwrap_or(0)),
+        );
     }
-    let bodies: Vec<&str> = messages.iter().map(|message| message.body.as_str()).collect();
+    let bodies: Vec<&str> = messages
+        .iter()
+        .map(|message| message.body.as_str())
+        .collect();
     let keys: Vec<&str> = said.iter().map(|one| one.key.as_str()).collect();
     let rows: Vec<Row> = sqlx::query_as(
         "select entitled, entitled_until from play_orders($1, $2::text[]::jsonb[], $3, $4) order by place",
@@ -182,11 +189,7 @@ pub(crate) async fn judge(
     (wrong, orders.len())
 }
 
-fn read_message(
-    life: &PlayedLife,
-    told_at: Timestamp,
-    body: &str,
-) -> Result<Option<Said>, String> {
+fn read_message(life: &PlayedLife, told_at: Timestamp, body: &str) -> Result<Option<Said>, String> {
     let body: Value = serde_json::from_str(body).map_err(|error| error.to_string())?;
     let Some(key) = body["subject"]["key"].as_str() else {
         return Ok(None);
@@ -277,13 +280,20 @@ fn check_sequences(life: &PlayedLife, wrong: &mut Vec<String>) {
     let mut numbers: BTreeMap<String, Vec<i64>> = BTreeMap::new();
     for message in &life.messages {
         let body: Value = serde_json::from_str(&message.body).unwrap_or_default();
-        if let (Some(key), Some(number)) = (body["subject"]["key"].as_str(), body["sequence"].as_i64()) {
+        if let (Some(key), Some(number)) =
+            (body["subject"]["key"].as_str(), body["sequence"].as_i64())
+        {
             numbers.entry(key.to_owned()).or_default().push(number);
         }
     }
     for (key, mut found) in numbers {
         found.sort_unstable();
-        if !found.iter().copied().zip(1..).all(|(found, expected)| found == expected) {
+        if !found
+            .iter()
+            .copied()
+            .zip(1..)
+            .all(|(found, expected)| found == expected)
+        {
             wrong.push(format!("the events of {key} are numbered {found:?}"));
         }
     }
@@ -322,9 +332,7 @@ fn check_order(
         let records = records_at(life, known.as_of);
         let from = known.as_of.max(*told_at);
         for at in times_that_matter(from, records, &[*gate]) {
-            let truth = life
-                .actor
-                .has_access(records, one.subject, known.as_of, at);
+            let truth = life.actor.has_access(records, one.subject, known.as_of, at);
             let is_wrong = gate.is_open(at) != truth && (truth || !has_shown);
             if is_wrong {
                 wrong.push(format!(
@@ -336,7 +344,12 @@ fn check_order(
             }
         }
     }
-    check_end(life, &last, &format!("received in the order {order:?}"), wrong);
+    check_end(
+        life,
+        &last,
+        &format!("received in the order {order:?}"),
+        wrong,
+    );
 }
 
 /// After everything the customer is let in exactly when the stores' records say so.

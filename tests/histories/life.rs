@@ -214,7 +214,10 @@ impl Script {
     }
 
     fn up_to(&mut self, longest: Duration) -> Duration {
-        Duration::from_millis(self.rng.u64(1..=u64::try_from(longest.as_millis()).unwrap_or(1)))
+        Duration::from_millis(
+            self.rng
+                .u64(1..=u64::try_from(longest.as_millis()).unwrap_or(1)),
+        )
     }
 
     fn chance(&mut self, percent: u8) -> bool {
@@ -750,7 +753,12 @@ impl Script {
             return Phase::Paid;
         }
         let (during, lapse) = (self.during(), self.lapse());
-        match self.pick(&[(30, "top up"), (10, "expire"), (4, "replace"), (3, "revoke")]) {
+        match self.pick(&[
+            (30, "top up"),
+            (10, "expire"),
+            (4, "replace"),
+            (3, "revoke"),
+        ]) {
             "top up" => {
                 let period = Some(self.period());
                 let top_up = SubscriptionReplacement {

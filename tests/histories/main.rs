@@ -48,7 +48,10 @@ fn main() -> ExitCode {
     let args = Args::parse();
     let runtime = tokio::runtime::Runtime::new().expect("a runtime");
     if let Some(seed) = args.life {
-        println!("{}", runtime.block_on(histories::tell(&Life::from_seed(seed))));
+        println!(
+            "{}",
+            runtime.block_on(histories::tell(&Life::from_seed(seed)))
+        );
         return ExitCode::SUCCESS;
     }
     let run = histories::Run {
@@ -59,13 +62,18 @@ fn main() -> ExitCode {
     };
     let tally = runtime.block_on(histories::run(&run));
     let steps = tally.steps.iter();
-    let steps: Vec<_> = steps.map(|(kind, count)| format!("{kind} {count}")).collect();
+    let steps: Vec<_> = steps
+        .map(|(kind, count)| format!("{kind} {count}"))
+        .collect();
     println!("played: {}", steps.join(", "));
     println!("{tally}");
     if tally.is_clean() {
         ExitCode::SUCCESS
     } else {
-        println!("bin/histories --seed {} --count {} plays the same lives again", run.seed, run.count);
+        println!(
+            "bin/histories --seed {} --count {} plays the same lives again",
+            run.seed, run.count
+        );
         ExitCode::FAILURE
     }
 }

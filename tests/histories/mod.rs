@@ -131,7 +131,10 @@ pub(crate) async fn run(run: &Run) -> Tally {
     tally.wrong.sort();
     for (seed, wrong) in tally.wrong.iter().take(MAX_STORIES) {
         println!("life {seed}: {}", wrong[0]);
-        println!("{}", tell(&shrink(Life::from_seed(*seed), run.shuffled).await).await);
+        println!(
+            "{}",
+            tell(&shrink(Life::from_seed(*seed), run.shuffled).await).await
+        );
     }
     tally.took = begun.elapsed();
     tally
@@ -163,7 +166,9 @@ pub(crate) async fn play(lives: &[Life], page: &PageStatements, shuffled: usize)
         tally.orders += orders;
         tally.messages += life.messages.len();
         let late = life.messages.iter();
-        tally.late += late.filter(|it| it.title.starts_with("purchase.state")).count();
+        tally.late += late
+            .filter(|it| it.title.starts_with("purchase.state"))
+            .count();
         for kind in &life.steps {
             *tally.steps.entry(kind.clone()).or_default() += 1;
         }

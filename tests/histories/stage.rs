@@ -66,7 +66,10 @@ pub(crate) struct Message {
 enum Due {
     Step(usize),
     Apple(String),
-    Google { id: String, token: Option<String> },
+    Google {
+        id: String,
+        token: Option<String>,
+    },
     /// States are told that were not known.
     Completion,
 }
@@ -166,7 +169,9 @@ impl<'a> Stage<'a> {
             create or replace function attesto_now() returns timestamptz language sql stable parallel safe
                 as $$ select now from world_time $$";
         let pool = self.world.database().pool();
-        pool.execute(statement).await.expect("a test owns its database");
+        pool.execute(statement)
+            .await
+            .expect("a test owns its database");
         self.advance_to(self.now(), true).await;
     }
 
@@ -193,7 +198,14 @@ impl<'a> Stage<'a> {
 
     /// A round of what tells states later, and another one in a minute if something is left.
     async fn complete_states(&mut self, number: usize) {
-        while self.completer.tick().await.expect("the database answers").completed > 0 {}
+        while self
+            .completer
+            .tick()
+            .await
+            .expect("the database answers")
+            .completed
+            > 0
+        {}
         self.note_late_states().await;
         let next = self.now().plus(COMPLETION_INTERVAL);
         let is_planned = self.next_completion.is_some_and(|at| at > self.now());
@@ -257,7 +269,9 @@ impl<'a> Stage<'a> {
             self.slow.push(fault.until_after_sale(UNKNOWN_AFTER_SALE));
             self.set_faults();
         }
-        let begin = self.now().plus(BETWEEN_LIVES * u32::try_from(number).unwrap_or(0));
+        let begin = self
+            .now()
+            .plus(BETWEEN_LIVES * u32::try_from(number).unwrap_or(0));
         let first = match life.steps.first().map(|step| step.when) {
             Some(When::After(time)) => begin.plus(time),
             _ => begin,
@@ -284,7 +298,9 @@ impl<'a> Stage<'a> {
 
     async fn set_up_app(&self, tenant: &Tenant, app: &str) {
         let World {
-            simulator, settings, ..
+            simulator,
+            settings,
+            ..
         } = self.world;
         let database = self.world.database();
         let apple_store = simulator.apple();
@@ -314,7 +330,9 @@ impl<'a> Stage<'a> {
             manual: true,
             ..NotificationUrls::for_both_environments(&self.world.url(&path))
         };
-        apple_store.set_notification_urls(app, to).expect("addresses");
+        apple_store
+            .set_notification_urls(app, to)
+            .expect("addresses");
 
         let play = simulator.google();
         let file = simulator.google_service_account().to_string();
@@ -329,7 +347,9 @@ impl<'a> Stage<'a> {
         google::store::set_credentials(database, &settings.keyring, &tenant.id, &new)
             .await
             .expect("credentials");
-        let endpoint = self.world.url(&format!("/v1/webhooks/google/{}", tenant.id));
+        let endpoint = self
+            .world
+            .url(&format!("/v1/webhooks/google/{}", tenant.id));
         let to = PushSubscription {
             manual: true,
             ..PushSubscription::for_endpoint(&endpoint)
@@ -376,7 +396,8 @@ impl<'a> Stage<'a> {
                 None => {
                     let actor = &mut self.playing[number].played.actor;
                     let is_done = actor.perform(action).is_some();
-                    let is_consumed = matches!(action, Action::ProductChange(ProductChange::Consume {}));
+                    let is_consumed =
+                        matches!(action, Action::ProductChange(ProductChange::Consume {}));
                     // No notification tells what the app did itself: its backend asks.
                     let again = actor.question(&Action::PlayVerify { back: 0 });
                     if let Some(question) = again.filter(|_| is_done && is_consumed) {
@@ -427,7 +448,10 @@ impl<'a> Stage<'a> {
             self.newest_notification = Some(one.notification_uuid.clone());
             let subtype = one.subtype.as_deref().unwrap_or_default();
             let name = format!("{} {subtype}", one.notification_type);
-            made.push((name.trim_end().to_owned(), Due::Apple(one.notification_uuid)));
+            made.push((
+                name.trim_end().to_owned(),
+                Due::Apple(one.notification_uuid),
+            ));
         }
         let newest = self.newest_message.as_deref();
         for one in simulator.google().list_messages_after(newest) {
@@ -461,7 +485,8 @@ impl<'a> Stage<'a> {
     async fn push_apple(&mut self, number: usize, uuid: &str) {
         let pushed = self.world.simulator.apple().push_notification(uuid).await;
         let pushed = pushed.expect("the notification is known");
-        self.record_push(number, pushed.status, &pushed.body, None).await;
+        self.record_push(number, pushed.status, &pushed.body, None)
+            .await;
     }
 
     async fn push_google(&mut self, number: usize, id: &str, token: Option<String>) {
@@ -545,7 +570,14 @@ impl<'a> Stage<'a> {
         for _ in 0..2 {
             self.advance_to(self.now().plus(COMPLETION_INTERVAL), false)
                 .await;
-            while self.completer.tick().await.expect("the database answers").completed > 0 {}
+            while self
+                .completer
+                .tick()
+                .await
+                .expect("the database answers")
+                .completed
+                > 0
+            {}
             self.note_late_states().await;
         }
         for number in 0..self.playing.len() {

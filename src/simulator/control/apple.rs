@@ -11,8 +11,8 @@ use crate::simulator::pki::JwsForgery;
 use crate::simulator::pubsub::PushResponse;
 use crate::simulator::state::SimulatorError;
 use crate::simulator::state::apple::{
-    AppleKeyState, AppleState, NewTransaction, SimulatedApp, SimulatedAppleSubscription, SimulatedRenewal,
-    SimulatedTransaction, TransactionChange, transaction_not_found,
+    AppleKeyState, AppleState, NewTransaction, SimulatedApp, SimulatedAppleSubscription,
+    SimulatedRenewal, SimulatedTransaction, TransactionChange, transaction_not_found,
 };
 use crate::simulator::state::apple_notifications::{
     self as notices, NewNotification, NotificationUrls, PriorSubscriptionStatus,

@@ -752,7 +752,10 @@ impl SimulatedSubscription {
 
     /// Whether the customer may use it at a time, if nothing happens until then.
     pub fn has_access(&self, at: Timestamp) -> bool {
-        matches!(self.state_name(at), "ACTIVE" | "CANCELED" | "IN_GRACE_PERIOD")
+        matches!(
+            self.state_name(at),
+            "ACTIVE" | "CANCELED" | "IN_GRACE_PERIOD"
+        )
     }
 
     /// Whether its first item is prepaid, and does not renew.
