@@ -13,7 +13,7 @@ use futures_util::FutureExt as _;
 use futures_util::future::BoxFuture;
 use tokio::net::TcpListener;
 use tokio::task::JoinHandle;
-use tokio::time::{Instant, timeout_at};
+use tokio::time::{Instant, timeout, timeout_at};
 use tokio_util::sync::CancellationToken;
 
 use crate::audit::VerificationLog;
@@ -22,18 +22,18 @@ use crate::checks;
 use crate::checks::expiry::certificate_name;
 use crate::checks::gauges::DatabaseGauges;
 use crate::config::{AppSettings, WebhookSettings, compute_fingerprints};
-use crate::credentials::canary;
+use crate::credentials::canary::{self, CanaryError};
 use crate::crypto::keyring::Keyring;
 use crate::db::change_listener::ChangeListener;
 use crate::db::{Database, DatabaseConnectError, SchemaState};
 use crate::deliveries::{
-    DeliveryMetrics, Dispatcher, DispatcherSettings, Sender, SenderSettings, SigningSender,
-    WorkNotifier, hold,
+    DeliveryMetrics, DispatchStatus, Dispatcher, DispatcherSettings, Sender, SenderSettings,
+    SigningSender, WorkNotifier, hold,
 };
 use crate::egress::EgressPolicy;
 use crate::events::{EventRecorder, NotificationMetrics};
 use crate::http::body_budget::BodyBudget;
-use crate::http::health::{HealthState, ReadinessCheck};
+use crate::http::health::{HealthState, ReadinessCheck, ReadinessNotice};
 use crate::http::request_layer::RequestLayer;
 use crate::http::request_metrics::RequestMetrics;
 use crate::jobs::{Job, JobContext, JobScheduler, probe, reseal};
@@ -97,6 +97,7 @@ pub struct App {
     /// The expiry of the certificates that it depends on, other than its own.
     certificate_expiries: CertificateExpiries,
     sender: Sender,
+    dispatch_status: DispatchStatus,
     wake: WorkNotifier,
     webhooks: WebhookSettings,
     jobs: Option<JobScheduler>,
@@ -220,6 +221,7 @@ impl App {
                 .with_certificates(certificate_expiries.clone()),
             certificate_expiries,
             sender,
+            dispatch_status: DispatchStatus::default(),
             wake,
             webhooks: settings.webhooks,
             jobs: settings.job_intervals.is_enabled.then(|| {
@@ -414,6 +416,7 @@ impl App {
         };
         Dispatcher::new(&database, &self.clock, sender, self.wake.clone(), settings)
             .with_metrics(self.delivery_metrics.clone())
+            .with_status(self.dispatch_status.clone())
     }
 
     /// What tells the states that were not known when their events were stored. It runs where the periodic jobs do.
@@ -428,7 +431,9 @@ impl App {
     /// Every route, with the layer around each answer. `/ready` fails once `shutting_down` is cancelled.
     pub fn build_request_layer(&self, shutting_down: CancellationToken) -> RequestLayer {
         let features = [
-            HealthState::new(self.readiness_checks(), shutting_down).into_routes(),
+            HealthState::new(self.readiness_checks(), shutting_down)
+                .with_notices(vec![("deliveries", self.delivery_notice())])
+                .into_routes(),
             apple::verify_routes(
                 self.apple.clone(),
                 self.callers.clone(),
@@ -471,6 +476,19 @@ impl App {
         let encryption: ReadinessCheck =
             Arc::new(move || check_encryption_key(database.clone(), keyring.clone()).boxed());
         vec![("db", db), ("encryption", encryption)]
+    }
+
+    /// Says so when this process takes in notifications and does not deliver: because it should not, or because it cannot.
+    fn delivery_notice(&self) -> ReadinessNotice {
+        let status = self.dispatch_status.clone();
+        let is_dispatcher_enabled = self.webhooks.is_dispatcher_enabled;
+        Arc::new(move || {
+            if !is_dispatcher_enabled {
+                return Some("off: this process only receives".to_owned());
+            }
+            let problem = status.problem()?;
+            Some(format!("waiting: {problem}"))
+        })
     }
 }
 
@@ -564,7 +582,7 @@ fn build_address_guard(settings: &AppSettings, database: &Database) -> EgressPol
 /// outage.
 async fn check_database(database: Database, prepared: Arc<AtomicBool>) -> Result<(), String> {
     database
-        .ping(DATABASE_PING_TIMEOUT)
+        .check_writable(DATABASE_PING_TIMEOUT)
         .await
         .map_err(|problem| problem.to_string())?;
     if prepared.load(Ordering::Relaxed) {
@@ -582,10 +600,19 @@ async fn check_database(database: Database, prepared: Arc<AtomicBool>) -> Result
     }
 }
 
+/// Whether the keys open the canaries. A key that did once, since this process started, stays the right one while the database
+/// is away: what is wrong then stands in the check of the database, and looking for another key would be a mistake.
 async fn check_encryption_key(database: Database, keyring: Arc<Keyring>) -> Result<(), String> {
-    canary::ensure_canaries(&database, &keyring)
-        .await
-        .map_err(|problem| problem.error_class().to_owned())
+    let checked = timeout(
+        DATABASE_PING_TIMEOUT,
+        canary::ensure_canaries(&database, &keyring),
+    );
+    match checked.await {
+        Ok(Ok(())) => Ok(()),
+        Ok(Err(CanaryError::Database(_))) | Err(_) if keyring.is_proved() => Ok(()),
+        Ok(Err(problem)) => Err(problem.error_class().to_owned()),
+        Err(_) => Err(DatabaseConnectError::Timeout.to_string()),
+    }
 }
 
 fn cancelled_token() -> CancellationToken {

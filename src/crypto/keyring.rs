@@ -7,6 +7,7 @@
 
 use std::collections::BTreeMap;
 use std::fmt;
+use std::sync::atomic::{AtomicBool, Ordering};
 
 use aes_gcm::aead::AeadInOut as _;
 use aes_gcm::{Aes256Gcm, KeyInit as _};
@@ -185,6 +186,8 @@ pub struct Keyring {
     keys: BTreeMap<u8, MasterKey>,
     /// How many times [`Keyring::open`] failed, by [`UnsealError::class_index`].
     unseal_failures: [Counter; UnsealError::CLASSES.len()],
+    /// Whether the keys were proved to be those of the database since this process started.
+    is_proved: AtomicBool,
 }
 
 impl Keyring {
@@ -202,7 +205,17 @@ impl Keyring {
             sealing_key_id: id,
             keys,
             unseal_failures: Default::default(),
+            is_proved: AtomicBool::new(false),
         })
+    }
+
+    /// Whether the keys opened the canaries of their database since this process started.
+    pub(crate) fn is_proved(&self) -> bool {
+        self.is_proved.load(Ordering::Relaxed)
+    }
+
+    pub(crate) fn set_proved(&self) {
+        self.is_proved.store(true, Ordering::Relaxed);
     }
 
     /// The id of the key that seals.

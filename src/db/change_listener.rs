@@ -6,19 +6,22 @@
 //! - The first check is end to end: a notification sent over another connection must arrive on the listening one. A
 //!   pooler in transaction mode accepts `LISTEN` and delivers nothing; behind one, caches are never used, and a warning
 //!   is logged.
-//! - After that, a cheap query runs on the listening connection every two seconds. A connection that was lost silently (by
+//! - After that, a small write is committed on the listening connection every second. A connection that was lost silently (by
 //!   a firewall, or with its machine) is noticed within [`LISTEN_LEASE`], and so is a process that was stopped and
 //!   resumed: its lease expired meanwhile.
+//! - It is a write, because after a failover the server before may go on answering questions: as a standby, fenced by its
+//!   operator, or with commits that wait for a standby that is the primary now. Of what is changed on the new primary it knows
+//!   nothing. For the same reason commits that hang show here also in a process that has nothing else to write.
 //!
-//! The cost is one connection and half a query a second.
+//! The cost is one connection and a hundred bytes of write-ahead log a second.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
 use parking_lot::RwLock;
-use sqlx::Executor as _;
 use sqlx::postgres::{PgListener, PgNotification, PgPoolOptions};
+use sqlx::{ConnectOptions as _, Connection as _, Executor as _, Row as _};
 use tokio::time::{Instant, sleep, timeout, timeout_at};
 use tokio_util::sync::CancellationToken;
 
@@ -29,7 +32,13 @@ use crate::crypto::{ExposeSecret as _, token};
 
 /// The channel of the triggers in `migrations/0001_tenants_and_credentials.sql`; the payload is `table:tenant_id`.
 const CHANGES_CHANNEL: &str = "attesto_changes";
-const HEARTBEAT_INTERVAL: Duration = Duration::from_secs(2);
+/// The name of the listening session.
+const APPLICATION_NAME: &str = "attesto-changes";
+const HEARTBEAT_INTERVAL: Duration = Duration::from_secs(1);
+/// Writes something that changes no row and is seen by no reader; its commit waits for the disk and for synchronous standbys as any
+/// other. Null where nothing may be written.
+const HEARTBEAT_SQL: &str = "select case when not (pg_is_in_recovery() or current_setting('transaction_read_only')::bool) \
+    then pg_logical_emit_message(true, 'attesto', '')::text end";
 /// How long a check of the connection may take.
 const PROOF_TIMEOUT: Duration = Duration::from_secs(2);
 /// How long after the start of a successful check the process may assume that it receives all notifications.
@@ -100,6 +109,10 @@ enum ListenError {
     ConnectionEnded,
     #[error("the database did not answer within {PROOF_TIMEOUT:?}")]
     TimedOut,
+    #[error("the database is read-only: is it a standby, or replaced by another server?")]
+    ReadOnly,
+    #[error("the database server was replaced by another one")]
+    ServerReplaced,
     #[error(
         "a notification sent over another connection did not arrive: is there a pooler in transaction mode between? Say in DATABASE_DIRECT_URL where the server itself is"
     )]
@@ -113,6 +126,8 @@ impl ListenError {
             Self::Database(error) => error_class(error),
             Self::ConnectionEnded => "connection ended".to_owned(),
             Self::TimedOut => "no answer".to_owned(),
+            Self::ReadOnly => "read-only".to_owned(),
+            Self::ServerReplaced => "server replaced".to_owned(),
             Self::NotificationsMissing => "notifications do not arrive".to_owned(),
         }
     }
@@ -185,14 +200,17 @@ impl ChangeListener {
     /// Listens on a connection of its own until that is lost. Every wait here is bounded, and may be given up at any
     /// point: sqlx removes a message from its buffer only when all of it has arrived.
     async fn listen_once(&self) -> Result<std::convert::Infallible, ListenError> {
+        let server = self.state.database.direct_server().clone();
+        server.choose_first().await?;
+        let replaced = server.replaced();
         // A pool of its own: the main one may be busy, and a connection that died silently must not go back to it.
-        let options = self.state.database.direct_options();
+        let options = server.current_options();
         let pool = PgPoolOptions::new()
             .max_connections(1)
             .idle_timeout(None)
             .max_lifetime(None)
             .acquire_timeout(PROOF_TIMEOUT)
-            .connect_lazy_with((*options).clone().application_name("attesto-changes"));
+            .connect_lazy_with(options.application_name(APPLICATION_NAME));
         let mut listener = PgListener::connect_with(&pool).await?;
         listener.ignore_pool_close_event(true);
         // A loss is handled here: caches must be cleared before anything else.
@@ -211,6 +229,8 @@ impl ChangeListener {
         self.notify_subscribers(&DatabaseChange::Everything);
         self.call_channel_handlers(|_| true);
 
+        let session = with_timeout(listener.fetch_one("select pg_backend_pid()")).await?;
+        let session: i32 = session.try_get(0)?;
         let mut begun = Instant::now();
         let notify = sqlx::query("select pg_notify($1, '')").bind(&proof);
         with_timeout(notify.execute(self.state.database.pool())).await?;
@@ -219,6 +239,8 @@ impl ChangeListener {
             Err(_) => return Err(ListenError::NotificationsMissing),
         }
         loop {
+            self.send_heartbeat(&mut listener, session, &replaced)
+                .await?;
             while let Some(notification) = listener.next_buffered() {
                 self.handle_notification(&notification);
             }
@@ -233,8 +255,58 @@ impl ChangeListener {
                 }
             }
             begun = Instant::now();
-            with_timeout(listener.execute("select 1")).await?;
         }
+    }
+
+    /// Commits a write on the listening connection: its server must still be the one that changes are made on.
+    ///
+    /// A commit that hangs is waited for. A new connection would hang in the same way, and leave one more session behind on a server
+    /// that has a limited number of them. Meanwhile the lease ends.
+    async fn send_heartbeat(
+        &self,
+        listener: &mut PgListener,
+        session: i32,
+        replaced: &CancellationToken,
+    ) -> Result<(), ListenError> {
+        let database = &self.state.database;
+        let beat = database.writes().observe(listener.fetch_one(HEARTBEAT_SQL));
+        let mut beat = std::pin::pin!(beat);
+        let written = loop {
+            tokio::select! {
+                biased;
+                written = &mut beat => break written?,
+                () = replaced.cancelled() => return Err(ListenError::ServerReplaced),
+                () = sleep(PROOF_TIMEOUT) => {
+                    database.direct_server().suspect();
+                    if !self.is_session_working(session).await {
+                        return Err(ListenError::TimedOut);
+                    }
+                }
+            }
+        };
+        let written: Option<String> = written.try_get(0)?;
+        database.direct_server().set_read_only(written.is_none());
+        written.map(drop).ok_or(ListenError::ReadOnly)
+    }
+
+    /// Whether the server is still at work for the listening session, asked over a connection of its own. If not, or if there is no
+    /// answer, the session was lost on the way.
+    async fn is_session_working(&self, session: i32) -> bool {
+        let asking = async {
+            let options = self.state.database.direct_options();
+            let mut connection = options.application_name(APPLICATION_NAME).connect().await?;
+            let is_working = sqlx::query_scalar(
+                "select exists (select from pg_stat_activity \
+                 where pid = $1 and application_name = $2 and state = 'active')",
+            )
+            .bind(session)
+            .bind(APPLICATION_NAME)
+            .fetch_one(&mut connection)
+            .await?;
+            let _ = connection.close().await;
+            Ok::<bool, Error>(is_working)
+        };
+        matches!(timeout(PROOF_TIMEOUT, asking).await, Ok(Ok(true)))
     }
 
     /// Waits for a notification on the channel `proof`.

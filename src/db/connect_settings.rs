@@ -1,5 +1,6 @@
 //! [`ConnectSettings`]: the address of the database and the limits of the pool.
 
+use std::borrow::Cow;
 use std::str::FromStr as _;
 use std::time::Duration;
 
@@ -9,12 +10,49 @@ use url::Url;
 /// The address of the database and the limits of the pool.
 #[derive(Clone)]
 pub struct ConnectSettings {
-    pub(super) options: PgConnectOptions,
+    pub(super) servers: ServerList,
     /// The same database, reached without the pooler.
-    pub(super) direct_options: Option<PgConnectOptions>,
+    pub(super) direct_servers: Option<ServerList>,
     pub(super) max_connections: u32,
     pub(super) idle_timeout: Duration,
     pub(super) connect_timeout: Duration,
+}
+
+/// The servers of one URL, in its order, of which one is used at a time. All else (user, database, TLS) is the same for all.
+#[derive(Clone)]
+pub(super) struct ServerList {
+    /// Never empty.
+    pub(super) servers: Vec<PgConnectOptions>,
+    pub(super) target: TargetSession,
+}
+
+/// Which of several servers is used: `target_session_attrs`, as libpq understands it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum TargetSession {
+    /// The first that accepts a connection.
+    Any,
+    /// The first whose sessions may write.
+    ReadWrite,
+    /// The first that is no standby.
+    Primary,
+}
+
+impl TargetSession {
+    /// As the parameter's value.
+    pub(super) fn as_str(self) -> &'static str {
+        match self {
+            Self::Any => "any",
+            Self::ReadWrite => "read-write",
+            Self::Primary => "primary",
+        }
+    }
+
+    fn parse(value: &str) -> Result<Self, DatabaseUrlError> {
+        [Self::Any, Self::ReadWrite, Self::Primary]
+            .into_iter()
+            .find(|target| target.as_str() == value)
+            .ok_or(DatabaseUrlError::UnknownTarget)
+    }
 }
 
 /// Why a database URL is refused. Never repeats the URL, which may hold a password.
@@ -39,6 +77,12 @@ pub enum DatabaseUrlError {
         /// The parameter's name.
         name: &'static str,
     },
+    /// Another kind of server is asked for than there is.
+    #[error("its parameter target_session_attrs must be any, read-write or primary")]
+    UnknownTarget,
+    /// Several hosts and a different number of ports.
+    #[error("it must name one port for all of its hosts, or one for each")]
+    PortCount,
 }
 
 /// The parameters of Postgres that sqlx understands.
@@ -58,27 +102,34 @@ const SQLX_PARAMETERS: [&str; 12] = [
 ];
 
 impl ConnectSettings {
-    /// The URL without the password: `postgres://user@host:5432/database`.
+    /// The URL without the password: `postgres://user@host:5432/database`, with every host.
     pub fn redacted_url(&self) -> String {
-        let options = &self.options;
-        let host = match options.get_socket() {
-            Some(socket) => socket.display().to_string(),
-            None if options.get_host().contains(':') => format!("[{}]", options.get_host()),
-            None => options.get_host().to_owned(),
-        };
-        let database = options.get_database().unwrap_or(options.get_username());
+        let hosts = self.servers.servers.iter().map(|options| {
+            let host = match options.get_socket() {
+                Some(socket) => socket.display().to_string(),
+                None if options.get_host().contains(':') => format!("[{}]", options.get_host()),
+                None => options.get_host().to_owned(),
+            };
+            format!("{host}:{}", options.get_port())
+        });
+        let hosts: Vec<_> = hosts.collect();
+        let first = &self.servers.servers[0];
+        let database = first.get_database().unwrap_or(first.get_username());
         format!(
-            "postgres://{}@{host}:{}/{database}",
-            options.get_username(),
-            options.get_port()
+            "postgres://{}@{}/{database}",
+            first.get_username(),
+            hosts.join(",")
         )
     }
 
     /// With the defaults of [`ConnectSettings::from_url`].
     pub(crate) fn with_options(options: PgConnectOptions) -> Self {
         Self {
-            options: without_float_digits(options),
-            direct_options: None,
+            servers: ServerList {
+                servers: vec![without_float_digits(options)],
+                target: TargetSession::Any,
+            },
+            direct_servers: None,
             max_connections: 20,
             idle_timeout: Duration::from_mins(10),
             connect_timeout: Duration::from_secs(3),
@@ -90,25 +141,36 @@ impl ConnectSettings {
     #[must_use]
     pub fn with_direct(self, direct: Self) -> Self {
         Self {
-            direct_options: Some(direct.options),
+            direct_servers: Some(direct.servers),
             ..self
         }
     }
 
     /// Reads a `postgres://` URL. `max` (connections, default 20), `idle_timeout` and `connect_timeout` (seconds,
-    /// defaults 600 and 3) are ours; the others are Postgres' own. Those that sqlx does not know are ignored.
+    /// defaults 600 and 3) are ours; the others are Postgres' own. Those that are not known are ignored.
+    ///
+    /// Several hosts (`postgres://one:5432,two:5433/database`, or in the parameters `host` and `port`) are tried in this
+    /// order, as by libpq. `target_session_attrs` is `any`, `read-write` or `primary`; without it, it is `read-write` where
+    /// there are several hosts, because a standby is of no use to this service, and `any` for a single host.
     pub fn from_url(text: &str) -> Result<Self, DatabaseUrlError> {
-        let mut url = Url::parse(text).map_err(|_| DatabaseUrlError::NotAUrl)?;
+        let (text, mut addresses) = split_hosts(text)?;
+        let mut url = Url::parse(&text).map_err(|_| DatabaseUrlError::NotAUrl)?;
         if !matches!(url.scheme(), "postgres" | "postgresql") {
             return Err(DatabaseUrlError::NotAUrl);
         }
         let (mut max, mut idle, mut connect) = (20, 600, 3);
+        let mut target = None;
+        let (mut hosts, mut ports) = (Vec::new(), Vec::new());
         let mut others = Vec::new();
+        let list = |value: &str| value.split(',').map(str::to_owned).collect::<Vec<_>>();
         for (name, value) in url.query_pairs() {
             match name.as_ref() {
                 "max" => max = parse_parameter("max", &value, 2, 1000)?,
                 "idle_timeout" => idle = parse_parameter("idle_timeout", &value, 1, 86_400)?,
                 "connect_timeout" => connect = parse_parameter("connect_timeout", &value, 1, 300)?,
+                "target_session_attrs" => target = Some(TargetSession::parse(&value)?),
+                "host" if value.contains(',') => hosts = list(&value),
+                "port" if value.contains(',') => ports = list(&value),
                 // sqlx would log a parameter it does not know, with its value, and that may be a secret.
                 _ => {
                     let known = SQLX_PARAMETERS.into_iter().find(|known| *known == name);
@@ -133,10 +195,36 @@ impl ConnectSettings {
                 DatabaseUrlError::InvalidValue { name }
             })
         })?;
-        let options = without_ipv6_brackets(options);
+        let options = without_float_digits(without_ipv6_brackets(options));
+        if !hosts.is_empty() {
+            if hosts.iter().any(String::is_empty) {
+                return Err(DatabaseUrlError::InvalidValue { name: "host" });
+            }
+            let alone = hosts
+                .iter()
+                .map(|host| (without_brackets(host).to_owned(), None));
+            addresses = alone.collect();
+        }
+        if !ports.is_empty() {
+            addresses = with_ports(addresses, &ports)?;
+        }
+        let servers = if addresses.is_empty() {
+            vec![options]
+        } else {
+            let at = |(host, port): &(String, Option<u16>)| at_address(&options, host, *port);
+            addresses.iter().map(at).collect()
+        };
+        let default_target = if servers.len() > 1 {
+            TargetSession::ReadWrite
+        } else {
+            TargetSession::Any
+        };
         Ok(Self {
-            options: without_float_digits(options),
-            direct_options: None,
+            servers: ServerList {
+                servers,
+                target: target.unwrap_or(default_target),
+            },
+            direct_servers: None,
             max_connections: u32::try_from(max).unwrap_or(u32::MAX),
             idle_timeout: Duration::from_secs(idle),
             connect_timeout: Duration::from_secs(connect),
@@ -144,16 +232,82 @@ impl ConnectSettings {
     }
 }
 
+/// A host or the folder of a socket, and its port if it has one of its own.
+type ServerAddress = (String, Option<u16>);
+
+/// Takes all hosts but the first out of the URL, which is then one that every parser reads. The list is empty where the URL names
+/// a single host.
+fn split_hosts(whole: &str) -> Result<(Cow<'_, str>, Vec<ServerAddress>), DatabaseUrlError> {
+    let Some((scheme, rest)) = whole.split_once("://") else {
+        return Err(DatabaseUrlError::NotAUrl);
+    };
+    let end = rest.find(['/', '?', '#']).unwrap_or(rest.len());
+    let (authority, path) = rest.split_at(end);
+    let (user, hosts) = match authority.rsplit_once('@') {
+        Some((user, hosts)) => (Some(user), hosts),
+        None => (None, authority),
+    };
+    let user = user.map_or(String::new(), |user| format!("{user}@"));
+    if !hosts.contains(',') {
+        // `postgres://user@/database?host=/folder`: libpq reads it, and the parser of URLs wants a host.
+        let is_empty = hosts.is_empty() && !user.is_empty();
+        let text = is_empty.then(|| format!("{scheme}://{user}localhost{path}").into());
+        return Ok((text.unwrap_or(whole.into()), Vec::new()));
+    }
+    let read = |address: &str| {
+        let url = Url::parse(&format!("postgres://{address}")).ok()?;
+        let host = url.host_str().filter(|host| !host.is_empty())?;
+        Some((without_brackets(host).to_owned(), url.port()))
+    };
+    let addresses: Option<Vec<_>> = hosts.split(',').map(read).collect();
+    let addresses = addresses.ok_or(DatabaseUrlError::NotAUrl)?;
+    // Without a port, which would be that of all hosts.
+    Ok((
+        format!("{scheme}://{user}localhost{path}").into(),
+        addresses,
+    ))
+}
+
+fn without_brackets(host: &str) -> &str {
+    let inside = host.strip_prefix('[');
+    let inside = inside.and_then(|host| host.strip_suffix(']'));
+    inside.unwrap_or(host)
+}
+
+/// Gives each address its port of the parameter `port`.
+fn with_ports(
+    addresses: Vec<ServerAddress>,
+    ports: &[String],
+) -> Result<Vec<ServerAddress>, DatabaseUrlError> {
+    if addresses.len() != ports.len() {
+        return Err(DatabaseUrlError::PortCount);
+    }
+    let both = addresses.into_iter().zip(ports);
+    both.map(|((host, _), port)| {
+        let port = port
+            .parse()
+            .map_err(|_| DatabaseUrlError::InvalidValue { name: "port" })?;
+        Ok((host, Some(port)))
+    })
+    .collect()
+}
+
+fn at_address(options: &PgConnectOptions, host: &str, port: Option<u16>) -> PgConnectOptions {
+    let options = match port {
+        Some(port) => options.clone().port(port),
+        None => options.clone(),
+    };
+    if host.starts_with('/') {
+        options.socket(host)
+    } else {
+        options.host(host)
+    }
+}
+
 /// Removes the brackets of `[::1]`: sqlx keeps them and looks for a host of that name.
 fn without_ipv6_brackets(options: PgConnectOptions) -> PgConnectOptions {
-    let host = options.get_host();
-    let inside = host
-        .strip_prefix('[')
-        .and_then(|host| host.strip_suffix(']'));
-    match inside.map(str::to_owned) {
-        Some(address) => options.host(&address),
-        None => options,
-    }
+    let address = without_brackets(options.get_host()).to_owned();
+    options.host(&address)
 }
 
 /// Removes `extra_float_digits`, a start-up parameter that sqlx adds and `PgBouncer` refuses unless it is configured to ignore
@@ -201,6 +355,23 @@ mod tests {
                 Some(DatabaseUrlError::InvalidValue { name: "port" }),
             ),
             (
+                "postgres://db,db2:5433/x?target_session_attrs=read-write",
+                None,
+            ),
+            (
+                "postgres://db/?target_session_attrs=prefer-standby",
+                Some(DatabaseUrlError::UnknownTarget),
+            ),
+            (
+                "postgres:///x?host=a,b&port=1,2,3",
+                Some(DatabaseUrlError::PortCount),
+            ),
+            (
+                "postgres:///x?host=a,b&port=1,x",
+                Some(DatabaseUrlError::InvalidValue { name: "port" }),
+            ),
+            ("postgres://a,:5432/x", Some(DatabaseUrlError::NotAUrl)),
+            (
                 "postgres://db/?max=1",
                 Some(DatabaseUrlError::OutOfRange {
                     name: "max",
@@ -231,7 +402,7 @@ mod tests {
             "postgres://ada@ignored:5433/attesto?hostaddr=::1",
         ] {
             let settings = ConnectSettings::from_url(url).unwrap();
-            assert_eq!(settings.options.get_host(), "::1", "{url}");
+            assert_eq!(settings.servers.servers[0].get_host(), "::1", "{url}");
             assert_eq!(settings.redacted_url(), "postgres://ada@[::1]:5433/attesto");
         }
     }
@@ -244,8 +415,48 @@ mod tests {
         assert_eq!(settings.idle_timeout, Duration::from_mins(1));
         assert_eq!(settings.connect_timeout, Duration::from_secs(3));
         assert_eq!(
-            settings.options.get_socket().unwrap().to_str(),
+            settings.servers.servers[0].get_socket().unwrap().to_str(),
             Some("/run/pg")
         );
+    }
+
+    #[test]
+    fn several_hosts_are_read_as_libpq_reads_them() {
+        for (url, expected, target) in [
+            (
+                "postgres://ada:a%2Cb@one:5433,two/x",
+                "postgres://ada@one:5433,two:5432/x",
+                TargetSession::ReadWrite,
+            ),
+            (
+                "postgres://ada@one,[::1]:6000,10.0.0.3/x?target_session_attrs=primary&max=7",
+                "postgres://ada@one:5432,[::1]:6000,10.0.0.3:5432/x",
+                TargetSession::Primary,
+            ),
+            (
+                "postgres://ada@/x?host=/run/a,/run/b&port=5433",
+                "postgres://ada@/run/a:5433,/run/b:5433/x",
+                TargetSession::ReadWrite,
+            ),
+            (
+                "postgres://ada@/x?host=one,two&port=1,2&target_session_attrs=any",
+                "postgres://ada@one:1,two:2/x",
+                TargetSession::Any,
+            ),
+            (
+                "postgres://ada@one/x",
+                "postgres://ada@one:5432/x",
+                TargetSession::Any,
+            ),
+            (
+                "postgres://ada@one/x?target_session_attrs=read-write",
+                "postgres://ada@one:5432/x",
+                TargetSession::ReadWrite,
+            ),
+        ] {
+            let settings = ConnectSettings::from_url(url).unwrap();
+            assert_eq!(settings.redacted_url(), expected, "{url}");
+            assert_eq!(settings.servers.target, target, "{url}");
+        }
     }
 }

@@ -8,11 +8,13 @@ use std::time::Duration;
 
 use sqlx::migrate::Migrator;
 use sqlx::postgres::{PgConnectOptions, PgConnection, PgPoolOptions};
-use sqlx::{AssertSqlSafe, ConnectOptions as _, Connection as _, Executor as _, Row as _};
+use sqlx::{ConnectOptions as _, Connection as _, Executor as _, Row as _};
 use tokio::time::{sleep, timeout};
 
 use super::clock_offset::ClockOffset;
-use super::pool::session_timeouts_sql;
+use super::pool::session_settings_sql;
+use super::server_watch::{SERVER_STATUS_SQL, ServerStatus, ServerWatch, WeakServerWatch};
+use super::write_watch::WriteWatch;
 use super::{ConnectSettings, DbPool, Error, MIGRATOR};
 
 /// The person who changes something, for the log of changes (`operator_audit`).
@@ -30,8 +32,15 @@ pub struct Operator {
 const DELIVERY_CONNECTIONS: u32 = 3;
 /// The lifetime of a reserved connection: the same as sqlx gives the others.
 const DELIVERY_CONNECTION_TTL: Duration = Duration::from_mins(30);
+/// The name of their sessions.
+const DELIVERY_APPLICATION: &str = "attesto-deliveries";
 /// In a smaller pool than this, no connection is reserved.
 const MIN_CONNECTIONS_TO_RESERVE: u32 = 8;
+
+/// How long a connection of the pool may take to show that it is alive, before another is opened.
+const LIVENESS_TIMEOUT: Duration = Duration::from_secs(1);
+/// A session that may not write is not replaced sooner: the new one would be the same.
+const MIN_READ_ONLY_AGE: Duration = Duration::from_secs(1);
 
 /// How long the pool may leave a ping unanswered before a connection beside it is tried, to find the cause.
 const PING_PROBE_DELAY: Duration = Duration::from_millis(100);
@@ -40,13 +49,17 @@ const PING_PROBE_DELAY: Duration = Duration::from_millis(100);
 #[derive(Clone)]
 pub struct Database {
     pool: DbPool,
+    /// The servers of the pool.
+    server: ServerWatch,
     /// The same database without the pooler, if there is a pooler.
-    direct_options: Option<Arc<PgConnectOptions>>,
+    direct_server: Option<ServerWatch>,
+    /// The writes of this process.
+    writes: WriteWatch,
     /// Connections reserved for deliveries.
     delivery_pool: Arc<OnceLock<DbPool>>,
     settings: Arc<ConnectSettings>,
-    /// Through the pooler, if there is one.
-    pooler_options: Option<Arc<PgConnectOptions>>,
+    /// The servers of `DATABASE_URL`, if they are poolers.
+    pooler: Option<ServerWatch>,
     /// The migrations of this release.
     pub(super) migrator: &'static Migrator,
     /// The lifetime of a reserved connection.
@@ -74,6 +87,10 @@ pub enum DatabaseConnectError {
     PoolExhausted,
     /// It is starting, recovering or shutting down.
     Starting,
+    /// It answers, but its sessions may not write: a standby, or a primary that is to be replaced.
+    ReadOnly,
+    /// It answers, but commits do not complete: a synchronous standby is away, or the disk hangs.
+    WritesStalled,
     /// TLS is required and not available, or the certificate is not trusted.
     Tls,
     /// None of the causes above.
@@ -91,9 +108,17 @@ impl fmt::Display for DatabaseConnectError {
             Self::TooManyConnections => "too many connections",
             Self::PoolExhausted => "no free connection",
             Self::Starting => "starting up or shutting down",
+            Self::ReadOnly => "read-only",
+            Self::WritesStalled => "writes do not complete",
             Self::Tls => "tls",
             Self::Other => "error",
         })
+    }
+}
+
+impl From<DatabaseConnectError> for Error {
+    fn from(problem: DatabaseConnectError) -> Self {
+        Self::Io(io::Error::other(format!("the database: {problem}")))
     }
 }
 
@@ -115,6 +140,7 @@ impl DatabaseConnectError {
                 Some("3D000") => Self::DatabaseMissing,
                 Some("53300") => Self::TooManyConnections,
                 Some("57014") => Self::Timeout,
+                Some("25006") => Self::ReadOnly,
                 Some(code) if code.starts_with("28") => Self::AuthenticationFailed,
                 Some(code) if code.starts_with("57P") => Self::Starting,
                 _ => Self::Other,
@@ -145,53 +171,43 @@ impl Database {
     }
 
     fn open_with(settings: &ConnectSettings, name: String, operator: Option<Operator>) -> Self {
-        let direct_options = settings.direct_options.clone().map(Arc::new);
-        let pooler_options = direct_options
-            .as_ref()
-            .map(|_| Arc::new(settings.options.clone()));
+        let direct_server = settings.direct_servers.clone().map(ServerWatch::new);
+        let from_url = ServerWatch::new(settings.servers.clone());
+        let pooler = direct_server.is_some().then(|| from_url.clone());
         // The operator is set in the session, so the session must not be shared.
-        let way = match &direct_options {
-            Some(direct) if operator.is_some() => direct.as_ref(),
-            _ => &settings.options,
+        let server = match &direct_server {
+            Some(direct) if operator.is_some() => direct.clone(),
+            _ => from_url,
         };
-        let is_shared = direct_options.is_some() && operator.is_none();
-        let options = way.clone().application_name(&name);
-        let operator = operator.map(|operator| Arc::new((name, operator)));
+        let is_shared = direct_server.is_some() && operator.is_none();
+        let options = server.current_options().application_name(&name);
+        let operator = operator.map(|operator| Arc::new((name.clone(), operator)));
         let most = match operator {
             None if settings.max_connections >= MIN_CONNECTIONS_TO_RESERVE => {
                 settings.max_connections - DELIVERY_CONNECTIONS
             }
             _ => settings.max_connections,
         };
+        let hooks = SessionHooks {
+            server: server.downgrade(),
+            is_shared,
+            operator,
+            max_age: None,
+        };
         let pool = PgPoolOptions::new()
             .max_connections(most)
             .idle_timeout(settings.idle_timeout)
-            .acquire_timeout(settings.connect_timeout)
-            .after_connect(move |connection, _| {
-                let operator = operator.clone();
-                Box::pin(async move {
-                    if !is_shared {
-                        connection
-                            .execute(AssertSqlSafe(session_timeouts_sql("set")))
-                            .await?;
-                    }
-                    match operator.as_deref() {
-                        Some((name, operator)) => {
-                            set_session_operator(connection, name, operator).await
-                        }
-                        None => Ok(()),
-                    }
-                })
-            })
-            .after_release(|connection, _| Box::pin(is_outside_transaction(connection)))
-            .connect_lazy_with(options);
-        let pool = DbPool::new(pool, is_shared);
+            .acquire_timeout(settings.connect_timeout);
+        let pool = hooks.install(pool).connect_lazy_with(options);
+        server.add_pool(&pool, &name);
         Self {
-            pool,
+            pool: DbPool::new(pool, server.clone(), is_shared),
+            server,
+            direct_server,
+            writes: WriteWatch::default(),
             delivery_pool: Arc::default(),
             settings: Arc::new(settings.clone()),
-            direct_options,
-            pooler_options,
+            pooler,
             migrator: &MIGRATOR,
             delivery_connection_ttl: DELIVERY_CONNECTION_TTL,
             clock_offset: Arc::default(),
@@ -199,41 +215,33 @@ impl Database {
     }
 
     /// Reserves connections for deliveries, if the pool is large enough: deliveries go on when requests use all others or the
-    /// server has none left. They count towards `max`, are opened at once, and are replaced after half an hour, so that none
-    /// stays connected to a server that became read-only in a failover.
+    /// server has none left. They count towards `max`, are opened at once, and are replaced after half an hour.
     #[must_use]
     pub fn for_deliveries(&self) -> Self {
         if self.settings.max_connections < MIN_CONNECTIONS_TO_RESERVE {
             return self.clone();
         }
         let pool = self.delivery_pool.get_or_init(|| {
-            let is_shared = self.direct_options.is_some();
-            let options = self.settings.options.clone();
-            let kept = self.delivery_connection_ttl;
+            let is_shared = self.direct_server.is_some();
+            let hooks = SessionHooks {
+                server: self.server.downgrade(),
+                is_shared,
+                operator: None,
+                max_age: Some(self.delivery_connection_ttl),
+            };
             let pool = PgPoolOptions::new()
                 .min_connections(DELIVERY_CONNECTIONS)
                 .max_connections(DELIVERY_CONNECTIONS)
                 .idle_timeout(None)
-                // With a lifetime, sqlx would open none before first use: `after_release` closes old ones instead.
+                // With a lifetime, sqlx would open none before first use: the hook closes old ones instead.
                 .max_lifetime(None)
-                .acquire_timeout(self.settings.connect_timeout)
-                .after_connect(move |connection, _| {
-                    Box::pin(async move {
-                        if !is_shared {
-                            connection
-                                .execute(AssertSqlSafe(session_timeouts_sql("set")))
-                                .await?;
-                        }
-                        Ok(())
-                    })
-                })
-                .after_release(move |connection, meta| {
-                    Box::pin(async move {
-                        Ok(meta.age <= kept && is_outside_transaction(connection).await?)
-                    })
-                })
-                .connect_lazy_with(options.application_name("attesto-deliveries"));
-            DbPool::new(pool, is_shared)
+                .acquire_timeout(self.settings.connect_timeout);
+            let options = self.server.current_options();
+            let pool = hooks
+                .install(pool)
+                .connect_lazy_with(options.application_name(DELIVERY_APPLICATION));
+            self.server.add_pool(&pool, DELIVERY_APPLICATION);
+            DbPool::new(pool, self.server.clone(), is_shared)
         });
         Self {
             pool: pool.clone(),
@@ -259,25 +267,29 @@ impl Database {
         }
     }
 
-    /// The address of the server itself, for what needs one session over several statements.
-    pub(super) fn direct_options(&self) -> Arc<PgConnectOptions> {
-        let direct = self.direct_options.clone();
-        direct.unwrap_or_else(|| self.pool.sqlx_pool().connect_options())
+    /// The server itself, for what needs one session over several statements.
+    pub(super) fn direct_server(&self) -> &ServerWatch {
+        self.direct_server.as_ref().unwrap_or(&self.server)
+    }
+
+    /// The address of the server itself: of the one in use, if there are several.
+    pub(super) fn direct_options(&self) -> PgConnectOptions {
+        self.direct_server().current_options()
     }
 
     /// A connection to the server itself, outside the pool and without its limits.
     pub async fn connect_directly(&self, application: &str) -> Result<PgConnection, Error> {
-        let options = self.direct_options().as_ref().clone();
+        self.direct_server().choose_first().await?;
+        let options = self.direct_options();
         options.application_name(application).connect().await
     }
 
-    /// The addresses of the server and of the pooler, where they were given as addresses and not as names.
+    /// The addresses of the servers and of the poolers, where they were given as addresses and not as names.
     pub fn server_addresses(&self) -> Vec<SocketAddr> {
-        let both = [
-            self.pool.sqlx_pool().connect_options(),
-            self.direct_options(),
-        ];
-        let addresses = both.iter().filter_map(|options| {
+        let lists = [&self.settings.servers]
+            .into_iter()
+            .chain(&self.settings.direct_servers);
+        let addresses = lists.flat_map(|list| &list.servers).filter_map(|options| {
             let address = options.get_host().parse().ok()?;
             Some(SocketAddr::new(address, options.get_port()))
         });
@@ -320,18 +332,44 @@ impl Database {
         &self.pool
     }
 
+    /// The writes of this process: whether they complete.
+    pub fn writes(&self) -> &WriteWatch {
+        &self.writes
+    }
+
+    /// Why nothing can be written now, as far as this process has noticed: `ReadOnly` or `WritesStalled`. What such a server says is
+    /// out of date, if another has taken over.
+    pub fn write_problem(&self) -> Option<DatabaseConnectError> {
+        if self.server.is_read_only() || self.direct_server().is_read_only() {
+            Some(DatabaseConnectError::ReadOnly)
+        } else if self.writes.is_stalled() {
+            Some(DatabaseConnectError::WritesStalled)
+        } else {
+            None
+        }
+    }
+
+    /// Whether the database answers within `patience` and takes writes; if not, the cause. Writes nothing: whether writes complete
+    /// is judged by those of this process.
+    pub async fn check_writable(&self, patience: Duration) -> Result<(), DatabaseConnectError> {
+        self.ping(patience).await?;
+        self.write_problem().map_or(Ok(()), Err)
+    }
+
     /// Whether the database answers within `patience`; if not, the cause.
     ///
     /// The pool hides the cause: it keeps trying while the server refuses connections. So when it does not answer at
     /// once, a connection beside the pool is tried too, whose error says more.
     pub async fn ping(&self, patience: Duration) -> Result<(), DatabaseConnectError> {
         let through_pool = async {
-            let mut connection = self.pool.sqlx_pool().acquire().await?;
-            connection.execute("select 1").await.map(drop)
+            let mut session = self.pool.acquire().await?;
+            let status = ServerStatus::from_row(&session.fetch_row(SERVER_STATUS_SQL).await?)?;
+            self.server.set_read_only(status.is_read_only);
+            Ok(())
         };
         let beside_pool = async {
             sleep(PING_PROBE_DELAY).await;
-            let connection = self.pool.sqlx_pool().connect_options().connect().await?;
+            let connection = self.server.current_options().connect().await?;
             // The server answers, so the pool decides: it may still be waiting for a free connection.
             let _ = connection.close().await;
             Ok::<_, Error>(())
@@ -367,9 +405,11 @@ impl Database {
             let _ = connection.close().await;
             Ok::<_, Error>(found)
         };
-        let pooler = self.pooler_options.clone()?;
+        let pooler = self.pooler.as_ref()?;
         let both = async {
-            let one = ask(&pooler).await?;
+            pooler.choose_first().await?;
+            self.direct_server().choose_first().await?;
+            let one = ask(&pooler.current_options()).await?;
             Ok::<_, Error>(one == ask(&self.direct_options()).await?)
         };
         let asked = timeout(patience, both).await;
@@ -387,6 +427,92 @@ impl Database {
     }
 }
 
+/// What a pool does with its sessions beside their use.
+#[derive(Clone)]
+struct SessionHooks {
+    server: WeakServerWatch,
+    /// Whether the server's session may change after each transaction (a pooler in transaction mode).
+    is_shared: bool,
+    /// With the name of the sessions.
+    operator: Option<Arc<(String, Operator)>>,
+    /// Older connections are closed.
+    max_age: Option<Duration>,
+}
+
+impl SessionHooks {
+    fn install(self, options: PgPoolOptions) -> PgPoolOptions {
+        let (preparing, testing, returning) = (self.clone(), self.clone(), self);
+        options
+            .after_connect(move |connection, _| {
+                let hooks = preparing.clone();
+                Box::pin(async move { hooks.prepare_session(connection).await })
+            })
+            // The hook does it, within a time.
+            .test_before_acquire(false)
+            .before_acquire(move |connection, meta| {
+                let is_outdated = testing.server.is_outdated(meta.age);
+                Box::pin(async move {
+                    if is_outdated {
+                        return Ok(false);
+                    }
+                    match timeout(LIVENESS_TIMEOUT, connection.ping()).await {
+                        Ok(answer) => answer.map(|()| true),
+                        Err(_) => Err(Error::Io(io::ErrorKind::TimedOut.into())),
+                    }
+                })
+            })
+            .after_release(move |connection, meta| {
+                let hooks = returning.clone();
+                Box::pin(async move { hooks.may_be_used_again(connection, meta.age).await })
+            })
+    }
+
+    async fn prepare_session(&self, connection: &mut PgConnection) -> Result<(), Error> {
+        if !self.is_shared {
+            let settings = session_settings_sql();
+            self.server.prepare_session(connection, &settings).await?;
+        }
+        match self.operator.as_deref() {
+            Some((name, operator)) => set_session_operator(connection, name, operator).await,
+            None => Ok(()),
+        }
+    }
+
+    /// Whether a connection that comes back to the pool may be given to the next caller.
+    ///
+    /// When a `begin` of sqlx's own is cancelled before its answer arrives, sqlx 0.9.0 does not know that
+    /// a transaction was begun: it returns the connection as it is, and the next caller's plain `insert` succeeds inside a
+    /// transaction that is never committed. Outside a transaction the clocks of transaction and statement are the same. It
+    /// must be one message of the simple protocol: the extended one has a clock for each of its steps. [`DbPool`] begins
+    /// transactions in its own way; this is the second line. Can go when tests/it/database.rs says that sqlx no longer needs it.
+    ///
+    /// A session that may not write is closed too: since it was opened, its server became a standby or was fenced, and another
+    /// one may be the primary now.
+    ///
+    /// This runs after the caller is done and delays no request.
+    async fn may_be_used_again(
+        &self,
+        connection: &mut PgConnection,
+        age: Duration,
+    ) -> Result<bool, Error> {
+        if self.max_age.is_some_and(|max_age| age > max_age) {
+            return Ok(false);
+        }
+        let row = connection.fetch_one(RELEASED_SESSION_SQL).await?;
+        let is_outside: bool = row.try_get(0)?;
+        if !is_outside {
+            tracing::warn!("closing a connection that came back inside a transaction");
+            return Ok(false);
+        }
+        let is_read_only: bool = row.try_get(1)?;
+        self.server.set_read_only(is_read_only);
+        Ok(!is_read_only || age < MIN_READ_ONLY_AGE)
+    }
+}
+
+/// Whether a session is outside a transaction, and whether it may not write.
+const RELEASED_SESSION_SQL: &str = "select now() = statement_timestamp(),     pg_is_in_recovery() or current_setting('transaction_read_only')::bool";
+
 /// Sets the operator of a session.
 async fn set_session_operator(
     connection: &mut PgConnection,
@@ -403,24 +529,4 @@ async fn set_session_operator(
         .execute(connection)
         .await
         .map(drop)
-}
-
-/// Whether a connection that comes back to the pool may be given to the next caller.
-///
-/// When `begin` is cancelled before its answer arrives (a client that hangs up is enough), sqlx 0.9.0 does not know that
-/// a transaction was begun: it returns the connection as it is, and the next caller's plain `insert` succeeds inside a
-/// transaction that is never committed. Outside a transaction the clocks of transaction and statement are the same. It
-/// must be one message of the simple protocol: the extended one has a clock for each of its steps.
-///
-/// This runs after the caller is done and delays no request. A connection that is inside a transaction is closed, which
-/// rolls the transaction back. Can go when tests/it/database.rs says that sqlx no longer needs it.
-async fn is_outside_transaction(connection: &mut PgConnection) -> Result<bool, Error> {
-    let row = connection
-        .fetch_one("select now() = statement_timestamp()")
-        .await?;
-    let outside: bool = row.try_get(0)?;
-    if !outside {
-        tracing::warn!("closing a connection that came back inside a transaction");
-    }
-    Ok(outside)
 }

@@ -10,16 +10,36 @@ pub fn is_unavailable(error: &Error) -> bool {
         | Error::PoolClosed
         | Error::WorkerCrashed
         | Error::Tls(_) => true,
-        // Class 57P: shutting down, crashed, starting. Class 53: out of connections, disk or memory. Class 08: connection.
-        // 57014: our own statement timeout.
-        Error::Database(error) => error.code().is_some_and(|code| {
-            code.starts_with("57P")
-                || code.starts_with("53")
-                || code.starts_with("08")
-                || code == "57014"
-        }),
+        Error::Database(error) => error.code().is_some_and(|code| is_unavailable_code(&code)),
         _ => false,
     }
+}
+
+/// The same for an SQLSTATE.
+fn is_unavailable_code(code: &str) -> bool {
+    const CLASSES: [&str; 4] = [
+        // The connection.
+        "08", // User or password: one of the two was changed, and the other will be.
+        "28", // Out of connections, disk or memory.
+        "53", // Shutting down, crashed, starting.
+        "57P",
+    ];
+    const CODES: [&str; 6] = [
+        // Our own statement timeout.
+        "57014",
+        // Read-only: a standby, or a primary that another server is to replace.
+        "25006", // The server ended an idle transaction.
+        "25P03", // No such database: another server, or one that is being restored.
+        "3D000", // Still a conflict after several attempts.
+        "40001", "40P01",
+    ];
+    CLASSES.iter().any(|class| code.starts_with(class)) || CODES.contains(&code)
+}
+
+/// Whether Postgres ended a transaction to resolve a deadlock or a conflict between transactions: nothing was changed, and the same
+/// can succeed at once.
+pub(super) fn is_serialization_failure(error: &Error) -> bool {
+    matches!(error, Error::Database(cause) if matches!(cause.code().as_deref(), Some("40001" | "40P01")))
 }
 
 /// Whether an error is our own lock timeout: another session held a lock for too long. Nothing was changed, and trying again
@@ -59,5 +79,25 @@ pub fn map_constraint_error<E: From<Error>>(
     match &error {
         Error::Database(cause) if cause.constraint() == Some(constraint) => meaning(),
         _ => E::from(error),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_passes_is_told_from_what_stays() {
+        for code in [
+            "08006", "08P01", "25006", "28000", "28P01", "3D000", "40001", "40P01", "53100",
+            "53300", "57014", "57P01", "57P02", "57P03",
+        ] {
+            assert!(is_unavailable_code(code), "{code}");
+        }
+        for code in [
+            "23505", "25001", "42501", "42P01", "55P03", "57000", "22P02", "XX000",
+        ] {
+            assert!(!is_unavailable_code(code), "{code}");
+        }
     }
 }

@@ -127,7 +127,8 @@ impl Database {
     pub async fn receives_own_notifications(&self, within: Duration) -> Result<bool, Error> {
         let channel = format!("attesto_proof_{:016x}", fastrand::u64(..));
         // A pool of its own, as in `change_listener`: the main pool may be busy.
-        let options = self.direct_options().as_ref().clone();
+        self.direct_server().choose_first().await?;
+        let options = self.direct_options();
         let pool = PgPoolOptions::new()
             .max_connections(1)
             .acquire_timeout(within)

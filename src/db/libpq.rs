@@ -19,7 +19,7 @@ impl Database {
     /// Another database on the same server, with a small pool of its own.
     #[must_use]
     pub fn sibling_database(&self, name: &str) -> Self {
-        let options = self.direct_options().as_ref().clone();
+        let options = self.direct_options();
         let mut settings = ConnectSettings::with_options(options.database(name));
         settings.max_connections = 4;
         Self::open(&settings)
@@ -29,10 +29,16 @@ impl Database {
     /// arguments, only their own user and root can read the password.
     pub fn libpq_environment(&self) -> Vec<(&'static str, String)> {
         let options = self.direct_options();
-        let host = match options.get_socket() {
+        let list = self.direct_server().list();
+        let hosts = list.servers.iter().map(|server| match server.get_socket() {
             Some(folder) => folder.display().to_string(),
-            None => options.get_host().to_owned(),
-        };
+            None => server.get_host().to_owned(),
+        });
+        let ports = list
+            .servers
+            .iter()
+            .map(|server| server.get_port().to_string());
+        let (hosts, ports): (Vec<_>, Vec<_>) = (hosts.collect(), ports.collect());
         let mode = match options.get_ssl_mode() {
             PgSslMode::Disable => "disable",
             PgSslMode::Allow => "allow",
@@ -42,8 +48,9 @@ impl Database {
             PgSslMode::VerifyFull => "verify-full",
         };
         let mut variables = vec![
-            ("PGHOST", host),
-            ("PGPORT", options.get_port().to_string()),
+            ("PGHOST", hosts.join(",")),
+            ("PGPORT", ports.join(",")),
+            ("PGTARGETSESSIONATTRS", list.target.as_str().to_owned()),
             ("PGUSER", options.get_username().to_owned()),
             ("PGDATABASE", self.database_name()),
             ("PGSSLMODE", mode.to_owned()),
@@ -74,6 +81,21 @@ impl Database {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[tokio::test]
+    async fn every_server_is_told_in_its_order() {
+        let url = "postgres://ada@one:6000,two/books";
+        let settings = ConnectSettings::from_url(url).unwrap();
+        let told = Database::open(&settings).libpq_environment();
+        for expected in [
+            ("PGHOST", "one,two"),
+            ("PGPORT", "6000,5432"),
+            ("PGTARGETSESSIONATTRS", "read-write"),
+        ] {
+            let expected = (expected.0, expected.1.to_owned());
+            assert!(told.contains(&expected), "{expected:?}");
+        }
+    }
 
     #[tokio::test]
     async fn a_password_is_told_as_it_is() {

@@ -1,11 +1,14 @@
 //! Postgres: the connection pool, the migrations, and what the queries of every room need.
 //!
 //! Guarantees: a connection is never handed out inside another caller's transaction; a connection that hangs is closed
-//! within seconds; the schema is exactly the one this binary was built with, or start-up reports the difference.
+//! within seconds; after a failover nothing goes on using the server before; the schema is exactly the one this binary was
+//! built with, or start-up reports the difference.
 //!
 //! - [`connect_settings`]: [`ConnectSettings`], the address of the database and the size of the pool
 //! - [`database`]: [`Database`], the pool of this process and its connectivity check
 //! - [`pool`]: [`DbPool`], [`DbTransaction`], [`DbSession`], which also work through `PgBouncer` in transaction mode
+//! - `server_watch`: which of several servers is used, and when all connections must be given up
+//! - [`write_watch`]: whether writes complete
 //! - [`migrations`]: bring the tables to this release
 //! - [`migration_header`]: what each migration states about tables and older releases
 //! - [`errors`]: classes of database errors
@@ -26,9 +29,12 @@ mod libpq;
 pub mod migration_header;
 pub mod migrations;
 pub mod pool;
+mod server_watch;
+pub mod write_watch;
 
 pub use connect_settings::{ConnectSettings, DatabaseUrlError};
 pub use database::{Database, DatabaseConnectError, Operator};
+use errors::is_serialization_failure;
 pub use errors::{
     Error, error_class, is_lock_timeout, is_missing_table, is_unavailable, map_constraint_error,
 };

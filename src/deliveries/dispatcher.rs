@@ -11,8 +11,10 @@
 //! expired. A process that is asked to stop lets its attempts finish and releases the rest.
 
 use std::collections::HashMap;
+use std::sync::Arc;
 use std::time::Duration;
 
+use parking_lot::Mutex;
 use tokio::task::{AbortHandle, Id, JoinError, JoinSet};
 use tokio::time::{Instant, sleep_until, timeout, timeout_at};
 use tokio_util::sync::CancellationToken;
@@ -33,7 +35,7 @@ use super::store::{
 use super::work_notifier::WorkNotifier;
 use crate::base::backoff::{Backoff, spread};
 use crate::base::clock::Clock;
-use crate::db::{Database, Error};
+use crate::db::{Database, DatabaseConnectError, Error};
 use crate::telemetry::metrics::MetricsRegistry;
 
 /// Three renewals may fail before a lease is lost.
@@ -69,6 +71,17 @@ pub struct DispatcherSettings {
     pub shutdown_timeout: Duration,
 }
 
+/// Why the dispatcher of this process cannot work now, if so. Clones share it.
+#[derive(Clone, Debug, Default)]
+pub struct DispatchStatus(Arc<Mutex<Option<DatabaseConnectError>>>);
+
+impl DispatchStatus {
+    /// What keeps it from claiming deliveries. `None` while it works, and before its first attempt.
+    pub fn problem(&self) -> Option<DatabaseConnectError> {
+        *self.0.lock()
+    }
+}
+
 /// Claims deliveries, sends them and writes the results.
 pub struct Dispatcher {
     store: DeliveryStore,
@@ -77,6 +90,7 @@ pub struct Dispatcher {
     work_notifier: WorkNotifier,
     settings: DispatcherSettings,
     metrics: DeliveryMetrics,
+    status: DispatchStatus,
     request_tasks: JoinSet<AttemptOutcome>,
     in_flight: HashMap<Id, InFlightDelivery>,
     unwritten_results: Vec<FinishedAttempt>,
@@ -127,6 +141,7 @@ impl Dispatcher {
             work_notifier,
             settings,
             metrics: DeliveryMetrics::new(&MetricsRegistry::default()),
+            status: DispatchStatus::default(),
             request_tasks: JoinSet::new(),
             in_flight: HashMap::new(),
             unwritten_results: Vec::new(),
@@ -140,6 +155,12 @@ impl Dispatcher {
     #[must_use]
     pub fn with_metrics(self, metrics: DeliveryMetrics) -> Self {
         Self { metrics, ..self }
+    }
+
+    /// Says in `status` whether it can work.
+    #[must_use]
+    pub fn with_status(self, status: DispatchStatus) -> Self {
+        Self { status, ..self }
     }
 
     /// The metrics that this dispatcher counts into.
@@ -156,7 +177,7 @@ impl Dispatcher {
     /// releases the rest.
     pub async fn run(mut self, stop: CancellationToken) {
         let mut plan = DispatchPlan::new(self.settings.poll_interval);
-        let mut outage = DatabaseOutage::default();
+        let mut outage = DatabaseOutage::new(self.status.clone());
         while !stop.is_cancelled() {
             let started_at = Instant::now();
             match self.run_planned_work(&mut plan).await {
@@ -610,23 +631,25 @@ impl DispatchPlan {
 struct DatabaseOutage {
     is_reported: bool,
     backoff: Backoff,
-}
-
-impl Default for DatabaseOutage {
-    fn default() -> Self {
-        Self {
-            is_reported: false,
-            backoff: Backoff::new(INITIAL_BACKOFF, MAX_BACKOFF),
-        }
-    }
+    status: DispatchStatus,
 }
 
 impl DatabaseOutage {
+    fn new(status: DispatchStatus) -> Self {
+        Self {
+            is_reported: false,
+            backoff: Backoff::new(INITIAL_BACKOFF, MAX_BACKOFF),
+            status,
+        }
+    }
+
     fn next_delay(&mut self, error: &Error) -> Duration {
+        let class = DatabaseConnectError::from_error(error);
+        *self.status.0.lock() = Some(class);
         if !self.is_reported {
             tracing::warn!(
                 cause = %error,
-                causeClass = %crate::db::DatabaseConnectError::from_error(error),
+                causeClass = %class,
                 hint = "deliveries continue when the database answers",
                 "deliveries_interrupted"
             );
@@ -637,6 +660,7 @@ impl DatabaseOutage {
 
     fn report_recovery(&mut self) {
         self.backoff.reset();
+        *self.status.0.lock() = None;
         if std::mem::take(&mut self.is_reported) {
             tracing::info!("deliveries_resumed");
         }

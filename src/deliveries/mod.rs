@@ -50,7 +50,7 @@ mod slots;
 mod store;
 mod work_notifier;
 
-pub use dispatcher::{DispatchRound, Dispatcher, DispatcherSettings};
+pub use dispatcher::{DispatchRound, DispatchStatus, Dispatcher, DispatcherSettings};
 pub use job::{DeliveryJob, JobSender};
 pub use metrics::DeliveryMetrics;
 pub use outcome::{AttemptOutcome, OutcomeClass};

@@ -148,9 +148,8 @@ pub(super) async fn insert_event(
             key_hash.as_ref().map(<[u8; 32]>::as_slice),
             FIRST_RETRY_DELAY.as_secs_f64(),
         )
-        .fetch_one(database.pool())
-        .await;
-        let row = match row {
+        .fetch_one(database.pool());
+        let row = match database.writes().observe(row).await {
             Ok(row) => row,
             Err(error) if is_repeated(&error) => continue,
             Err(error) => return Err(error.into()),
@@ -162,7 +161,7 @@ pub(super) async fn insert_event(
             return Ok(StoredEvent::new(id.clone(), row.enqueued));
         }
         // A second statement: the first cannot see a row that was committed while it waited for that row.
-        let earlier = find_event(database, &event.tenant, event.source, &external_id).await?;
+        let earlier = confirm_event(database, &event.tenant, event.source, &external_id).await?;
         if let Some(event_id) = earlier {
             return Ok(StoredEvent::repeated(event_id));
         }
@@ -180,6 +179,32 @@ fn is_repeated(error: &Error) -> bool {
         .as_database_error()
         .and_then(sqlx::error::DatabaseError::code);
     code.as_deref() == Some(NOTIFICATION_REPEATED)
+}
+
+/// The event of a repeated notification, as durable as if it were written now.
+///
+/// That the row is visible does not say that a failover keeps it: when a primary restarts while its synchronous standby is away, what
+/// was waiting for the standby becomes visible without it. The answer to the repeat would end the store's attempts, and the
+/// standby that takes over knows nothing of the event. A lock of the row is a write of a few bytes, whose commit waits for the
+/// standby like that of the event, and by then the standby has everything before it too.
+async fn confirm_event(
+    database: &Database,
+    tenant: &TenantId,
+    source: EventSource,
+    external_id: &str,
+) -> Result<Option<EventId>, Error> {
+    let confirm = sqlx::query_scalar!(
+        r#"
+        select id as "id: EventId" from webhook_events
+        where tenant_id = $1 and source = $2 and external_id = $3
+        for key share
+        "#,
+        tenant.as_str(),
+        source.as_str(),
+        external_id,
+    );
+    let confirm = confirm.fetch_optional(database.pool());
+    database.writes().observe(confirm).await
 }
 
 /// The event of a notification, by the store's id of the notification.

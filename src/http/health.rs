@@ -26,10 +26,14 @@ const CHECK_TIMEOUT: Duration = Duration::from_millis(1500);
 /// Checks whether something works. `Err` is a few words that may be public: no host name, no SQL, no secret.
 pub type ReadinessCheck = Arc<dyn Fn() -> BoxFuture<'static, Result<(), String>> + Send + Sync>;
 
+/// What a process does not do although it can serve: a few words that may be public, or nothing.
+pub type ReadinessNotice = Arc<dyn Fn() -> Option<String> + Send + Sync>;
+
 /// Both routes.
 #[derive(Clone)]
 pub struct HealthState {
     checks: Arc<Vec<(&'static str, ReadinessCheck)>>,
+    notices: Arc<Vec<(&'static str, ReadinessNotice)>>,
     /// `/ready` needs no key; concurrent requests share one run of the checks.
     running_checks: SingleFlight<(), BTreeMap<&'static str, String>>,
     shutting_down: CancellationToken,
@@ -43,8 +47,18 @@ impl HealthState {
     ) -> Self {
         Self {
             checks: Arc::new(checks),
+            notices: Arc::default(),
             running_checks: SingleFlight::default(),
             shutting_down,
+        }
+    }
+
+    /// The same with notices, by name, which stand beside the checks while they have something to say.
+    #[must_use]
+    pub fn with_notices(self, notices: Vec<(&'static str, ReadinessNotice)>) -> Self {
+        Self {
+            notices: Arc::new(notices),
+            ..self
         }
     }
 
@@ -114,7 +128,8 @@ struct Readiness {
     #[schema(examples("1.0.0"))]
     version: &'static str,
     /// Each check by its name, `db` and `encryption`: `ok`, or `fail: ` and a few words. While the process is shutting down
-    /// there is `server` too.
+    /// there is `server` too. `deliveries` is there while the process takes in notifications and does not deliver: `off: ` or
+    /// `waiting: ` and why; it fails no check.
     #[schema(examples(json!({ "db": "ok", "encryption": "ok" })))]
     checks: BTreeMap<&'static str, String>,
 }
@@ -139,8 +154,8 @@ async fn health() -> Json<Alive> {
 
 /// Can the process do its work?
 ///
-/// Looks at the database and at the encryption key, and answers within two seconds. For the probe that sends traffic;
-/// fails while the process is shutting down.
+/// Looks at the database (whether it answers, may be written, and completes the writes of this process) and at the encryption
+/// key, and answers within two seconds. For the probe that sends traffic; fails while the process is shutting down.
 #[utoipa::path(
     get,
     path = "/ready",
@@ -154,7 +169,7 @@ async fn health() -> Json<Alive> {
         (status = 503, description = "It cannot: `status` is `degraded` and `checks` says why", body = Readiness, examples(
             ("degraded" = (summary = "The database is away.", value = json!({
                 "status": "degraded", "version": crate::VERSION,
-                "checks": { "db": "fail: connection refused", "encryption": "fail: database" },
+                "checks": { "db": "fail: connection refused", "encryption": "ok" },
             })))
         )),
     )
@@ -165,6 +180,11 @@ async fn ready(State(health): State<HealthState>) -> (StatusCode, Json<Readiness
         checks.insert("server", "fail: shutting down".to_owned());
     }
     let fine = checks.values().all(|outcome| outcome == "ok");
+    for (name, notice) in health.notices.iter() {
+        if let Some(words) = notice() {
+            checks.insert(name, words);
+        }
+    }
     let (code, status) = if fine {
         (StatusCode::OK, "ok")
     } else {
@@ -222,6 +242,24 @@ mod tests {
         assert_eq!(
             (status, body),
             (200, json!({"status": "ok", "version": crate::VERSION}))
+        );
+    }
+
+    #[tokio::test]
+    async fn ready_says_what_is_not_done_and_does_not_fail() {
+        let leaving = CancellationToken::new();
+        let health = HealthState::new(vec![("db", passing_check())], leaving);
+        let quiet: ReadinessNotice = Arc::new(|| None);
+        let says: ReadinessNotice = Arc::new(|| Some("off: it only receives".to_owned()));
+        let health = health.with_notices(vec![("deliveries", says), ("jobs", quiet)]);
+        let (status, body) = ask(&health, "/ready").await;
+        let checks = json!({"db": "ok", "deliveries": "off: it only receives"});
+        assert_eq!(
+            (status, body),
+            (
+                200,
+                json!({"status": "ok", "version": crate::VERSION, "checks": checks})
+            )
         );
     }
 

@@ -197,6 +197,10 @@ impl CacheState {
         let epochs = (self.valid.epoch(), self.unknown.epoch());
         let found = store::find_active_api_key(&self.database, &hash).await?;
         drop(permit);
+        // A server that can no longer write knows nothing of keys that were revoked on the one that took over.
+        if let Some(problem) = self.database.write_problem() {
+            return Err(problem.into());
+        }
         self.lanes.record_result(&hash, found.is_some());
         let Some(key) = found else {
             if self.valid.get(&hash).is_some() {

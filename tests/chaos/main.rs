@@ -6,7 +6,7 @@ mod chaos;
 use std::process::ExitCode;
 use std::time::Duration;
 
-use clap::Parser;
+use clap::{Parser, ValueEnum as _};
 
 /// Kills processes while notifications are pushed, and counts lost notifications.
 #[derive(Debug, Parser)]
@@ -28,6 +28,12 @@ struct Args {
     /// volume (as root): about five minutes more
     #[arg(long)]
     long: bool,
+    /// Instead, let a synchronous standby take over from its primary in each way: about three minutes
+    #[arg(long)]
+    failover: bool,
+    /// Only in this way; may be given several times
+    #[arg(long, value_enum, value_name = "HOW", requires = "failover")]
+    way: Vec<chaos::failover::Failover>,
     /// Run one measurement instead; may be given several times
     #[arg(long, value_enum, value_name = "WHAT")]
     trial: Vec<chaos::trials::Trial>,
@@ -50,6 +56,23 @@ fn main() -> ExitCode {
         },
     };
     let runtime = tokio::runtime::Runtime::new().expect("a runtime");
+    if args.failover {
+        let ways = match args.way.as_slice() {
+            [] => chaos::failover::Failover::value_variants(),
+            some => some,
+        };
+        let pace = chaos::failover::Pace {
+            calm: Duration::from_secs(3),
+            away: Duration::from_secs(6),
+            is_timed: true,
+        };
+        return if runtime.block_on(chaos::failover::run(ways, pace, run.seed)) {
+            ExitCode::SUCCESS
+        } else {
+            println!("NOT AS IT SHOULD BE");
+            ExitCode::FAILURE
+        };
+    }
     if !args.trial.is_empty() {
         let mut is_well = true;
         for trial in args.trial {

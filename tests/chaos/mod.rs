@@ -20,8 +20,10 @@
 //!
 //! A run is clean when nothing was lost or unexpected, every signature verified, every duplicate is
 //! explained, and every sealed value opens with the new encryption key alone. `bin/chaos` runs this
-//! at length, the test suite a short version. [`trials`] measure one fault each.
+//! at length, the test suite a short version. [`trials`] measure one fault each; in [`failover`] a
+//! standby takes over.
 
+pub(crate) mod failover;
 mod judge;
 mod plan;
 pub(crate) mod postgres;

@@ -12,6 +12,8 @@ use attesto::config::read_env_var;
 use attesto::embedded_postgres::binaries::PostgresBinaries;
 use attesto::embedded_postgres::system_account::SystemAccount;
 use rustix::process::{Pid, Signal, kill_process};
+use sqlx::postgres::PgConnection;
+use sqlx::{Connection as _, Executor as _};
 
 /// The server stops and its folder is removed when this is dropped.
 pub(crate) struct Postgres {
@@ -43,6 +45,34 @@ impl Options {
 
 impl Postgres {
     pub(crate) fn start_with(options: Options) -> Self {
+        let mut postgres = Self::create(options);
+        postgres.initialize();
+        postgres.resume();
+        postgres
+    }
+
+    /// A streaming standby of this server, which takes what was written so far with it.
+    pub(crate) fn start_standby(&self) -> Self {
+        let mut standby = Self::create(self.options.clone());
+        let from = format!("host={} user=attesto", self.folder.display());
+        let copied = standby
+            .program("pg_basebackup")
+            .arg("-D")
+            .arg(standby.folder.join("pg"))
+            .args(["-d", &from, "-R", "-X", "stream", "-c", "fast", "--no-sync"])
+            .output()
+            .expect("pg_basebackup runs");
+        assert!(
+            copied.status.success(),
+            "pg_basebackup failed: {}",
+            String::from_utf8_lossy(&copied.stderr)
+        );
+        standby.resume();
+        standby
+    }
+
+    /// Without data, and not running.
+    fn create(options: Options) -> Self {
         static NEXT: AtomicU32 = AtomicU32::new(1);
         let variable = |name| read_env_var(name).filter(|value| !value.is_empty());
         let named = variable("ATTESTO_PG_BIN").map(PathBuf::from);
@@ -74,18 +104,22 @@ impl Postgres {
             on_volume: false,
         };
         postgres.on_volume = postgres.options.on_volume && postgres.mount();
-        let mut initdb = postgres.program("initdb");
+        postgres
+    }
+
+    fn initialize(&mut self) {
+        let mut initdb = self.program("initdb");
         initdb
             .arg("-D")
-            .arg(postgres.folder.join("pg"))
+            .arg(self.folder.join("pg"))
             .args(["-U", "attesto", "-E", "UTF8", "--locale=C", "--no-sync"])
             .arg("--auth-host=reject");
-        match &postgres.options.password {
+        match &self.options.password {
             None => initdb.arg("--auth-local=trust"),
             Some(password) => {
-                let file = postgres.folder.join("password");
+                let file = self.folder.join("password");
                 fs::write(&file, password).expect("a file can be written");
-                if let Some(account) = &postgres.account {
+                if let Some(account) = &self.account {
                     chown(&file, Some(account.uid), Some(account.gid))
                         .expect("root can give it away");
                 }
@@ -102,8 +136,66 @@ impl Postgres {
             "initdb failed: {}",
             String::from_utf8_lossy(&made.stderr)
         );
-        postgres.resume();
-        postgres
+    }
+
+    /// Runs a statement in a session of its own, beside the service's.
+    pub(crate) async fn execute(&self, statement: &str) {
+        let mut connection = self.connect().await;
+        let statement = sqlx::AssertSqlSafe(statement.to_owned());
+        connection.execute(statement).await.expect("the owner may");
+        let _ = connection.close().await;
+    }
+
+    async fn connect(&self) -> PgConnection {
+        PgConnection::connect(&self.url())
+            .await
+            .expect("the server answers")
+    }
+
+    /// Sets a parameter of the server, or removes it, and waits until its sessions know.
+    pub(crate) async fn set_parameter(&self, name: &str, value: Option<&str>) {
+        let change = match value {
+            Some(value) => format!("alter system set {name} = '{value}'"),
+            None => format!("alter system reset {name}"),
+        };
+        // A server that may not write changes its settings all the same.
+        self.execute(&change).await;
+        self.execute("select pg_reload_conf()").await;
+    }
+
+    /// Stops the postmaster and all its processes where they are, as if their machine were gone: connections stay open, and no
+    /// answer comes.
+    pub(crate) fn freeze(&self) {
+        self.signal_all(Signal::STOP);
+    }
+
+    /// Lets them go on.
+    pub(crate) fn thaw(&self) {
+        self.signal_all(Signal::CONT);
+    }
+
+    fn signal_all(&self, signal: Signal) {
+        let Some(postmaster) = self.server.as_ref().map(Pid::from_child) else {
+            return;
+        };
+        // First, so that it starts no others.
+        let _ = kill_process(postmaster, signal);
+        for process in fs::read_dir("/proc").expect("this is Linux").flatten() {
+            let Some(pid) = process
+                .file_name()
+                .to_str()
+                .and_then(|name| name.parse().ok())
+            else {
+                continue;
+            };
+            let status = fs::read_to_string(process.path().join("status")).unwrap_or_default();
+            let parent = status.lines().find_map(|line| line.strip_prefix("PPid:"));
+            let is_child = parent
+                .is_some_and(|parent| parent.trim() == postmaster.as_raw_nonzero().to_string());
+            if let (true, Some(pid)) = (is_child, Pid::from_raw(pid)) {
+                let _ = kill_process(pid, signal);
+            }
+        }
     }
 
     /// Mounts a volume in memory for the data.
@@ -152,7 +244,13 @@ impl Postgres {
     }
 
     fn program(&self, name: &str) -> Command {
-        let mut command = Command::new(self.binaries.program_path(name));
+        let mut path = self.binaries.program_path(name);
+        if !path.exists() {
+            // Only some may be linked to where the first of them was found.
+            let server = fs::canonicalize(self.binaries.program_path("postgres"));
+            path = server.expect("it is there").with_file_name(name);
+        }
+        let mut command = Command::new(path);
         command
             .env_clear()
             .env("LC_ALL", "C")
@@ -189,6 +287,7 @@ impl Postgres {
 
     /// Ends it as a crash would: at once, without a shutdown.
     pub(crate) fn crash(&mut self) {
+        self.thaw();
         if let Some(mut server) = self.server.take() {
             let _ = kill_process(Pid::from_child(&server), Signal::QUIT);
             let _ = server.wait();

@@ -8,8 +8,10 @@ use std::time::{Duration, Instant};
 use reqwest::{Client, RequestBuilder};
 use serde_json::Value;
 
+/// The current port of a replica.
+pub(crate) type Port = Arc<Mutex<Option<u64>>>;
 /// The current port of each replica.
-pub(crate) type Ports = Vec<Arc<Mutex<Option<u64>>>>;
+pub(crate) type Ports = Vec<Port>;
 
 /// One notification, ready to be pushed.
 #[derive(Clone)]

@@ -39,12 +39,14 @@ const APP_APPLE_ID: i64 = 1_234_567_890;
 
 /// Everything that was started.
 pub(crate) struct Stage {
-    postgres: Postgres,
+    pub(crate) postgres: Postgres,
+    /// The synchronous standby, if there is one.
+    pub(crate) standby: Option<Postgres>,
     pub(crate) database: Database,
     simulator: Simulator,
     pub(crate) receivers: Receivers,
     pub(crate) replicas: Vec<Replica>,
-    tenants: Vec<(TenantId, String)>,
+    pub(crate) tenants: Vec<(TenantId, String)>,
     settings: Settings,
     /// The key that seals now.
     key: (u8, [u8; 32]),
@@ -73,13 +75,40 @@ impl Stage {
     }
 
     /// The same, with extra connection parameters for the replicas.
+    pub(crate) async fn set_with(replicas: usize, on_volume: bool, parameters: &str) -> Self {
+        let postgres = Postgres::start_with(Options::default().on_volume(on_volume));
+        let url = postgres.url();
+        Self::set_on(postgres, None, &url, replicas, parameters).await
+    }
+
+    /// The same with a synchronous standby, which replicas use when it is promoted.
+    pub(crate) async fn set_replicated(replicas: usize) -> Self {
+        let (postgres, standby) = tokio::task::block_in_place(|| {
+            let postgres = Postgres::start_with(Options::default());
+            let standby = postgres.start_standby();
+            (postgres, standby)
+        });
+        let folder = |server: &Postgres| server.folder().display().to_string();
+        let both = format!("{},{}", folder(&postgres), folder(&standby));
+        let url = postgres.url().replace(&folder(&postgres), &both);
+        postgres
+            .set_parameter("synchronous_standby_names", Some("*"))
+            .await;
+        Self::set_on(postgres, Some(standby), &url, replicas, "").await
+    }
+
     #[expect(
         clippy::too_many_lines,
         reason = "one installation, put together in one place"
     )]
-    pub(crate) async fn set_with(replicas: usize, on_volume: bool, parameters: &str) -> Self {
-        let postgres = Postgres::start_with(Options::default().on_volume(on_volume));
-        let connect = ConnectSettings::from_url(&postgres.url()).expect("our own URL");
+    async fn set_on(
+        postgres: Postgres,
+        standby: Option<Postgres>,
+        url: &str,
+        replicas: usize,
+        parameters: &str,
+    ) -> Self {
+        let connect = ConnectSettings::from_url(url).expect("our own URL");
         let database = Database::open(&connect);
         database.migrate(false).await.expect("it is empty");
         let clock = Clock::system();
@@ -157,7 +186,7 @@ impl Stage {
         settings.retain(|(name, _)| *name != "APPLE_ROOT_CERTIFICATES");
         settings.extend([
             ("APPLE_ROOT_CERTIFICATES", roots.display().to_string()),
-            ("DATABASE_URL", format!("{}{parameters}", postgres.url())),
+            ("DATABASE_URL", format!("{url}{parameters}")),
             ("ATTESTO_ENCRYPTION_KEY", text(OLD_KEY)),
             ("WEBHOOK_ALLOW_PRIVATE_CALLBACKS", "true".to_owned()),
             ("SHUTDOWN_GRACE_SECONDS", "5".to_owned()),
@@ -168,6 +197,7 @@ impl Stage {
             .collect();
         let stage = Self {
             postgres,
+            standby,
             database,
             simulator,
             receivers,

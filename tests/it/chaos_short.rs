@@ -2,6 +2,7 @@
 
 use std::time::Duration;
 
+use crate::chaos::failover::{self, Failover, Pace};
 use crate::chaos::trials::{self, Trial};
 use crate::chaos::{Extent, Run, run};
 
@@ -32,4 +33,17 @@ async fn no_accepted_notification_is_lost() {
 async fn cancelled_requests_leave_no_open_transaction() {
     let _ = rustls::crypto::aws_lc_rs::default_provider().install_default();
     assert!(trials::run(Trial::Cancelled, 300, fastrand::u64(..1_000_000)).await);
+}
+
+/// In short rounds: what was answered with 200 is on the standby that takes over, and a key that is revoked there is refused.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_standby_takes_over_with_everything_that_was_accepted() {
+    let _ = rustls::crypto::aws_lc_rs::default_provider().install_default();
+    let pace = Pace {
+        calm: Duration::from_millis(500),
+        away: Duration::from_secs(1),
+        is_timed: false,
+    };
+    let ways = [Failover::StandbyLost];
+    assert!(failover::run(&ways, pace, fastrand::u64(..1_000_000)).await);
 }

@@ -622,7 +622,7 @@ fn source() -> String {
 }
 
 /// Names of other programs on the pages.
-const NAMES_OF_OTHERS: [&str; 18] = [
+const NAMES_OF_OTHERS: [&str; 19] = [
     // Names in receipts and other services.
     "verifyReceipt",
     "cancellation_date_ms",
@@ -642,6 +642,7 @@ const NAMES_OF_OTHERS: [&str; 18] = [
     "log_statement",
     "wal_compression",
     "max_wal_size",
+    "synchronous_standby_names",
     "default_pool_size",
 ];
 

@@ -30,6 +30,7 @@ mod docs;
 mod doctor;
 mod embedded;
 mod encryption;
+mod failover;
 mod google_credentials;
 mod google_notifications;
 mod google_state;
