@@ -2,16 +2,12 @@
 
 #![expect(clippy::unwrap_used, reason = "a helper of a test fails like the test")]
 
-use std::io::Write as _;
-use std::process::{Command, Stdio};
-
 use attesto::base::clock::Timestamp;
 use attesto::base::id::TenantId;
 use attesto::crypto::keyring::{Keyring, MasterKey};
 use attesto::stores::apple::account::EnvironmentChoice;
 use attesto::stores::apple::store;
 use attesto::stores::shared::credentials::LoadCredentialsError;
-use attesto::tenants;
 use aws_lc_rs::signature::{ECDSA_P256_SHA256_FIXED_SIGNING, EcdsaKeyPair};
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
@@ -19,6 +15,7 @@ use serde_json::{Value, json};
 
 use crate::world::folder::Folder;
 use crate::world::postgres::{Fresh, fresh_database};
+use crate::world::shell::Ran;
 
 /// 32 bytes of zero, in base64.
 const ENCRYPTION_KEY: &str = "AAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAA=";
@@ -39,13 +36,6 @@ struct Desk {
     tenant: TenantId,
 }
 
-#[derive(Debug)]
-struct Ran {
-    exit: i32,
-    said: String,
-    complained: String,
-}
-
 /// A `.p8` file with a key made for this run.
 fn key_file() -> String {
     let key = EcdsaKeyPair::generate(&ECDSA_P256_SHA256_FIXED_SIGNING).unwrap();
@@ -64,39 +54,20 @@ fn keyring(fill: u8) -> Keyring {
 impl Desk {
     async fn open() -> Self {
         let fresh = fresh_database().await;
-        let (name, now) = ("Acme".parse().unwrap(), Timestamp::from_millis(0));
-        let tenant = tenants::store::create_tenant(&fresh.database, &name, now)
-            .await
-            .unwrap()
-            .id;
+        let tenant = fresh.create_tenant().await;
         Self { fresh, tenant }
     }
 
     /// Runs `attesto`, with `file` on its standard input and an environment that holds nothing else.
     fn attesto(&self, words: &[&str], file: impl AsRef<[u8]>, environment: &[(&str, &str)]) -> Ran {
-        let mut child = Command::new(env!("CARGO_BIN_EXE_attesto"))
-            .env_clear()
-            .env("DATABASE_URL", &self.fresh.url)
-            .envs(environment.iter().copied())
-            .args(words)
-            .stdin(Stdio::piped())
-            .stdout(Stdio::piped())
-            .stderr(Stdio::piped())
-            .spawn()
-            .unwrap();
-        // The process may end without reading.
-        let _ = child.stdin.take().unwrap().write_all(file.as_ref());
-        let output = child.wait_with_output().unwrap();
-        let ran = Ran {
-            exit: output.status.code().unwrap(),
-            said: String::from_utf8(output.stdout).unwrap(),
-            complained: String::from_utf8(output.stderr).unwrap(),
-        };
+        let ran = self
+            .fresh
+            .shell()
+            .set_all(environment.iter().copied())
+            .run_with(words, file);
         // The base64 prefix of every P-256 key in PKCS#8.
-        for text in [&ran.said, &ran.complained] {
-            assert!(!text.contains("MIG"), "{ran:?}");
-            assert!(!text.contains(ENCRYPTION_KEY), "{ran:?}");
-        }
+        ran.assert_hides("MIG");
+        ran.assert_hides(ENCRYPTION_KEY);
         ran
     }
 

@@ -9,18 +9,15 @@ use attesto::simulator::state::apple_notifications::NotificationUrls;
 use attesto::simulator::{Fault, JwsForgery};
 use attesto::stores::apple::account::EnvironmentChoice;
 use attesto::tenants;
-use base64::Engine as _;
-use base64::engine::general_purpose::STANDARD;
 use serde_json::{Map, Value, json};
 use sqlx::Row as _;
 use tracing::level_filters::LevelFilter;
 
 use crate::world::attesto::{APP, APP_APPLE_ID, Answer, Tenant, World};
 use crate::world::log::Warnings;
+use crate::world::shell::Ran;
 use crate::world::wait::{wait_for, wait_until};
 
-/// The encryption key of every `World`, for commands.
-const ENCRYPTION_KEY: [u8; 32] = [7; 32];
 const USER: &str = "7e3fb204-2b0d-4d70-a0c2-6d8a3f6c1e55";
 
 /// A tenant, and notifications built by the test.
@@ -984,14 +981,6 @@ async fn apple_retries_when_the_database_is_unavailable() {
     assert!(answer.headers.contains_key("retry-after"));
 }
 
-/// Output of `attesto apple request-test-notification`.
-#[derive(Debug)]
-struct Ran {
-    exit: Option<i32>,
-    said: String,
-    complained: String,
-}
-
 impl Shop {
     /// A shop in real time: the binary has no other clock.
     async fn open_today() -> Self {
@@ -1002,29 +991,16 @@ impl Shop {
 
     async fn request_test(&self, more: &[&str]) -> Ran {
         let simulator = &self.world.simulator;
-        let output = tokio::process::Command::new(env!("CARGO_BIN_EXE_attesto"))
-            .env_clear()
-            .env("DATABASE_URL", &self.world.fresh.url)
-            .env("ATTESTO_ENCRYPTION_KEY", STANDARD.encode(ENCRYPTION_KEY))
-            .env(
-                "APPLE_PRODUCTION_URL",
-                simulator.apple_production_url().as_str(),
-            )
-            .env("APPLE_SANDBOX_URL", simulator.apple_sandbox_url().as_str())
-            .args([
-                "apple",
-                "request-test-notification",
-                self.tenant.id.as_str(),
-            ])
-            .args(more)
-            .output()
-            .await
-            .unwrap();
-        Ran {
-            exit: output.status.code(),
-            said: String::from_utf8(output.stdout).unwrap(),
-            complained: String::from_utf8(output.stderr).unwrap(),
-        }
+        let shell = self.world.shell().set_all([
+            ("APPLE_PRODUCTION_URL", simulator.apple_production_url()),
+            ("APPLE_SANDBOX_URL", simulator.apple_sandbox_url()),
+        ]);
+        let words = [
+            "apple",
+            "request-test-notification",
+            self.tenant.id.as_str(),
+        ];
+        shell.run_async(&[&words, more].concat(), "").await
     }
 
     /// Apple's last answers as stored.
@@ -1038,7 +1014,7 @@ impl Shop {
     /// Runs the command where it must print only an error.
     async fn complaint(&self, more: &[&str], exit: i32) -> String {
         let ran = self.request_test(more).await;
-        assert_eq!((ran.exit, ran.said.as_str()), (Some(exit), ""), "{ran:?}");
+        assert_eq!((ran.exit, ran.said.as_str()), (exit, ""), "{ran:?}");
         ran.complained
     }
 }
@@ -1062,12 +1038,8 @@ async fn request_test_notification_reports_the_arrival() {
         (vec!["--env", "sandbox"], "sandbox"),
     ] {
         let ran = shop.request_test(&words).await;
-        assert_eq!(
-            (ran.exit, ran.complained.as_str()),
-            (Some(0), ""),
-            "{ran:?}"
-        );
-        let said: Value = serde_json::from_str(&ran.said).unwrap();
+        assert_eq!((ran.exit, ran.complained.as_str()), (0, ""), "{ran:?}");
+        let said = ran.json();
         let newest = shop.apple().list_notifications().pop().unwrap();
         assert_eq!(
             said,
@@ -1097,8 +1069,8 @@ async fn request_test_notification_reports_the_arrival() {
         .set_notification_urls(APP, NotificationUrls::for_both_environments(&url))
         .unwrap();
     let ran = shop.request_test(&[]).await;
-    assert_eq!(ran.exit, Some(1), "{ran:?}");
-    let said: Value = serde_json::from_str(&ran.said).unwrap();
+    assert_eq!(ran.exit, 1, "{ran:?}");
+    let said = ran.json();
     assert_eq!(
         (&said["result"], &said["eventId"]),
         (&json!("UNSUCCESSFUL_HTTP_RESPONSE_CODE"), &Value::Null)
@@ -1115,7 +1087,7 @@ async fn request_test_notification_reports_the_arrival() {
         .set_notification_urls(APP, NotificationUrls::for_both_environments(&other))
         .unwrap();
     let ran = shop.request_test(&[]).await;
-    assert_eq!(ran.exit, Some(1), "{ran:?}");
+    assert_eq!(ran.exit, 1, "{ran:?}");
     assert!(ran.said.contains("SUCCESS"), "{ran:?}");
     assert!(
         ran.complained.contains("another server received"),

@@ -4,7 +4,7 @@
 #![expect(clippy::unwrap_used, reason = "a helper of a test fails like the test")]
 
 use std::collections::BTreeMap;
-use std::process::{Command, Output, Stdio};
+use std::process::{Command, Stdio};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::time::Duration;
@@ -19,12 +19,13 @@ use attesto::db::Database;
 use attesto::tenants;
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
-use serde_json::{Value, json};
+use serde_json::json;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::AbortOnDropHandle;
 
 use crate::world::attesto::{APP, World};
 use crate::world::postgres::{Fresh, fresh_database};
+use crate::world::shell::{Ran, Shell};
 use crate::world::wait::{finished, pause};
 
 /// `<id>:<base64>` of a key whose 32 bytes all equal the id.
@@ -155,42 +156,18 @@ impl Vault {
 
     fn attesto(&self, words: &[&str], sealing: &str, retired: &[u8]) -> Ran {
         let retired: Vec<_> = retired.iter().map(|id| text(*id)).collect();
-        let mut command = Command::new(env!("CARGO_BIN_EXE_attesto"));
-        command
-            .env_clear()
-            .env("DATABASE_URL", &self.fresh.url)
-            .env("ATTESTO_ENCRYPTION_KEY", sealing)
-            .args(words);
-        if !retired.is_empty() {
-            command.env("ATTESTO_ENCRYPTION_KEYS_RETIRED", retired.join(","));
-        }
-        Ran::from(command.output().expect("the binary runs"))
+        self.attesto_with(words, sealing, &retired.join(","))
     }
-}
 
-#[derive(Debug)]
-struct Ran {
-    exit: i32,
-    text: String,
-    lines: Vec<Value>,
-    errors: String,
-}
-
-impl From<Output> for Ran {
-    fn from(output: Output) -> Self {
-        let text = String::from_utf8(output.stdout).unwrap();
-        let ran = Self {
-            exit: output.status.code().expect("it was not killed"),
-            lines: text
-                .lines()
-                .filter_map(|line| serde_json::from_str(line).ok())
-                .collect(),
-            text,
-            errors: String::from_utf8(output.stderr).unwrap(),
+    /// `retired` may be empty.
+    fn attesto_with(&self, words: &[&str], sealing: &str, retired: &str) -> Ran {
+        let shell = self.fresh.shell().set("ATTESTO_ENCRYPTION_KEY", sealing);
+        let shell = match retired {
+            "" => shell,
+            keys => shell.set("ATTESTO_ENCRYPTION_KEYS_RETIRED", keys),
         };
-        for text in [&ran.text, &ran.errors] {
-            assert!(!text.contains("xxxx"), "a secret is told: {ran:?}");
-        }
+        let ran = shell.run(words);
+        ran.assert_hides("xxxx");
         ran
     }
 }
@@ -210,20 +187,18 @@ async fn rotate(database: &Database, ring: &Keyring) -> reseal::ResealReport {
 #[test]
 fn a_key_is_made_without_a_database_and_printed_once() {
     let run = |words: &[&str], variables: &[(&str, &str)]| {
-        let output = Command::new(env!("CARGO_BIN_EXE_attesto"))
-            .env_clear()
-            .envs(variables.iter().copied())
-            .args([&["encryption", "generate-key"], words].concat())
-            .output()
-            .unwrap();
-        Ran::from(output)
+        let shell = Shell::default().set_all(variables.iter().copied());
+        shell.run(&[&["encryption", "generate-key"], words].concat())
     };
     let first = run(&[], &[]);
     assert_eq!(first.exit, 0, "{first:?}");
-    let key = first.text.strip_suffix('\n').unwrap();
+    let key = first.said.strip_suffix('\n').unwrap();
     assert_eq!(MasterKey::parse(key, None).unwrap().id(), 1);
-    assert!(!first.errors.contains(&key[2..]), "only once: {first:?}");
-    assert_ne!(run(&[], &[]).text, first.text);
+    assert!(
+        !first.complained.contains(&key[2..]),
+        "only once: {first:?}"
+    );
+    assert_ne!(run(&[], &[]).said, first.said);
 
     // The next free id among the configured ones.
     let next = run(
@@ -233,11 +208,11 @@ fn a_key_is_made_without_a_database_and_printed_once() {
             ("ATTESTO_ENCRYPTION_KEYS_RETIRED", &text(7)),
         ],
     );
-    assert!(next.text.starts_with("8:"), "{next:?}");
-    assert!(run(&["--id", "9"], &[]).text.starts_with("9:"));
+    assert!(next.said.starts_with("8:"), "{next:?}");
+    assert!(run(&["--id", "9"], &[]).said.starts_with("9:"));
     let json = run(&["--output", "json", "--id", "9"], &[]);
-    assert_eq!(json.lines[0]["id"], 9);
-    assert!(json.lines[0]["key"].as_str().unwrap().starts_with("9:"));
+    assert_eq!(json.lines()[0]["id"], 9);
+    assert!(json.lines()[0]["key"].as_str().unwrap().starts_with("9:"));
     for wrong in ["0", "256", "x"] {
         assert_eq!(run(&["--id", wrong], &[]).exit, 2, "{wrong}");
     }
@@ -256,8 +231,8 @@ async fn a_key_is_rotated_step_by_step() {
         .await
         .unwrap();
     let before = vault.attesto(&["encryption", "status"], &text(1), &[]);
-    assert_eq!((before.exit, before.errors.as_str()), (0, ""));
-    let status = &before.lines[0];
+    assert_eq!((before.exit, before.complained.as_str()), (0, ""));
+    let status = &before.lines()[0];
     assert_eq!(status["sealingKeyId"], 1);
     assert_eq!(status["toReseal"], 0);
     assert_eq!(
@@ -267,10 +242,10 @@ async fn a_key_is_rotated_step_by_step() {
 
     // The new key seals, the old one still opens.
     let status = vault.attesto(&["encryption:status"], &text(2), &[1]);
-    assert_eq!(status.lines[0]["toReseal"], 16);
+    assert_eq!(status.lines()[0]["toReseal"], 16);
     let dry = vault.attesto(&["encryption", "rotate", "--dry-run"], &text(2), &[1]);
-    assert_eq!((dry.exit, dry.errors.as_str()), (0, ""), "{dry:?}");
-    let last = dry.lines.last().unwrap();
+    assert_eq!((dry.exit, dry.complained.as_str()), (0, ""), "{dry:?}");
+    let last = dry.lines().pop().unwrap();
     assert_eq!(last["event"], "finished");
     assert_eq!(
         (&last["resealed"], &last["remaining"]),
@@ -281,9 +256,9 @@ async fn a_key_is_rotated_step_by_step() {
     assert!(untouched.iter().all(|(_, id, right)| *id == 1 && *right));
 
     let rotated = vault.attesto(&["encryption", "rotate"], &text(2), &[1]);
-    assert_eq!((rotated.exit, rotated.errors.as_str()), (0, ""));
-    assert_eq!(rotated.lines[0]["event"], "progress");
-    let last = rotated.lines.last().unwrap();
+    assert_eq!((rotated.exit, rotated.complained.as_str()), (0, ""));
+    assert_eq!(rotated.lines()[0]["event"], "progress");
+    let last = rotated.lines().pop().unwrap();
     assert_eq!(
         (&last["resealed"], &last["remaining"]),
         (&json!(16), &json!(0))
@@ -303,10 +278,10 @@ async fn a_key_is_rotated_step_by_step() {
         b"audit"
     );
     let alone = vault.attesto(&["encryption", "status"], &text(2), &[]);
-    assert_eq!((alone.exit, alone.errors.as_str()), (0, ""));
+    assert_eq!((alone.exit, alone.complained.as_str()), (0, ""));
     let again = vault.attesto(&["encryption", "rotate"], &text(2), &[]);
     assert_eq!(again.exit, 0, "{again:?}");
-    assert_eq!(again.lines[0]["resealed"], 0);
+    assert_eq!(again.lines()[0]["resealed"], 0);
 
     let shown = vault.attesto(
         &["--output", "table", "encryption", "status"],
@@ -314,9 +289,9 @@ async fn a_key_is_rotated_step_by_step() {
         &[1],
     );
     assert!(
-        shown.text.contains("No longer needed by this database"),
+        shown.said.contains("No longer needed by this database"),
         "{}",
-        shown.text
+        shown.said
     );
 }
 
@@ -333,7 +308,7 @@ async fn a_key_in_use_cannot_be_omitted_and_is_named() {
         assert_eq!(refused.exit, 1, "{refused:?}");
         assert!(
             refused
-                .errors
+                .complained
                 .contains("encryption key 1, which is not configured")
         );
     }
@@ -341,15 +316,15 @@ async fn a_key_in_use_cannot_be_omitted_and_is_named() {
     assert_eq!(serve.exit, 2, "{serve:?}");
     assert!(
         serve
-            .errors
+            .complained
             .contains("encryption key 1, which is not configured")
     );
-    let line = serve.lines.last().unwrap();
+    let line = serve.lines().pop().unwrap();
     assert_eq!(
         (&line["level"], &line["msg"]),
         (&json!("fatal"), &json!("startup_failed"))
     );
-    assert!(!serve.text.contains("\"listening\""));
+    assert!(!serve.said.contains("\"listening\""));
     assert!(vault.opened(&ring(1, &[])).await.iter().all(|it| it.2));
 }
 
@@ -365,23 +340,21 @@ async fn another_key_of_the_same_id_is_not_called_tampering() {
         let refused = vault.attesto(words, &other, &[]);
         assert_eq!(refused.exit, 1, "{refused:?}");
         assert!(
-            refused.errors.contains("encryption key 1 is not the key"),
+            refused
+                .complained
+                .contains("encryption key 1 is not the key"),
             "{refused:?}"
         );
-        assert!(!refused.errors.contains("changed"), "{refused:?}");
+        assert!(!refused.complained.contains("changed"), "{refused:?}");
     }
     // Nor as the key that only opens.
-    let with = Command::new(env!("CARGO_BIN_EXE_attesto"))
-        .env_clear()
-        .env("DATABASE_URL", &vault.fresh.url)
-        .env("ATTESTO_ENCRYPTION_KEY", text(2))
-        .env("ATTESTO_ENCRYPTION_KEYS_RETIRED", &other)
-        .args(["encryption", "rotate"])
-        .output()
-        .unwrap();
-    let refused = Ran::from(with);
+    let refused = vault.attesto_with(&["encryption", "rotate"], &text(2), &other);
     assert_eq!(refused.exit, 1);
-    assert!(refused.errors.contains("encryption key 1 is not the key"));
+    assert!(
+        refused
+            .complained
+            .contains("encryption key 1 is not the key")
+    );
     assert!(vault.opened(&ring(1, &[])).await.iter().all(|it| it.1 == 1));
 }
 
@@ -415,7 +388,7 @@ async fn three_kinds_of_damage_are_distinguished_and_affect_nothing_else() {
     }
     let ran = vault.attesto(&["encryption", "rotate"], &text(2), &[1]);
     assert_eq!(ran.exit, 1, "{ran:?}");
-    let report = ran.lines.last().unwrap();
+    let report = ran.lines().pop().unwrap();
     assert_eq!(
         (&report["resealed"], &report["failed"]),
         (&json!(12), &json!(3))
@@ -431,14 +404,18 @@ async fn three_kinds_of_damage_are_distinguished_and_affect_nothing_else() {
         BTreeMap::from([(a, "does_not_open"), (b, "not_sealed"), (c, "not_sealed")])
     );
     let complaint = |tenant: &str| {
-        let line = ran.errors.lines().find(|line| line.contains(tenant));
+        let line = ran.complained.lines().find(|line| line.contains(tenant));
         line.unwrap_or_default().to_owned()
     };
-    assert!(complaint(a).contains("changed, or moved"), "{}", ran.errors);
+    assert!(
+        complaint(a).contains("changed, or moved"),
+        "{}",
+        ran.complained
+    );
     assert!(
         complaint(c).contains("not a sealed value"),
         "{}",
-        ran.errors
+        ran.complained
     );
 
     // The third kind, on which `rotate` refuses to start.
@@ -515,7 +492,11 @@ async fn a_killed_rotation_is_resumed() {
             let status = vault.attesto(&["encryption", "status"], &text(new), &[]);
             assert_eq!(status.exit, expected, "{status:?}");
             let named = format!("encryption key {old}, which is not configured");
-            assert_eq!(status.errors.contains(&named), expected == 1, "{status:?}");
+            assert_eq!(
+                status.complained.contains(&named),
+                expected == 1,
+                "{status:?}"
+            );
         };
         for _ in 0..KILLS {
             let mut child = Command::new(env!("CARGO_BIN_EXE_attesto"))
@@ -581,7 +562,7 @@ async fn two_key_rings_open_each_others_secrets_at_every_step_of_a_change() {
                 let refused = vault.attesto(&["serve", "--port=0"], &text(to), &[]);
                 assert_eq!(refused.exit, 2, "{refused:?}");
                 let named = format!("encryption key {from}, which is not configured");
-                assert!(refused.errors.contains(&named), "{refused:?}");
+                assert!(refused.complained.contains(&named), "{refused:?}");
                 let rotated = vault.attesto(&["encryption", "rotate"], &text(to), &[from]);
                 assert_eq!(rotated.exit, 0, "{rotated:?}");
             }
@@ -771,7 +752,7 @@ async fn rotation_waits_until_every_replica_can_open_the_new_key() {
         assert_eq!(refused.exit, 1, "{refused:?}");
         assert!(
             refused
-                .errors
+                .complained
                 .contains("the service on east cannot open what key 2 seals"),
             "{refused:?}"
         );
@@ -786,20 +767,20 @@ async fn rotation_waits_until_every_replica_can_open_the_new_key() {
     let job = ["jobs", "run", "reseal"];
     let waits = vault.attesto(&job, &text(2), &[1]);
     assert_eq!(waits.exit, 0, "{waits:?}");
-    let told = &waits.lines[0]["told"];
+    let told = &waits.lines()[0]["told"];
     assert!(
         told["waits"].as_str().unwrap().starts_with("east seal"),
         "{told}"
     );
     // Nor does a replica with the old key reseal everything back.
     let back = vault.attesto(&job, &text(1), &[2]);
-    assert!(back.lines[0]["told"]["waits"].is_string());
+    assert!(back.lines()[0]["told"]["waits"].is_string());
     let status = vault.attesto(&["encryption", "status"], &text(2), &[1]);
-    assert_eq!(status.lines[0]["replicas"].as_array().unwrap().len(), 2);
+    assert_eq!(status.lines()[0]["replicas"].as_array().unwrap().len(), 2);
     let rotated = vault.attesto(&["encryption", "rotate"], &text(2), &[1]);
     assert_eq!(rotated.exit, 0, "{rotated:?}");
     assert!(
-        rotated.errors.contains("on east still seals"),
+        rotated.complained.contains("on east still seals"),
         "{rotated:?}"
     );
 
@@ -816,7 +797,7 @@ async fn rotation_waits_until_every_replica_can_open_the_new_key() {
     let done = vault.attesto(&job, &text(2), &[1]);
     assert_eq!(done.exit, 0, "{done:?}");
     assert_eq!(
-        done.lines[0]["told"],
+        done.lines()[0]["told"],
         json!({"keyId": 2, "resealed": 1, "remaining": 0})
     );
     let opened = vault.opened(&ring(2, &[])).await;

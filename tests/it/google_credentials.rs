@@ -1,73 +1,37 @@
 //! `attesto google set-credentials` and `get-credentials` from the command line.
 
-use std::io::Write as _;
-use std::process::{Command, Stdio};
-
 use attesto::base::clock::Timestamp;
 use attesto::base::id::TenantId;
-use attesto::db::{ConnectSettings, Database};
-use attesto::tenants;
 use serde_json::{Value, json};
 
 use crate::google_verify::key_file;
-use crate::world::postgres::fresh_database;
+use crate::world::postgres::{Fresh, fresh_database};
+use crate::world::shell::Ran;
 
 /// 32 bytes of zero, in base64.
 const ENCRYPTION_KEY: &str = "AAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAA=";
 
 struct Desk {
-    database_url: String,
+    fresh: Fresh,
     tenant: TenantId,
-}
-
-#[derive(Debug)]
-struct Ran {
-    exit: i32,
-    said: String,
-    complained: String,
 }
 
 impl Desk {
     async fn open() -> Self {
-        let database_url = fresh_database().await.url;
-        let database = Database::open(&ConnectSettings::from_url(&database_url).unwrap());
-        let (name, now) = ("Acme".parse().unwrap(), Timestamp::from_millis(0));
-        let tenant = tenants::store::create_tenant(&database, &name, now)
-            .await
-            .unwrap()
-            .id;
-        Self {
-            database_url,
-            tenant,
-        }
+        let fresh = fresh_database().await;
+        let tenant = fresh.create_tenant().await;
+        Self { fresh, tenant }
     }
 
     /// Runs `attesto`, with `file` on its standard input and an environment that holds nothing else.
     fn attesto(&self, words: &[&str], file: &str, environment: &[(&str, &str)]) -> Ran {
-        let mut child = Command::new(env!("CARGO_BIN_EXE_attesto"))
-            .env_clear()
-            .env("DATABASE_URL", &self.database_url)
-            .envs(environment.iter().copied())
-            .args(words)
-            .stdin(Stdio::piped())
-            .stdout(Stdio::piped())
-            .stderr(Stdio::piped())
-            .spawn()
-            .unwrap();
-        // The process may end without reading.
-        let _ = child.stdin.take().unwrap().write_all(file.as_bytes());
-        let output = child.wait_with_output().unwrap();
-        let ran = Ran {
-            exit: output.status.code().unwrap(),
-            said: String::from_utf8(output.stdout).unwrap(),
-            complained: String::from_utf8(output.stderr).unwrap(),
-        };
-        for text in [&ran.said, &ran.complained] {
-            assert!(
-                !text.contains("PRIVATE KEY") && !text.contains("MIIE"),
-                "{ran:?}"
-            );
-            assert!(!text.contains(ENCRYPTION_KEY), "{ran:?}");
+        let ran = self
+            .fresh
+            .shell()
+            .set_all(environment.iter().copied())
+            .run_with(words, file);
+        for secret in ["PRIVATE KEY", "MIIE", ENCRYPTION_KEY] {
+            ran.assert_hides(secret);
         }
         ran
     }

@@ -2,7 +2,6 @@
 
 #![expect(clippy::unwrap_used, reason = "a helper of a test fails like the test")]
 
-use std::process::{Command, Output};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
@@ -19,6 +18,7 @@ use tokio_util::sync::CancellationToken;
 
 use crate::world::attesto::World;
 use crate::world::postgres::{Fresh, fresh_database, pass_time};
+use crate::world::shell::Ran;
 use crate::world::wait::wait_until;
 
 const HOUR: Duration = Duration::from_hours(1);
@@ -239,72 +239,51 @@ async fn a_job_stops_with_its_process_and_is_resumed_by_the_next() {
     assert_eq!(office.ran(), 2);
 }
 
-struct Ran {
-    exit: i32,
-    lines: Vec<Value>,
-    errors: String,
-}
-
-fn attesto(database_url: &str, variables: &[(&str, &str)], words: &[&str]) -> Ran {
-    let output: Output = Command::new(env!("CARGO_BIN_EXE_attesto"))
-        .env_clear()
-        .env("DATABASE_URL", database_url)
-        .envs(variables.iter().copied())
-        .args(words)
-        .output()
-        .expect("the binary runs");
-    let text = String::from_utf8(output.stdout).unwrap();
-    Ran {
-        exit: output.status.code().expect("it was not killed"),
-        lines: text
-            .lines()
-            .map(|line| serde_json::from_str(line).unwrap())
-            .collect(),
-        errors: String::from_utf8(output.stderr).unwrap(),
-    }
+fn attesto(fresh: &Fresh, variables: &[(&str, &str)], words: &[&str]) -> Ran {
+    fresh.shell().set_all(variables.iter().copied()).run(words)
 }
 
 #[tokio::test]
 async fn jobs_are_listed_and_run_by_hand() {
     let fresh = fresh_database().await;
-    let list = || attesto(&fresh.url, &[], &["jobs", "list"]);
+    let list = || attesto(&fresh, &[], &["jobs", "list"]);
     let before = list();
-    assert_eq!((before.exit, before.errors.as_str()), (0, ""));
-    let names: Vec<_> = before
-        .lines
+    assert_eq!((before.exit, before.complained.as_str()), (0, ""));
+    let lines = before.lines();
+    let names: Vec<_> = lines
         .iter()
         .map(|job| job["name"].as_str().unwrap())
         .collect();
     assert_eq!(names, jobs::JOB_NAMES);
     let place = |name: &str| names.iter().position(|known| *known == name).unwrap();
     let (reseal, retention) = (place("reseal"), place("retention"));
-    let never = &before.lines[retention];
+    let never = &before.lines()[retention];
     assert_eq!(never["intervalSeconds"], 3600);
     assert_eq!(
         (&never["outcome"], &never["nextRunAt"]),
         (&Value::Null, &Value::Null)
     );
 
-    let ran = attesto(&fresh.url, &[], &["jobs:run", "retention"]);
-    assert_eq!((ran.exit, ran.errors.as_str()), (0, ""));
-    assert_eq!(ran.lines[0]["outcome"], "done");
-    assert_eq!(ran.lines[0]["told"]["events"], 0);
+    let ran = attesto(&fresh, &[], &["jobs:run", "retention"]);
+    assert_eq!((ran.exit, ran.complained.as_str()), (0, ""));
+    assert_eq!(ran.lines()[0]["outcome"], "done");
+    assert_eq!(ran.lines()[0]["told"]["events"], 0);
     let after = list();
-    assert_eq!(after.lines[retention]["outcome"], "done");
+    assert_eq!(after.lines()[retention]["outcome"], "done");
     assert_eq!(
-        after.lines[retention]["host"],
+        after.lines()[retention]["host"],
         attesto::replicas::host_name()
     );
-    assert!(after.lines[retention]["durationMs"].is_u64());
-    assert!(after.lines[retention]["nextRunAt"].is_string());
+    assert!(after.lines()[retention]["durationMs"].is_u64());
+    assert!(after.lines()[retention]["nextRunAt"].is_string());
 
-    let keyless = attesto(&fresh.url, &[], &["jobs", "run", "reseal"]);
+    let keyless = attesto(&fresh, &[], &["jobs", "run", "reseal"]);
     assert_eq!(keyless.exit, 1);
-    assert!(keyless.errors.contains("ATTESTO_ENCRYPTION_KEY"));
-    assert_eq!(list().lines[reseal]["outcome"], "failed");
-    let unknown = attesto(&fresh.url, &[], &["jobs", "run", "nothing"]);
+    assert!(keyless.complained.contains("ATTESTO_ENCRYPTION_KEY"));
+    assert_eq!(list().lines()[reseal]["outcome"], "failed");
+    let unknown = attesto(&fresh, &[], &["jobs", "run", "nothing"]);
     assert_eq!(unknown.exit, 2);
-    assert!(unknown.errors.contains("reseal, retention"));
+    assert!(unknown.complained.contains("reseal, retention"));
 
     sqlx::query(
         "insert into job_runs (job, host, started_at, lease_until)
@@ -313,10 +292,14 @@ async fn jobs_are_listed_and_run_by_hand() {
     .execute(fresh.database.pool())
     .await
     .unwrap();
-    assert_eq!(list().lines[retention]["outcome"], "running");
-    let taken = attesto(&fresh.url, &[], &["jobs", "run", "retention"]);
+    assert_eq!(list().lines()[retention]["outcome"], "running");
+    let taken = attesto(&fresh, &[], &["jobs", "run", "retention"]);
     assert_eq!(taken.exit, 1);
-    assert!(taken.errors.contains("elsewhere"), "{}", taken.errors);
+    assert!(
+        taken.complained.contains("elsewhere"),
+        "{}",
+        taken.complained
+    );
 }
 
 #[tokio::test]

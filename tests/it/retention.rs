@@ -2,11 +2,7 @@
 
 #![expect(clippy::unwrap_used, reason = "a helper of a test fails like the test")]
 
-use std::process::Command;
-
-use attesto::base::clock::Timestamp;
 use attesto::base::id::TenantId;
-use attesto::tenants;
 use serde_json::{Value, json};
 
 use crate::world::postgres::{Fresh, fresh_database};
@@ -19,11 +15,7 @@ struct Archive {
 impl Archive {
     async fn open() -> Self {
         let fresh = fresh_database().await;
-        let (name, now) = ("Acme".parse().unwrap(), Timestamp::from_millis(0));
-        let tenant = tenants::store::create_tenant(&fresh.database, &name, now)
-            .await
-            .unwrap()
-            .id;
+        let tenant = fresh.create_tenant().await;
         Self { fresh, tenant }
     }
 
@@ -119,27 +111,17 @@ impl Archive {
 
     /// The number of deleted rows of each kind.
     fn prune(&self, variables: &[(&str, &str)], words: &[&str]) -> Value {
-        let output = Command::new(env!("CARGO_BIN_EXE_attesto"))
-            .env_clear()
-            .env("DATABASE_URL", &self.fresh.url)
-            .envs(variables.iter().copied())
-            .arg("prune")
-            .args(words)
-            .output()
-            .expect("the binary runs");
-        let errors = String::from_utf8(output.stderr).unwrap();
-        assert_eq!((output.status.code(), errors.as_str()), (Some(0), ""));
-        let lines = String::from_utf8(output.stdout).unwrap();
-        let lines = lines
-            .lines()
-            .map(|line| serde_json::from_str::<Value>(line).unwrap());
+        let shell = self.fresh.shell().set_all(variables.iter().copied());
+        let lines = shell.rows(&[&["prune"], words].concat());
+        let count = |line: &Value| {
+            (
+                line["kind"].as_str().unwrap().to_owned(),
+                line["rows"].clone(),
+            )
+        };
         lines
-            .map(|line| {
-                (
-                    line["kind"].as_str().unwrap().to_owned(),
-                    line["rows"].clone(),
-                )
-            })
+            .iter()
+            .map(count)
             .collect::<serde_json::Map<_, _>>()
             .into()
     }

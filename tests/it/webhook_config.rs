@@ -1,8 +1,6 @@
 //! A tenant's callback on the command line: `attesto webhook …`, and its signing secrets.
 
 use std::collections::BTreeMap;
-use std::io::Write as _;
-use std::process::{Command, Stdio};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
@@ -19,6 +17,7 @@ use sqlx::Executor as _;
 
 use crate::world::postgres::{Fresh, fresh_database, set_time_ahead};
 use crate::world::receiver::Receiver;
+use crate::world::shell::Ran;
 
 /// 32 bytes of zero, in base64.
 const ENCRYPTION_KEY: &str = "AAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAA=";
@@ -37,25 +36,14 @@ struct Desk {
     keyring: Keyring,
 }
 
-#[derive(Debug)]
-struct Ran {
-    exit: i32,
-    said: String,
-    complained: String,
-}
-
 impl Desk {
     async fn open() -> Self {
         let fresh = fresh_database().await;
-        let name = "Acme".parse().unwrap();
-        let now = Timestamp::from_millis(0);
-        let tenant = tenants::store::create_tenant(&fresh.database, &name, now)
-            .await
-            .unwrap();
+        let tenant = fresh.create_tenant().await;
         let key = MasterKey::parse(ENCRYPTION_KEY, Some(1)).unwrap();
         Self {
             fresh,
-            tenant: tenant.id,
+            tenant,
             keyring: Keyring::new(key, Vec::new()).unwrap(),
         }
     }
@@ -64,26 +52,11 @@ impl Desk {
     /// nothing else.
     fn run(&self, words: &[&str], input: &str, environment: &[(&str, &str)]) -> Ran {
         let (verb, rest) = words.split_first().unwrap();
-        let mut child = Command::new(env!("CARGO_BIN_EXE_attesto"))
-            .env_clear()
-            .env("DATABASE_URL", &self.fresh.url)
-            .env("ATTESTO_ENCRYPTION_KEY", ENCRYPTION_KEY)
-            .envs(environment.iter().copied())
-            .args(["webhook", verb, self.tenant.as_str()])
-            .args(rest)
-            .stdin(Stdio::piped())
-            .stdout(Stdio::piped())
-            .stderr(Stdio::piped())
-            .spawn()
-            .unwrap();
-        // The process may end without reading.
-        let _ = child.stdin.take().unwrap().write_all(input.as_bytes());
-        let output = child.wait_with_output().unwrap();
-        Ran {
-            exit: output.status.code().unwrap(),
-            said: String::from_utf8(output.stdout).unwrap(),
-            complained: String::from_utf8(output.stderr).unwrap(),
-        }
+        let words = [&["webhook", verb, self.tenant.as_str()], rest].concat();
+        let shell = self.fresh.shell();
+        let shell = shell.set("ATTESTO_ENCRYPTION_KEY", ENCRYPTION_KEY);
+        let shell = shell.set_all(environment.iter().copied());
+        shell.run_with(&words, input)
     }
 
     fn webhook(&self, words: &[&str]) -> Ran {
@@ -94,7 +67,7 @@ impl Desk {
     fn answer(&self, words: &[&str]) -> Value {
         let ran = self.webhook(words);
         assert_eq!((ran.exit, ran.complained.as_str()), (0, ""), "{words:?}");
-        serde_json::from_str(&ran.said).unwrap()
+        ran.json()
     }
 
     /// With the settings of a development machine, where callbacks may be local.
@@ -710,18 +683,10 @@ async fn events_are_redelivered_on_request() {
     desk.answer(&["set-config", "--callback-url", CALLBACK]);
     desk.receive_three().await;
     let run = |what: &str, words: &[&str]| {
-        let mut command = Command::new(env!("CARGO_BIN_EXE_attesto"));
-        let output = command
-            .env_clear()
-            .env("DATABASE_URL", &desk.fresh.url)
-            .env("USER", "anna")
-            .args(["webhook", what])
-            .args(words)
-            .output()
-            .unwrap();
-        let said = String::from_utf8(output.stdout).unwrap();
-        let said: Value = serde_json::from_str(&said).unwrap_or_default();
-        (output.status.code().unwrap(), said)
+        let shell = desk.fresh.shell().set("USER", "anna");
+        let ran = shell.run(&[&["webhook", what], words].concat());
+        let said: Value = serde_json::from_str(&ran.said).unwrap_or_default();
+        (ran.exit, said)
     };
     let redeliver = |words: &[&str]| run("redeliver", words);
     let event = "evt_01J9ZQ4T5W6X7Y8Z9A0B1C2D33";

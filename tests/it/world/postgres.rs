@@ -19,15 +19,18 @@ use std::sync::OnceLock;
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::Duration;
 
-use attesto::base::clock::Clock;
+use attesto::base::clock::{Clock, Timestamp};
+use attesto::base::id::TenantId;
 use attesto::config::read_env_var;
 use attesto::db::{ConnectSettings, Database, MIGRATOR};
 use attesto::embedded_postgres::binaries::PostgresBinaries;
 use attesto::embedded_postgres::system_account::SystemAccount;
+use attesto::tenants;
 use rustix::process::{Pid, Signal, kill_process};
 use sqlx::{Connection as _, Executor as _, PgConnection};
 use tokio::sync::OnceCell;
 
+use super::shell::Shell;
 use super::wait::wait_until_blocking;
 
 /// The prefix of the temporary folders' names.
@@ -76,6 +79,18 @@ impl Fresh {
         let name = self.url.trim_start_matches("postgres:///");
         let name = name.split('?').next().expect("a text has a beginning");
         create_next(name).await
+    }
+
+    /// A tenant without credentials.
+    pub(crate) async fn create_tenant(&self) -> TenantId {
+        let (name, now) = ("Acme".parse().expect("a name"), Timestamp::from_millis(0));
+        let tenant = tenants::store::create_tenant(&self.database, &name, now).await;
+        tenant.expect("a tenant").id
+    }
+
+    /// A shell with this database and nothing else.
+    pub(crate) fn shell(&self) -> Shell {
+        Shell::default().set("DATABASE_URL", &self.url)
     }
 }
 

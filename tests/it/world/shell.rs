@@ -37,6 +37,14 @@ impl Shell {
         self
     }
 
+    pub(crate) fn set_all<'a, V: AsRef<str>>(
+        self,
+        variables: impl IntoIterator<Item = (&'a str, V)>,
+    ) -> Self {
+        let set = |shell: Self, (name, value): (&str, V)| shell.set(name, value.as_ref());
+        variables.into_iter().fold(self, set)
+    }
+
     pub(crate) fn without(mut self, name: &str) -> Self {
         self.environment.retain(|(known, _)| known != name);
         self
@@ -57,7 +65,7 @@ impl Shell {
     }
 
     /// With `input` on its standard input.
-    pub(crate) fn run_with(&self, words: &[&str], input: &str) -> Ran {
+    pub(crate) fn run_with(&self, words: &[&str], input: impl AsRef<[u8]>) -> Ran {
         let this = OsStr::new(env!("CARGO_BIN_EXE_attesto"));
         let mut child = Command::new(self.program.as_deref().unwrap_or(this))
             .env_clear()
@@ -73,13 +81,24 @@ impl Shell {
             .stdin
             .take()
             .expect("a pipe")
-            .write_all(input.as_bytes());
+            .write_all(input.as_ref());
         let output = child.wait_with_output().expect("it ends");
         Ran {
             exit: output.status.code().expect("it was not killed"),
             said: String::from_utf8(output.stdout).expect("text"),
             complained: String::from_utf8(output.stderr).expect("text"),
         }
+    }
+
+    /// The same without blocking the runtime, in which what the command calls may run.
+    pub(crate) async fn run_async(&self, words: &[&str], input: &str) -> Ran {
+        let (shell, input) = (self.clone(), input.to_owned());
+        let words: Vec<String> = words.iter().map(ToString::to_string).collect();
+        let run = move || {
+            let words: Vec<&str> = words.iter().map(String::as_str).collect();
+            shell.run_with(&words, &input)
+        };
+        tokio::task::spawn_blocking(run).await.expect("it ends")
     }
 
     /// The output of a successful command: one JSON object per line.
@@ -89,11 +108,28 @@ impl Shell {
 }
 
 impl Ran {
+    /// The output of a successful command: one JSON object per line.
     pub(crate) fn rows(&self) -> Vec<Value> {
-        assert_eq!((self.exit, self.complained.as_str()), (0, ""));
-        let lines = self.said.lines();
-        lines
-            .map(|line| serde_json::from_str(line).expect("JSON"))
-            .collect()
+        assert_eq!((self.exit, self.complained.as_str()), (0, ""), "{self:?}");
+        self.lines()
+    }
+
+    /// The output as one JSON object per line, however the command ended.
+    pub(crate) fn lines(&self) -> Vec<Value> {
+        let parse = |line| {
+            serde_json::from_str(line).unwrap_or_else(|error| panic!("{error}: {line:?}: {self:?}"))
+        };
+        self.said.lines().map(parse).collect()
+    }
+
+    /// The output, which is one JSON object.
+    pub(crate) fn json(&self) -> Value {
+        serde_json::from_str(&self.said).unwrap_or_else(|error| panic!("{error}: {self:?}"))
+    }
+
+    /// Fails when a text is in the output.
+    pub(crate) fn assert_hides(&self, text: &str) {
+        let all = [&self.said, &self.complained];
+        assert!(!all.iter().any(|it| it.contains(text)), "{self:?}");
     }
 }
