@@ -4,18 +4,17 @@ use std::path::PathBuf;
 use std::sync::Arc;
 
 use super::context::{CommandContext, CommandError};
-use super::input_file;
+use super::{input_file, store_credentials};
 use crate::base::id::TenantId;
 use crate::config::StoreSettings;
 use crate::config::settings::CredentialGracePeriod;
-use crate::credentials::history::{PreviousOutcome, RollbackError};
+use crate::db::Database;
 use crate::outbound::{self, Upstream};
 use crate::stores::google::GoogleApiError;
 use crate::stores::google::account::{GoogleServiceAccount, TOKEN_URL};
 use crate::stores::google::api::PlayClient;
 use crate::stores::google::check_credentials;
-use crate::stores::google::store::{self, NewGoogleCredentials};
-use crate::stores::shared::credentials::SetCredentialsError;
+use crate::stores::google::store::{self, GoogleCredentialSummary, NewGoogleCredentials};
 
 #[expect(
     clippy::enum_variant_names,
@@ -110,15 +109,9 @@ async fn set_credentials(
         pubsub_service_account: arguments.pubsub_service_account.as_deref(),
         pubsub_topic: arguments.pubsub_topic.as_deref(),
     };
-    let before = store::replace_credentials(&database, &keyring, &tenant, &new, grace)
-        .await
-        .map_err(|error| match error {
-            SetCredentialsError::Database(error) => error.into(),
-            error => CommandError::from_cause(error),
-        })?;
-    if let PreviousOutcome::NotOpened(cause) = before {
-        eprintln!("attesto: warning: there is no going back to the previous credentials: {cause}.");
-    }
+    store_credentials::check_replacement(
+        store::replace_credentials(&database, &keyring, &tenant, &new, grace).await,
+    )?;
     let used = context
         .environment_variable("GOOGLE_TOKEN_URL")
         .and_then(|url| url.into_string().ok())
@@ -128,15 +121,7 @@ async fn set_credentials(
             "attesto: warning: the file's token_uri ({uri}) is not used; access tokens come from {used} (GOOGLE_TOKEN_URL)."
         );
     }
-    let stored = store::find_credential_summary(&database, &tenant)
-        .await?
-        .ok_or_else(|| no_credentials_error(&tenant))?;
-    let prose = format!(
-        "Stored the Google Play credentials of {tenant}: app {}, service account {} (key {}).",
-        stored.package_name, stored.client_email, stored.key_fingerprint
-    );
-    context.output.write_json_or_text(&stored, &prose)?;
-    Ok(())
+    write_summary("Stored", &database, &tenant, context).await
 }
 
 async fn check_credentials(
@@ -171,41 +156,44 @@ async fn rollback_credentials(
     tenant: &TenantId,
     context: &CommandContext,
 ) -> Result<(), CommandError> {
-    let database = context.open_database().await?;
-    let keyring = context.load_verified_keyring(&database).await?;
-    let CredentialGracePeriod(grace) = context.read_settings(CredentialGracePeriod::from_raw)?;
-    store::rollback_credentials(&database, &keyring, tenant, grace)
-        .await
-        .map_err(|why| match why {
-            RollbackError::Database(error) => error.into(),
-            why => CommandError::failed(format!(
-                "the Google Play credentials of {tenant} are unchanged: {why}."
-            )),
-        })?;
-    let stored = store::find_credential_summary(&database, tenant)
-        .await?
-        .ok_or_else(|| no_credentials_error(tenant))?;
-    let prose = format!(
-        "Restored the Google Play credentials of {tenant}: app {}, service account {} (key {}).",
-        stored.package_name, stored.client_email, stored.key_fingerprint
-    );
-    context.output.write_json_or_text(&stored, &prose)?;
-    Ok(())
+    let history = store::CREDENTIAL_HISTORY;
+    let database = store_credentials::rollback(history, "Google Play", tenant, context).await?;
+    write_summary("Restored", &database, tenant, context).await
 }
 
 async fn get_credentials(tenant: &TenantId, context: &CommandContext) -> Result<(), CommandError> {
     let database = context.open_database().await?;
-    let stored = store::find_credential_summary(&database, tenant)
-        .await?
-        .ok_or_else(|| no_credentials_error(tenant))?;
+    let stored = require_summary(&database, tenant).await?;
     context.output.write_object(&stored)?;
     Ok(())
 }
 
-fn no_credentials_error(tenant: &TenantId) -> CommandError {
-    CommandError::failed(format!(
-        "{tenant} has no Google Play credentials. Set them: attesto google set-credentials {tenant}"
-    ))
+async fn require_summary(
+    database: &Database,
+    tenant: &TenantId,
+) -> Result<GoogleCredentialSummary, CommandError> {
+    let stored = store::find_credential_summary(database, tenant).await?;
+    stored.ok_or_else(|| {
+        CommandError::failed(format!(
+            "{tenant} has no Google Play credentials. Set them: attesto google set-credentials {tenant}"
+        ))
+    })
+}
+
+/// `done` is what was done with the credentials, as the first word of a sentence.
+async fn write_summary(
+    done: &str,
+    database: &Database,
+    tenant: &TenantId,
+    context: &CommandContext,
+) -> Result<(), CommandError> {
+    let stored = require_summary(database, tenant).await?;
+    let prose = format!(
+        "{done} the Google Play credentials of {tenant}: app {}, service account {} (key {}).",
+        stored.package_name, stored.client_email, stored.key_fingerprint
+    );
+    context.output.write_json_or_text(&stored, &prose)?;
+    Ok(())
 }
 
 /// Google's rule: two parts or more, each beginning with a letter, made of letters, digits and underscores.

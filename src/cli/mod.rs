@@ -12,6 +12,7 @@
 //! - [`output`]: JSON lines, or tables and text; [`progress`]: a progress bar
 //! - [`operator`]: the user name for the operator audit
 //! - [`duration`], [`input_file`]: how arguments are read
+//! - [`store_credentials`]: what [`apple`] and [`google`] share
 //!
 //! The commands:
 //!
@@ -52,6 +53,7 @@ mod prune;
 mod serve;
 mod simulator;
 mod state_text;
+mod store_credentials;
 mod tail;
 mod tenant;
 mod verify;

@@ -1,20 +1,23 @@
 //! Credentials that were replaced, kept for the grace period so that the replacement can be rolled back.
 //!
 //! Both stores keep them sealed, in tables of their own. A sealed value is bound to its table, so it is unsealed and
-//! sealed again when it moves from one table to the other.
+//! sealed again when it moves from one table to the other. A change first locks the tenant's row of credentials in use, and
+//! changes both tables in one transaction: there is no moment at which neither value is stored.
 
 use std::time::Duration;
 
 use serde::Serialize;
 
+use super::sealed_columns::SealedColumn;
+use super::store;
 use crate::base::clock::Timestamp;
+use crate::base::id::TenantId;
 use crate::crypto::ExposeSecret as _;
-use crate::crypto::keyring::{Keyring, SealContext, UnsealError};
+use crate::crypto::keyring::{Keyring, UnsealError};
+use crate::db::{Database, DbTransaction, Error};
 
 /// The default grace period, during which a replacement can be rolled back.
 pub const DEFAULT_GRACE_PERIOD: Duration = Duration::from_hours(72);
-/// How many times a change is attempted when other commands change the same tenant's credentials at the same time.
-pub const MAX_ROTATE_ATTEMPTS: u32 = 10;
 
 /// The public facts about credentials that were replaced.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
@@ -58,69 +61,75 @@ pub enum PreviousOutcome {
     NotOpened(UnsealError),
 }
 
-/// Where a store keeps a tenant's current credentials, and where the previous ones.
+/// Where a store keeps the tenants' current credentials, and where the previous ones. The sealed column has the same name in both
+/// tables.
 #[derive(Clone, Copy, Debug)]
-pub struct CredentialHistory<'a> {
-    /// The seal context of the credentials in use.
-    pub current: SealContext<'a>,
-    /// The seal context of the credentials they replaced.
-    pub previous: SealContext<'a>,
+pub struct CredentialHistory {
+    /// The sealed column of the credentials in use.
+    pub current: SealedColumn,
+    /// The sealed column of the credentials they replaced.
+    pub previous: SealedColumn,
+    /// The other columns that both tables have, separated by commas; `tenant_id` is not one of them.
+    pub columns: &'static str,
 }
 
-impl CredentialHistory<'_> {
-    /// Decides what happens to the stored value when it is replaced. Returns the value sealed for the table of previous
-    /// credentials if it is to be kept.
-    pub fn rotate(
+impl CredentialHistory {
+    /// Keeps the tenant's credentials, which are about to be replaced, for the grace period, in place of those that were kept
+    /// before. `stored` is the sealed value of their row, which `transaction` has locked.
+    pub async fn retain(
         self,
+        transaction: &mut DbTransaction,
         keyring: &Keyring,
+        tenant: &TenantId,
         stored: &[u8],
-        is_same: bool,
         grace: Duration,
-    ) -> (PreviousOutcome, Option<Vec<u8>>) {
-        if is_same {
-            return (PreviousOutcome::Unchanged, None);
-        }
-        if grace.is_zero() {
-            return (PreviousOutcome::Discarded, None);
-        }
-        match keyring.open(self.current, stored) {
-            Ok(secret) => {
-                let retained = keyring.seal(self.previous, secret.expose_secret());
-                (PreviousOutcome::Retained, Some(retained))
-            }
-            Err(cause) => (PreviousOutcome::NotOpened(cause), None),
-        }
+    ) -> Result<PreviousOutcome, Error> {
+        let reseal = || self.reseal_as_previous(keyring, tenant, stored);
+        let resealed = (!grace.is_zero()).then(reseal);
+        let retained = resealed.as_ref().and_then(|blob| blob.as_deref().ok());
+        store::replace_retained(transaction, self, tenant, retained, grace).await?;
+        Ok(match resealed {
+            None => PreviousOutcome::Discarded,
+            Some(Ok(_)) => PreviousOutcome::Retained,
+            Some(Err(cause)) => PreviousOutcome::NotOpened(cause),
+        })
     }
 
-    /// Swaps the two values: returns the previous one sealed as the current one, and the stored one sealed as the
-    /// previous one. The latter is `None` if the stored value cannot be unsealed.
-    pub fn rollback(
+    /// Swaps the tenant's credentials and those that were replaced last, so that a second rollback undoes the first. The ones
+    /// that are replaced now are kept for `grace`, if they can be opened.
+    pub async fn rollback(
+        self,
+        database: &Database,
+        keyring: &Keyring,
+        tenant: &TenantId,
+        grace: Duration,
+    ) -> Result<(), RollbackError> {
+        let mut transaction = database.pool().begin().await?;
+        let (stored, previous) = store::lock_both(&mut transaction, self, tenant)
+            .await?
+            .ok_or(RollbackError::NothingRetained)?;
+        let file = keyring
+            .open(self.previous.context_for(tenant.as_str()), &previous)
+            .map_err(RollbackError::NotOpened)?;
+        let context = self.current.context_for(tenant.as_str());
+        let restored = keyring.seal(context, file.expose_secret());
+        let retained = self.reseal_as_previous(keyring, tenant, &stored).ok();
+        let retained = retained.as_deref();
+        store::swap_both(&mut transaction, self, tenant, &restored, retained, grace).await?;
+        transaction.commit().await?;
+        Ok(())
+    }
+
+    fn reseal_as_previous(
         self,
         keyring: &Keyring,
+        tenant: &TenantId,
         stored: &[u8],
-        previous: &[u8],
-    ) -> Result<(Vec<u8>, Option<Vec<u8>>), RollbackError> {
-        let restored = keyring
-            .open(self.previous, previous)
-            .map_err(RollbackError::NotOpened)?;
-        let replaced = keyring.open(self.current, stored).ok();
-        let replaced = replaced.map(|secret| keyring.seal(self.previous, secret.expose_secret()));
-        let current = keyring.seal(self.current, restored.expose_secret());
-        Ok((current, replaced))
+    ) -> Result<Vec<u8>, UnsealError> {
+        let file = keyring.open(self.current.context_for(tenant.as_str()), stored)?;
+        let context = self.previous.context_for(tenant.as_str());
+        Ok(keyring.seal(context, file.expose_secret()))
     }
-}
-
-/// The values that an update of credentials needs of those it replaces.
-#[derive(Clone, Copy, Debug)]
-pub struct ReplacedCredentials<'a> {
-    /// The sealed value that was read. The update fails if the stored value is no longer this one.
-    pub expected_blob: &'a [u8],
-    /// What happens to the replaced value.
-    pub outcome: &'a PreviousOutcome,
-    /// The replaced value, sealed for the table of previous credentials, if it is kept.
-    pub retained_blob: Option<&'a [u8]>,
-    /// How long it is kept.
-    pub grace_period: Duration,
 }
 
 /// Why a rollback is not possible.
@@ -132,10 +141,7 @@ pub enum RollbackError {
     /// The previous credentials cannot be unsealed.
     #[error("the previous credentials cannot be decrypted: {0}")]
     NotOpened(UnsealError),
-    /// Other commands changed the credentials at each of [`MAX_ROTATE_ATTEMPTS`] attempts.
-    #[error("another command is changing these credentials at the same time: try again")]
-    Contended,
     /// A query failed.
     #[error(transparent)]
-    Database(#[from] crate::db::Error),
+    Database(#[from] Error),
 }

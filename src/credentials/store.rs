@@ -1,12 +1,15 @@
-//! The SQL of canaries, and of counting and replacing sealed values. Statements over all sealed columns are built from
-//! the list in [`super::sealed_columns`], so that a column that is added there is included everywhere.
+//! The SQL of canaries, of counting and replacing sealed values, and of replaced credentials. Statements over all sealed columns
+//! are built from the list in [`super::sealed_columns`], so that a column that is added there is included everywhere; those over
+//! a store's credentials from its [`CredentialHistory`].
 
 use std::time::Duration;
 
 use sqlx::AssertSqlSafe;
 
+use super::history::CredentialHistory;
 use super::sealed_columns::{self, SealedColumn};
-use crate::db::{Database, Error};
+use crate::base::id::TenantId;
+use crate::db::{Database, DbTransaction, Error};
 
 /// Every canary: the id of its key, and the sealed text.
 pub(super) async fn load_canaries(database: &Database) -> Result<Vec<(u8, Vec<u8>)>, Error> {
@@ -189,6 +192,88 @@ pub(super) async fn replace_values(
         .fetch_one(database.pool())
         .await?;
     Ok(u64::try_from(written).unwrap_or(0))
+}
+
+/// Copies a tenant's credentials to where replaced ones are kept, with `retained` as the sealed value, in place of those there.
+/// `None`: none are kept.
+pub(super) async fn replace_retained(
+    transaction: &mut DbTransaction,
+    history: CredentialHistory,
+    tenant: &TenantId,
+    retained: Option<&[u8]>,
+    grace: Duration,
+) -> Result<(), Error> {
+    let SealedColumn { table, column, .. } = history.current;
+    let (kept, columns) = (history.previous.table, history.columns);
+    let delete = format!("delete from {kept} where tenant_id = $1");
+    sqlx::query(AssertSqlSafe(delete))
+        .bind(tenant.as_str())
+        .execute(&mut **transaction)
+        .await?;
+    let insert = format!(
+        "insert into {kept} (tenant_id, {columns}, {column}, replaced_at, expires_at) \
+         select tenant_id, {columns}, $2::bytea, now(), now() + make_interval(secs => $3) from {table} \
+          where tenant_id = $1 and $2::bytea is not null"
+    );
+    sqlx::query(AssertSqlSafe(insert))
+        .bind(tenant.as_str())
+        .bind(retained)
+        .bind(grace.as_secs_f64())
+        .execute(&mut **transaction)
+        .await?;
+    Ok(())
+}
+
+/// The sealed values of a tenant's credentials and of those they replaced, both locked. `None` when none are kept any more.
+pub(super) async fn lock_both(
+    transaction: &mut DbTransaction,
+    history: CredentialHistory,
+    tenant: &TenantId,
+) -> Result<Option<(Vec<u8>, Vec<u8>)>, Error> {
+    let SealedColumn { table, column, .. } = history.current;
+    let kept = history.previous.table;
+    let statement = format!(
+        "select stored.{column}, previous.{column} from {table} stored join {kept} previous using (tenant_id) \
+          where tenant_id = $1 and previous.expires_at > now() for update"
+    );
+    sqlx::query_as(AssertSqlSafe(statement))
+        .bind(tenant.as_str())
+        .fetch_optional(&mut **transaction)
+        .await
+}
+
+/// Swaps a tenant's credentials and those they replaced: `restored` is the sealed value that is used from now on, `retained` the
+/// one that is kept, if any. Each part of the statement sees both rows as they were before it.
+pub(super) async fn swap_both(
+    transaction: &mut DbTransaction,
+    history: CredentialHistory,
+    tenant: &TenantId,
+    restored: &[u8],
+    retained: Option<&[u8]>,
+    grace: Duration,
+) -> Result<(), Error> {
+    let SealedColumn { table, column, .. } = history.current;
+    let (kept, columns) = (history.previous.table, history.columns);
+    let statement = format!(
+        "with restored as ( \
+             update {table} set ({columns}, {column}, updated_at) = \
+                    (select {columns}, $2::bytea, now() from {kept} where tenant_id = $1) \
+              where tenant_id = $1 \
+         ), forgotten as ( \
+             delete from {kept} where tenant_id = $1 and $3::bytea is null \
+         ) \
+         update {kept} set ({columns}, {column}, replaced_at, expires_at) = \
+                (select {columns}, $3::bytea, now(), now() + make_interval(secs => $4) from {table} where tenant_id = $1) \
+          where tenant_id = $1 and $3::bytea is not null"
+    );
+    sqlx::query(AssertSqlSafe(statement))
+        .bind(tenant.as_str())
+        .bind(restored)
+        .bind(retained)
+        .bind(grace.as_secs_f64())
+        .execute(&mut **transaction)
+        .await?;
+    Ok(())
 }
 
 /// The age of each store's oldest credentials. `None`: no tenant has any.

@@ -2,8 +2,7 @@
 
 #![expect(clippy::unwrap_used, reason = "a helper of a test fails like the test")]
 
-use std::io::Write as _;
-use std::process::{Command, Stdio};
+use std::time::Duration;
 
 use attesto::base::clock::{Clock, Timestamp};
 use attesto::base::id::TenantId;
@@ -13,10 +12,12 @@ use attesto::simulator::identity::SimulatedAppleKey;
 use attesto::simulator::state::apple::NewTransaction;
 use attesto::simulator::state::apple_notifications::NotificationUrls;
 use attesto::simulator::{Fault, Simulator, SimulatorOptions};
+use attesto::stores::apple::account::{AppleCredentials, EnvironmentChoice, SigningKey};
+use attesto::stores::apple::store::NewAppleCredentials;
 use attesto::stores::{apple, google};
-use attesto::tenants;
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
+use futures_util::future::join_all;
 use serde_json::{Value, json};
 
 use crate::world::postgres::{Fresh, fresh_database};
@@ -27,6 +28,7 @@ struct Desk {
     tenant: TenantId,
 }
 
+/// The result of a command, whose output is a JSON object or nothing.
 #[derive(Debug)]
 struct Ran {
     exit: i32,
@@ -47,11 +49,7 @@ impl Desk {
     async fn open() -> Self {
         let _ = rustls::crypto::aws_lc_rs::default_provider().install_default();
         let fresh = fresh_database().await;
-        let (name, now) = ("Acme".parse().unwrap(), Timestamp::from_millis(0));
-        let tenant = tenants::store::create_tenant(&fresh.database, &name, now)
-            .await
-            .unwrap()
-            .id;
+        let tenant = fresh.create_tenant().await;
         let simulator = Simulator::start(SimulatorOptions::new(Clock::system()))
             .await
             .unwrap();
@@ -63,33 +61,16 @@ impl Desk {
     }
 
     fn run(&self, words: &[&str], file: &str, more: &[(&str, &str)]) -> Ran {
-        let mut child = Command::new(env!("CARGO_BIN_EXE_attesto"))
-            .env_clear()
-            .env("DATABASE_URL", &self.fresh.url)
-            .env("ATTESTO_ENCRYPTION_KEY", text(1))
-            .envs(self.simulator.environment_variables())
-            .envs(more.iter().copied())
-            .args(words)
-            .stdin(Stdio::piped())
-            .stdout(Stdio::piped())
-            .stderr(Stdio::piped())
-            .spawn()
-            .unwrap();
-        // The process may end without reading.
-        let _ = child.stdin.take().unwrap().write_all(file.as_bytes());
-        let output = child.wait_with_output().unwrap();
-        let said = String::from_utf8(output.stdout).unwrap();
-        let errors = String::from_utf8(output.stderr).unwrap();
-        for text in [&said, &errors] {
-            assert!(
-                !text.contains("PRIVATE KEY") && !text.contains("MIG"),
-                "{text}"
-            );
+        let shell = self.fresh.shell().set("ATTESTO_ENCRYPTION_KEY", &text(1));
+        let shell = shell.set_all(self.simulator.environment_variables());
+        let ran = shell.set_all(more.iter().copied()).run_with(words, file);
+        for secret in ["PRIVATE KEY", "MIG"] {
+            ran.assert_hides(secret);
         }
         Ran {
-            exit: output.status.code().unwrap(),
-            said: serde_json::from_str(&said).unwrap_or(Value::Null),
-            errors,
+            exit: ran.exit,
+            said: serde_json::from_str(&ran.said).unwrap_or(Value::Null),
+            errors: ran.complained,
         }
     }
 
@@ -239,6 +220,53 @@ async fn google_credentials_roll_back() {
         first.said["keyFingerprint"]
     );
     assert_eq!(desk.roll_back("google").said["pubsubAudience"], "b");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn simultaneous_changes_all_succeed_and_the_last_two_are_stored() {
+    let desk = Desk::open().await;
+    let (database, ring) = (&desk.fresh.database, &ring(1, &[]));
+    let issuer = desk.simulator.apple().api_key().issuer_id;
+    let set = async || {
+        let key = SimulatedAppleKey::new(&issuer);
+        let file = key.private_key.as_bytes();
+        let credentials = AppleCredentials {
+            bundle_id: "com.example.app".to_owned(),
+            key_id: key.key_id,
+            issuer_id: key.issuer_id,
+            key: SigningKey::parse(file).unwrap(),
+            environment: EnvironmentChoice::Auto,
+            app_apple_id: Some(1_234_567_890),
+        };
+        let new = NewAppleCredentials {
+            key_file: file,
+            credentials: &credentials,
+        };
+        apple::store::set_credentials(database, ring, &desk.tenant, &new)
+            .await
+            .unwrap();
+        credentials.key.fingerprint().to_owned()
+    };
+    let all = join_all((0..8).map(|_| set())).await;
+    let stored = async || {
+        let found = apple::store::find_credential_summary(database, &desk.tenant).await;
+        let summary = found.unwrap().unwrap();
+        // The sealed value and the columns beside it are of the same credentials.
+        assert_eq!(desk.apple_fingerprint(ring).await, summary.key_fingerprint);
+        let previous = summary.previous.unwrap().key_fingerprint;
+        assert!(all.contains(&summary.key_fingerprint) && all.contains(&previous));
+        (summary.key_fingerprint, previous)
+    };
+    let before = stored().await;
+    assert_ne!(before.0, before.1);
+    let roll_back = || {
+        let grace = Duration::from_hours(1);
+        apple::store::CREDENTIAL_HISTORY.rollback(database, ring, &desk.tenant, grace)
+    };
+    for result in join_all((0..8).map(|_| roll_back())).await {
+        result.unwrap();
+    }
+    assert_eq!(stored().await, before, "an even number changes nothing");
 }
 
 #[tokio::test(flavor = "multi_thread")]

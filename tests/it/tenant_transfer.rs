@@ -381,10 +381,12 @@ async fn a_tenant_transfer_loses_nothing_and_sends_nothing_twice() {
     );
     // And the previous credentials: rollback works in both installations.
     let grace = Duration::from_hours(1);
-    apple::store::rollback_credentials(new.database(), new.keyring(), id, grace)
+    apple::store::CREDENTIAL_HISTORY
+        .rollback(new.database(), new.keyring(), id, grace)
         .await
         .unwrap();
-    google::store::rollback_credentials(new.database(), new.keyring(), id, grace)
+    google::store::CREDENTIAL_HISTORY
+        .rollback(new.database(), new.keyring(), id, grace)
         .await
         .unwrap();
     let before = apple::store::load_credentials(new.database(), new.keyring(), id).await;

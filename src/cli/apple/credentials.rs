@@ -4,19 +4,18 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use super::super::context::{CommandContext, CommandError};
-use super::super::input_file;
+use super::super::{input_file, store_credentials};
 use crate::base::id::TenantId;
 use crate::config::StoreSettings;
 use crate::config::settings::CredentialGracePeriod;
-use crate::credentials::history::{PreviousOutcome, RollbackError};
+use crate::db::Database;
 use crate::outbound::{self, Upstream};
 use crate::stores::apple::account::{
     AppleCredentials, AppleEnvironment, EnvironmentChoice, SigningKey,
 };
 use crate::stores::apple::api::{self, AppStoreClient, AppleNotFound};
 use crate::stores::apple::check_credentials::{self, BundleIdProof};
-use crate::stores::apple::store::{self, NewAppleCredentials};
-use crate::stores::shared::credentials::SetCredentialsError;
+use crate::stores::apple::store::{self, AppleCredentialSummary, NewAppleCredentials};
 
 #[derive(Debug, clap::Args)]
 #[command(
@@ -101,27 +100,13 @@ pub(super) async fn set_credentials(
         key_file: &file,
         credentials: &credentials,
     };
-    let before = store::replace_credentials(&database, &keyring, &tenant, &new, grace)
-        .await
-        .map_err(|error| match error {
-            SetCredentialsError::Database(error) => error.into(),
-            error => CommandError::from_cause(error),
-        })?;
-    if let PreviousOutcome::NotOpened(cause) = before {
-        eprintln!("attesto: warning: there is no going back to the previous credentials: {cause}.");
-    }
+    store_credentials::check_replacement(
+        store::replace_credentials(&database, &keyring, &tenant, &new, grace).await,
+    )?;
     if let Some(consequence) = missing_app_apple_id_warning(&credentials) {
         eprintln!("attesto: warning: without --app-apple-id {consequence}.");
     }
-    let stored = store::find_credential_summary(&database, &tenant)
-        .await?
-        .ok_or_else(|| no_credentials_error(&tenant))?;
-    let prose = format!(
-        "Stored the App Store credentials of {tenant}: app {}, key {} (fingerprint {}).",
-        stored.bundle_id, stored.key_id, stored.key_fingerprint
-    );
-    context.output.write_json_or_text(&stored, &prose)?;
-    Ok(())
+    write_summary("Stored", &database, &tenant, context).await
 }
 
 /// Why the name of the key's file, which App Store Connect chose, does not fit. `None` when it fits or was changed.
@@ -202,26 +187,9 @@ pub(super) async fn rollback_credentials(
     tenant: &TenantId,
     context: &CommandContext,
 ) -> Result<(), CommandError> {
-    let database = context.open_database().await?;
-    let keyring = context.load_verified_keyring(&database).await?;
-    let CredentialGracePeriod(grace) = context.read_settings(CredentialGracePeriod::from_raw)?;
-    store::rollback_credentials(&database, &keyring, tenant, grace)
-        .await
-        .map_err(|why| match why {
-            RollbackError::Database(error) => error.into(),
-            why => CommandError::failed(format!(
-                "the App Store credentials of {tenant} are unchanged: {why}."
-            )),
-        })?;
-    let stored = store::find_credential_summary(&database, tenant)
-        .await?
-        .ok_or_else(|| no_credentials_error(tenant))?;
-    let prose = format!(
-        "Restored the App Store credentials of {tenant}: app {}, key {} (fingerprint {}).",
-        stored.bundle_id, stored.key_id, stored.key_fingerprint
-    );
-    context.output.write_json_or_text(&stored, &prose)?;
-    Ok(())
+    let history = store::CREDENTIAL_HISTORY;
+    let database = store_credentials::rollback(history, "App Store", tenant, context).await?;
+    write_summary("Restored", &database, tenant, context).await
 }
 
 pub(super) async fn get_credentials(
@@ -229,10 +197,32 @@ pub(super) async fn get_credentials(
     context: &CommandContext,
 ) -> Result<(), CommandError> {
     let database = context.open_database().await?;
-    let stored = store::find_credential_summary(&database, tenant)
-        .await?
-        .ok_or_else(|| no_credentials_error(tenant))?;
+    let stored = require_summary(&database, tenant).await?;
     context.output.write_object(&stored)?;
+    Ok(())
+}
+
+async fn require_summary(
+    database: &Database,
+    tenant: &TenantId,
+) -> Result<AppleCredentialSummary, CommandError> {
+    let stored = store::find_credential_summary(database, tenant).await?;
+    stored.ok_or_else(|| no_credentials_error(tenant))
+}
+
+/// `done` is what was done with the credentials, as the first word of a sentence.
+async fn write_summary(
+    done: &str,
+    database: &Database,
+    tenant: &TenantId,
+    context: &CommandContext,
+) -> Result<(), CommandError> {
+    let stored = require_summary(database, tenant).await?;
+    let prose = format!(
+        "{done} the App Store credentials of {tenant}: app {}, key {} (fingerprint {}).",
+        stored.bundle_id, stored.key_id, stored.key_fingerprint
+    );
+    context.output.write_json_or_text(&stored, &prose)?;
     Ok(())
 }
 

@@ -8,14 +8,20 @@ use super::account::{AppleCredentials, AppleEnvironment, EnvironmentChoice, Sign
 use crate::base::clock::Timestamp;
 use crate::base::id::TenantId;
 use crate::credentials::history::{
-    CredentialHistory, DEFAULT_GRACE_PERIOD, MAX_ROTATE_ATTEMPTS, PreviousCredentials,
-    PreviousOutcome, ReplacedCredentials, RollbackError,
+    CredentialHistory, DEFAULT_GRACE_PERIOD, PreviousCredentials, PreviousOutcome,
 };
 use crate::credentials::sealed_columns::{APPLE_PREVIOUS_KEY, APPLE_PRIVATE_KEY};
 use crate::crypto::ExposeSecret as _;
 use crate::crypto::keyring::Keyring;
 use crate::db::{self, Database};
 use crate::stores::shared::credentials::{LoadCredentialsError, SetCredentialsError};
+
+/// Where Apple credentials are kept, and the ones they replaced.
+pub const CREDENTIAL_HISTORY: CredentialHistory = CredentialHistory {
+    current: APPLE_PRIVATE_KEY,
+    previous: APPLE_PREVIOUS_KEY,
+    columns: "bundle_id, key_id, issuer_id, key_fingerprint, environment, app_apple_id",
+};
 
 /// What may be shown of a tenant's Apple credentials: everything but the key.
 #[derive(Clone, Debug, Serialize)]
@@ -136,13 +142,6 @@ pub async fn find_credential_summary(
     }))
 }
 
-fn credential_history(tenant: &TenantId) -> CredentialHistory<'_> {
-    CredentialHistory {
-        current: APPLE_PRIVATE_KEY.context_for(tenant.as_str()),
-        previous: APPLE_PREVIOUS_KEY.context_for(tenant.as_str()),
-    }
-}
-
 /// Stores credentials in place of those there were, every field of them, and keeps those for the grace period. Setting the same
 /// twice is the same as once.
 pub async fn set_credentials(
@@ -164,53 +163,9 @@ pub async fn replace_credentials(
     new: &NewAppleCredentials<'_>,
     grace: Duration,
 ) -> Result<PreviousOutcome, SetCredentialsError> {
-    for _ in 0..MAX_ROTATE_ATTEMPTS {
-        let stored = sqlx::query!(
-            "select bundle_id, key_id, issuer_id, private_key_enc, key_fingerprint, environment, app_apple_id \
-               from apple_credentials where tenant_id = $1",
-            tenant.as_str()
-        )
-        .fetch_optional(database.pool())
-        .await?;
-        let Some(stored) = stored else {
-            if insert_credentials(database, keyring, tenant, new).await? {
-                return Ok(PreviousOutcome::None);
-            }
-            continue;
-        };
-        let credentials = new.credentials;
-        let is_same = stored.bundle_id == credentials.bundle_id
-            && stored.key_id == credentials.key_id
-            && stored.issuer_id == credentials.issuer_id
-            && stored.key_fingerprint == credentials.key.fingerprint()
-            && stored.environment == credentials.environment.as_str()
-            && stored.app_apple_id == credentials.app_apple_id;
-        let was = &stored.private_key_enc;
-        let (before, kept) = credential_history(tenant).rotate(keyring, was, is_same, grace);
-        let replaced = ReplacedCredentials {
-            expected_blob: was,
-            outcome: &before,
-            retained_blob: kept.as_deref(),
-            grace_period: grace,
-        };
-        if update_credentials(database, keyring, tenant, new, &replaced).await? {
-            return Ok(before);
-        }
-    }
-    Err(SetCredentialsError::Contended {
-        store: "Apple",
-        tenant: tenant.clone(),
-    })
-}
-
-/// False when another command inserted a row first.
-async fn insert_credentials(
-    database: &Database,
-    keyring: &Keyring,
-    tenant: &TenantId,
-    new: &NewAppleCredentials<'_>,
-) -> Result<bool, SetCredentialsError> {
     let credentials = new.credentials;
+    let sealed = keyring.seal(APPLE_PRIVATE_KEY.context_for(tenant.as_str()), new.key_file);
+    let mut transaction = database.pool().begin().await?;
     let inserted = sqlx::query!(
         "insert into apple_credentials \
                 (tenant_id, bundle_id, key_id, issuer_id, private_key_enc, key_fingerprint, environment, app_apple_id) \
@@ -220,133 +175,61 @@ async fn insert_credentials(
         credentials.bundle_id,
         credentials.key_id,
         credentials.issuer_id,
-        keyring.seal(APPLE_PRIVATE_KEY.context_for(tenant.as_str()), new.key_file),
+        sealed,
         credentials.key.fingerprint(),
         credentials.environment.as_str(),
         credentials.app_apple_id,
     )
-    .execute(database.pool())
+    .execute(&mut *transaction)
     .await
     .map_err(|error| {
         db::map_constraint_error(error, "apple_credentials_tenant_id_fkey", || {
             SetCredentialsError::UnknownTenant(tenant.clone())
         })
     })?;
-    Ok(inserted.rows_affected() == 1)
-}
-
-/// False when another command changed the row since it was read. Both tables are one statement: there is no moment at which neither value is there.
-async fn update_credentials(
-    database: &Database,
-    keyring: &Keyring,
-    tenant: &TenantId,
-    new: &NewAppleCredentials<'_>,
-    replaced: &ReplacedCredentials<'_>,
-) -> Result<bool, db::Error> {
-    let credentials = new.credentials;
-    sqlx::query_scalar!(
-        r#"
-        with replaced as (
-            update apple_credentials
-               set bundle_id = $3, key_id = $4, issuer_id = $5, private_key_enc = $6, key_fingerprint = $7,
-                   environment = $8, app_apple_id = $9, updated_at = now()
-             where tenant_id = $1 and private_key_enc = $2
-            returning tenant_id
-        ), forgotten as (
-            delete from apple_previous_credentials previous using replaced
-             where previous.tenant_id = replaced.tenant_id and not $10 and $11::bytea is null
-        ), kept as (
-            insert into apple_previous_credentials
-                (tenant_id, bundle_id, key_id, issuer_id, private_key_enc, key_fingerprint, environment, app_apple_id,
-                 replaced_at, expires_at)
-            select tenant_id, bundle_id, key_id, issuer_id, $11, key_fingerprint, environment, app_apple_id,
-                   now(), now() + make_interval(secs => $12)
-              from apple_credentials join replaced using (tenant_id)
-             where $11::bytea is not null
-            on conflict (tenant_id) do update
-               set bundle_id = excluded.bundle_id, key_id = excluded.key_id, issuer_id = excluded.issuer_id,
-                   private_key_enc = excluded.private_key_enc, key_fingerprint = excluded.key_fingerprint,
-                   environment = excluded.environment, app_apple_id = excluded.app_apple_id,
-                   replaced_at = excluded.replaced_at, expires_at = excluded.expires_at
-        )
-        select exists (select from replaced) as "done!"
-        "#,
+    if inserted.rows_affected() == 1 {
+        transaction.commit().await?;
+        return Ok(PreviousOutcome::None);
+    }
+    let stored = sqlx::query!(
+        "select bundle_id, key_id, issuer_id, private_key_enc, key_fingerprint, environment, app_apple_id \
+           from apple_credentials where tenant_id = $1 for update",
+        tenant.as_str()
+    )
+    .fetch_one(&mut *transaction)
+    .await?;
+    let is_same = stored.bundle_id == credentials.bundle_id
+        && stored.key_id == credentials.key_id
+        && stored.issuer_id == credentials.issuer_id
+        && stored.key_fingerprint == credentials.key.fingerprint()
+        && stored.environment == credentials.environment.as_str()
+        && stored.app_apple_id == credentials.app_apple_id;
+    let outcome = if is_same {
+        PreviousOutcome::Unchanged
+    } else {
+        let stored = &stored.private_key_enc;
+        CREDENTIAL_HISTORY
+            .retain(&mut transaction, keyring, tenant, stored, grace)
+            .await?
+    };
+    sqlx::query!(
+        "update apple_credentials \
+            set bundle_id = $2, key_id = $3, issuer_id = $4, private_key_enc = $5, key_fingerprint = $6, environment = $7, \
+                app_apple_id = $8, updated_at = now() \
+          where tenant_id = $1",
         tenant.as_str(),
-        replaced.expected_blob,
         credentials.bundle_id,
         credentials.key_id,
         credentials.issuer_id,
-        keyring.seal(APPLE_PRIVATE_KEY.context_for(tenant.as_str()), new.key_file),
+        sealed,
         credentials.key.fingerprint(),
         credentials.environment.as_str(),
         credentials.app_apple_id,
-        *replaced.outcome == PreviousOutcome::Unchanged,
-        replaced.retained_blob,
-        replaced.grace_period.as_secs_f64(),
     )
-    .fetch_one(database.pool())
-    .await
-}
-
-/// Exchanges the stored credentials and those that were replaced last, so that doing it twice leads back again. Those that
-/// are left now are kept for `grace`, if they open.
-pub async fn rollback_credentials(
-    database: &Database,
-    keyring: &Keyring,
-    tenant: &TenantId,
-    grace: Duration,
-) -> Result<(), RollbackError> {
-    for _ in 0..MAX_ROTATE_ATTEMPTS {
-        let found = sqlx::query!(
-            "select previous.private_key_enc as previous, stored.private_key_enc as stored \
-               from apple_previous_credentials previous join apple_credentials stored using (tenant_id) \
-              where tenant_id = $1 and previous.expires_at > now()",
-            tenant.as_str()
-        )
-        .fetch_optional(database.pool())
-        .await?
-        .ok_or(RollbackError::NothingRetained)?;
-        let (back, left) =
-            credential_history(tenant).rollback(keyring, &found.stored, &found.previous)?;
-        let done = sqlx::query_scalar!(
-            r#"
-            with replaced as (
-                update apple_credentials stored
-                   set bundle_id = previous.bundle_id, key_id = previous.key_id, issuer_id = previous.issuer_id,
-                       private_key_enc = $4, key_fingerprint = previous.key_fingerprint,
-                       environment = previous.environment, app_apple_id = previous.app_apple_id, updated_at = now()
-                  from apple_previous_credentials previous
-                 where stored.tenant_id = $1 and stored.private_key_enc = $2
-                   and previous.tenant_id = $1 and previous.private_key_enc = $3
-                returning stored.tenant_id
-            ), forgotten as (
-                delete from apple_previous_credentials previous using replaced
-                 where previous.tenant_id = replaced.tenant_id and $5::bytea is null
-            ), kept as (
-                update apple_previous_credentials previous
-                   set bundle_id = stored.bundle_id, key_id = stored.key_id, issuer_id = stored.issuer_id,
-                       private_key_enc = $5, key_fingerprint = stored.key_fingerprint,
-                       environment = stored.environment, app_apple_id = stored.app_apple_id,
-                       replaced_at = now(), expires_at = now() + make_interval(secs => $6)
-                  from apple_credentials stored join replaced using (tenant_id)
-                 where previous.tenant_id = stored.tenant_id and $5::bytea is not null
-            )
-            select exists (select from replaced) as "done!"
-            "#,
-            tenant.as_str(),
-            found.stored,
-            found.previous,
-            back,
-            left,
-            grace.as_secs_f64(),
-        )
-        .fetch_one(database.pool())
-        .await?;
-        if done {
-            return Ok(());
-        }
-    }
-    Err(RollbackError::Contended)
+    .execute(&mut *transaction)
+    .await?;
+    transaction.commit().await?;
+    Ok(outcome)
 }
 
 /// Keeps what became of the test notification that Apple was last asked for: Apple's word, or one of those in

@@ -12,14 +12,20 @@ use super::trust::PushSettings;
 use crate::base::clock::Timestamp;
 use crate::base::id::TenantId;
 use crate::credentials::history::{
-    CredentialHistory, DEFAULT_GRACE_PERIOD, MAX_ROTATE_ATTEMPTS, PreviousCredentials,
-    PreviousOutcome, ReplacedCredentials, RollbackError,
+    CredentialHistory, DEFAULT_GRACE_PERIOD, PreviousCredentials, PreviousOutcome,
 };
 use crate::credentials::sealed_columns::{GOOGLE_PREVIOUS_ACCOUNT, GOOGLE_SERVICE_ACCOUNT};
 use crate::crypto::keyring::Keyring;
 use crate::crypto::{ExposeSecret as _, token};
 use crate::db::{self, Database};
 use crate::stores::shared::credentials::{LoadCredentialsError, SetCredentialsError};
+
+/// Where Google credentials are kept, and the ones they replaced.
+pub const CREDENTIAL_HISTORY: CredentialHistory = CredentialHistory {
+    current: GOOGLE_SERVICE_ACCOUNT,
+    previous: GOOGLE_PREVIOUS_ACCOUNT,
+    columns: "package_name, client_email, key_fingerprint, pubsub_audience, pubsub_service_account, pubsub_topic",
+};
 
 /// A tenant's Google credentials, opened.
 #[derive(Debug)]
@@ -153,13 +159,6 @@ pub async fn find_credential_summary(
     }))
 }
 
-fn credential_history(tenant: &TenantId) -> CredentialHistory<'_> {
-    CredentialHistory {
-        current: GOOGLE_SERVICE_ACCOUNT.context_for(tenant.as_str()),
-        previous: GOOGLE_PREVIOUS_ACCOUNT.context_for(tenant.as_str()),
-    }
-}
-
 /// Stores credentials, and keeps the replaced ones for [`DEFAULT_GRACE_PERIOD`]. Storing the same ones again changes
 /// nothing.
 pub async fn set_credentials(
@@ -181,56 +180,9 @@ pub async fn replace_credentials(
     new: &NewGoogleCredentials<'_>,
     grace: Duration,
 ) -> Result<PreviousOutcome, SetCredentialsError> {
-    for _ in 0..MAX_ROTATE_ATTEMPTS {
-        let stored = sqlx::query!(
-            "select package_name, service_account_enc, client_email, key_fingerprint, pubsub_audience, \
-                    pubsub_service_account, pubsub_topic \
-               from google_credentials where tenant_id = $1",
-            tenant.as_str()
-        )
-        .fetch_optional(database.pool())
-        .await?;
-        let Some(stored) = stored else {
-            if insert_credentials(database, keyring, tenant, new).await? {
-                return Ok(PreviousOutcome::None);
-            }
-            continue;
-        };
-        let is_unchanged = |given: Option<&str>, stored: &Option<String>| {
-            given.is_none_or(|given| given == stored.as_deref().unwrap_or_default())
-        };
-        let is_same = stored.package_name == new.package_name
-            && stored.client_email == new.account.client_email()
-            && stored.key_fingerprint == new.account.fingerprint()
-            && is_unchanged(new.pubsub_audience, &stored.pubsub_audience)
-            && is_unchanged(new.pubsub_service_account, &stored.pubsub_service_account)
-            && is_unchanged(new.pubsub_topic, &stored.pubsub_topic);
-        let expected_blob = &stored.service_account_enc;
-        let (outcome, retained) =
-            credential_history(tenant).rotate(keyring, expected_blob, is_same, grace);
-        let replaced = ReplacedCredentials {
-            expected_blob,
-            outcome: &outcome,
-            retained_blob: retained.as_deref(),
-            grace_period: grace,
-        };
-        if update_credentials(database, keyring, tenant, new, &replaced).await? {
-            return Ok(outcome);
-        }
-    }
-    Err(SetCredentialsError::Contended {
-        store: "Google",
-        tenant: tenant.clone(),
-    })
-}
-
-/// `false` when another command stored credentials first.
-async fn insert_credentials(
-    database: &Database,
-    keyring: &Keyring,
-    tenant: &TenantId,
-    new: &NewGoogleCredentials<'_>,
-) -> Result<bool, SetCredentialsError> {
+    let context = GOOGLE_SERVICE_ACCOUNT.context_for(tenant.as_str());
+    let sealed = keyring.seal(context, new.key_file);
+    let mut transaction = database.pool().begin().await?;
     let inserted = sqlx::query!(
         "insert into google_credentials \
                 (tenant_id, package_name, service_account_enc, client_email, key_fingerprint, \
@@ -239,141 +191,69 @@ async fn insert_credentials(
          on conflict (tenant_id) do nothing",
         tenant.as_str(),
         new.package_name,
-        keyring.seal(GOOGLE_SERVICE_ACCOUNT.context_for(tenant.as_str()), new.key_file),
+        sealed,
         new.account.client_email(),
         new.account.fingerprint(),
         new.pubsub_audience,
         new.pubsub_service_account,
         new.pubsub_topic,
     )
-    .execute(database.pool())
+    .execute(&mut *transaction)
     .await
     .map_err(|error| {
         db::map_constraint_error(error, "google_credentials_tenant_id_fkey", || {
             SetCredentialsError::UnknownTenant(tenant.clone())
         })
     })?;
-    Ok(inserted.rows_affected() == 1)
-}
-
-/// `false` when another command changed them first. One statement changes both tables, so that there is no moment at
-/// which neither value is stored.
-async fn update_credentials(
-    database: &Database,
-    keyring: &Keyring,
-    tenant: &TenantId,
-    new: &NewGoogleCredentials<'_>,
-    replaced: &ReplacedCredentials<'_>,
-) -> Result<bool, db::Error> {
-    sqlx::query_scalar!(
-        r#"
-        with replaced as (
-            update google_credentials
-               set package_name = $3, service_account_enc = $4, client_email = $5, key_fingerprint = $6,
-                   pubsub_audience = nullif(coalesce($7, pubsub_audience), ''),
-                   pubsub_service_account = nullif(coalesce($8, pubsub_service_account), ''),
-                   pubsub_topic = nullif(coalesce($9, pubsub_topic), ''), updated_at = now()
-             where tenant_id = $1 and service_account_enc = $2
-            returning tenant_id
-        ), forgotten as (
-            delete from google_previous_credentials previous using replaced
-             where previous.tenant_id = replaced.tenant_id and not $10 and $11::bytea is null
-        ), kept as (
-            insert into google_previous_credentials
-                (tenant_id, package_name, service_account_enc, client_email, key_fingerprint, pubsub_audience,
-                 pubsub_service_account, pubsub_topic, replaced_at, expires_at)
-            select tenant_id, package_name, $11, client_email, key_fingerprint, pubsub_audience,
-                   pubsub_service_account, pubsub_topic, now(), now() + make_interval(secs => $12)
-              from google_credentials join replaced using (tenant_id)
-             where $11::bytea is not null
-            on conflict (tenant_id) do update
-               set package_name = excluded.package_name, service_account_enc = excluded.service_account_enc,
-                   client_email = excluded.client_email, key_fingerprint = excluded.key_fingerprint,
-                   pubsub_audience = excluded.pubsub_audience,
-                   pubsub_service_account = excluded.pubsub_service_account, pubsub_topic = excluded.pubsub_topic,
-                   replaced_at = excluded.replaced_at, expires_at = excluded.expires_at
-        )
-        select exists (select from replaced) as "done!"
-        "#,
+    if inserted.rows_affected() == 1 {
+        transaction.commit().await?;
+        return Ok(PreviousOutcome::None);
+    }
+    let stored = sqlx::query!(
+        "select package_name, service_account_enc, client_email, key_fingerprint, pubsub_audience, \
+                pubsub_service_account, pubsub_topic \
+           from google_credentials where tenant_id = $1 for update",
+        tenant.as_str()
+    )
+    .fetch_one(&mut *transaction)
+    .await?;
+    let is_unchanged = |given: Option<&str>, stored: &Option<String>| {
+        given.is_none_or(|given| given == stored.as_deref().unwrap_or_default())
+    };
+    let is_same = stored.package_name == new.package_name
+        && stored.client_email == new.account.client_email()
+        && stored.key_fingerprint == new.account.fingerprint()
+        && is_unchanged(new.pubsub_audience, &stored.pubsub_audience)
+        && is_unchanged(new.pubsub_service_account, &stored.pubsub_service_account)
+        && is_unchanged(new.pubsub_topic, &stored.pubsub_topic);
+    let outcome = if is_same {
+        PreviousOutcome::Unchanged
+    } else {
+        let stored = &stored.service_account_enc;
+        CREDENTIAL_HISTORY
+            .retain(&mut transaction, keyring, tenant, stored, grace)
+            .await?
+    };
+    sqlx::query!(
+        "update google_credentials \
+            set package_name = $2, service_account_enc = $3, client_email = $4, key_fingerprint = $5, \
+                pubsub_audience = nullif(coalesce($6, pubsub_audience), ''), \
+                pubsub_service_account = nullif(coalesce($7, pubsub_service_account), ''), \
+                pubsub_topic = nullif(coalesce($8, pubsub_topic), ''), updated_at = now() \
+          where tenant_id = $1",
         tenant.as_str(),
-        replaced.expected_blob,
         new.package_name,
-        keyring.seal(GOOGLE_SERVICE_ACCOUNT.context_for(tenant.as_str()), new.key_file),
+        sealed,
         new.account.client_email(),
         new.account.fingerprint(),
         new.pubsub_audience,
         new.pubsub_service_account,
         new.pubsub_topic,
-        *replaced.outcome == PreviousOutcome::Unchanged,
-        replaced.retained_blob,
-        replaced.grace_period.as_secs_f64(),
     )
-    .fetch_one(database.pool())
-    .await
-}
-
-/// Swaps the stored credentials and those that were replaced last, so that a second rollback undoes the first. The ones that
-/// are replaced now are kept for `grace`, if they can be opened.
-pub async fn rollback_credentials(
-    database: &Database,
-    keyring: &Keyring,
-    tenant: &TenantId,
-    grace: Duration,
-) -> Result<(), RollbackError> {
-    for _ in 0..MAX_ROTATE_ATTEMPTS {
-        let found = sqlx::query!(
-            "select previous.service_account_enc as previous, stored.service_account_enc as stored \
-               from google_previous_credentials previous join google_credentials stored using (tenant_id) \
-              where tenant_id = $1 and previous.expires_at > now()",
-            tenant.as_str()
-        )
-        .fetch_optional(database.pool())
-        .await?
-        .ok_or(RollbackError::NothingRetained)?;
-        let (restored, retained) =
-            credential_history(tenant).rollback(keyring, &found.stored, &found.previous)?;
-        let is_done = sqlx::query_scalar!(
-            r#"
-            with replaced as (
-                update google_credentials stored
-                   set package_name = previous.package_name, service_account_enc = $4,
-                       client_email = previous.client_email, key_fingerprint = previous.key_fingerprint,
-                       pubsub_audience = previous.pubsub_audience,
-                       pubsub_service_account = previous.pubsub_service_account,
-                       pubsub_topic = previous.pubsub_topic, updated_at = now()
-                  from google_previous_credentials previous
-                 where stored.tenant_id = $1 and stored.service_account_enc = $2
-                   and previous.tenant_id = $1 and previous.service_account_enc = $3
-                returning stored.tenant_id
-            ), forgotten as (
-                delete from google_previous_credentials previous using replaced
-                 where previous.tenant_id = replaced.tenant_id and $5::bytea is null
-            ), kept as (
-                update google_previous_credentials previous
-                   set package_name = stored.package_name, service_account_enc = $5,
-                       client_email = stored.client_email, key_fingerprint = stored.key_fingerprint,
-                       pubsub_audience = stored.pubsub_audience,
-                       pubsub_service_account = stored.pubsub_service_account, pubsub_topic = stored.pubsub_topic,
-                       replaced_at = now(), expires_at = now() + make_interval(secs => $6)
-                  from google_credentials stored join replaced using (tenant_id)
-                 where previous.tenant_id = stored.tenant_id and $5::bytea is not null
-            )
-            select exists (select from replaced) as "done!"
-            "#,
-            tenant.as_str(),
-            found.stored,
-            found.previous,
-            restored,
-            retained,
-            grace.as_secs_f64(),
-        )
-        .fetch_one(database.pool())
-        .await?;
-        if is_done {
-            return Ok(());
-        }
-    }
-    Err(RollbackError::Contended)
+    .execute(&mut *transaction)
+    .await?;
+    transaction.commit().await?;
+    Ok(outcome)
 }
 
 /// The stored links of a chain, newest first: that of `purchase_token`, that of the purchase it replaces, and so on, at most

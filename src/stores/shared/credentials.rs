@@ -48,16 +48,6 @@ pub enum SetCredentialsError {
     /// There is no tenant with this id.
     #[error("no such tenant: {0}")]
     UnknownTenant(TenantId),
-    /// Another command changed the same credentials at every attempt.
-    #[error(
-        "another command is changing the {store} credentials of {tenant} at the same time: try again"
-    )]
-    Contended {
-        /// `Apple` or `Google`.
-        store: &'static str,
-        /// The tenant whose credentials they are.
-        tenant: TenantId,
-    },
     /// The database did not store them.
     #[error(transparent)]
     Database(#[from] db::Error),
