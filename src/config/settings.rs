@@ -80,8 +80,6 @@ pub struct AppSettings {
     pub admission: AdmissionSettings,
     /// The value of `CREDENTIAL_CACHE_TTL_SECONDS`.
     pub credential_cache_ttl: Duration,
-    /// The value of `CREDENTIAL_GRACE_HOURS`.
-    pub credential_grace: CredentialGracePeriod,
     /// The thresholds for warnings about credentials and certificates.
     pub expiry_thresholds: ExpiryThresholds,
     /// The values of the `WEBHOOK_…` settings.
@@ -122,7 +120,8 @@ impl AppSettings {
         };
         let admission = AdmissionSettings::read(&mut reader);
         let credential_ttl = reader.read_seconds("CREDENTIAL_CACHE_TTL_SECONDS", 1..=86_400);
-        let credential_grace = reader.read_credential_grace();
+        // Not used by the service: a wrong value is reported all the same.
+        reader.read_credential_grace();
         let expiry_thresholds = ExpiryThresholds::read(&mut reader);
         let webhooks = WebhookSettings::read(&mut reader);
         let validation_audit = reader.read_switch("ENABLE_VALIDATION_AUDIT_LOG");
@@ -144,7 +143,6 @@ impl AppSettings {
                 rate_limit,
                 admission,
                 credential_cache_ttl: credential_ttl,
-                credential_grace,
                 expiry_thresholds,
                 webhooks,
                 is_validation_audit_enabled: validation_audit,

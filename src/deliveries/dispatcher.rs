@@ -168,11 +168,6 @@ impl Dispatcher {
         self.metrics.clone()
     }
 
-    /// How many requests are running.
-    pub fn in_flight_count(&self) -> usize {
-        self.in_flight.len()
-    }
-
     /// Delivers until `stop` is cancelled. Then lets attempts in flight finish, at most for the shutdown timeout, and
     /// releases the rest.
     pub async fn run(mut self, stop: CancellationToken) {

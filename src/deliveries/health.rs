@@ -34,8 +34,6 @@ pub const MIN_FAILURES_TO_PAUSE: u32 = 10;
 pub const PAUSED_PROBE_INTERVAL: Duration = Duration::from_hours(1);
 /// How long nothing is sent after a fault on our side; then one request as a probe.
 pub const OWN_FAULT_CLOSED_DURATION: Duration = Duration::from_secs(15);
-/// While a callback is healthy, `last_success_at` is written at most this often.
-const SUCCESS_RECORD_INTERVAL: Duration = Duration::from_mins(1);
 
 /// See the module.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, strum::EnumString, strum::IntoStaticStr)]
@@ -164,17 +162,6 @@ impl EndpointHealth {
         }
     }
 
-    /// Whether one more success would change nothing.
-    pub fn is_fully_healthy(&self, now: Timestamp) -> bool {
-        let noted = self
-            .last_success_at
-            .is_some_and(|moment| now.duration_since(moment) < SUCCESS_RECORD_INTERVAL);
-        noted
-            && self.state == EndpointState::Active
-            && self.allowed == MAX_IN_FLIGHT_PER_CALLBACK
-            && self.failures == 0
-    }
-
     fn after_success(self, now: Timestamp) -> Self {
         let recovering = self.closed_until.is_some();
         let allowed = if recovering { 2 } else { self.allowed * 2 }.min(MAX_IN_FLIGHT_PER_CALLBACK);
@@ -282,8 +269,6 @@ mod tests {
             assert_eq!(health.state, EndpointState::Active);
         }
         assert_eq!(allowed, [1, 2, 4, 8, 8]);
-        assert!(health.is_fully_healthy(START));
-        assert!(!health.is_fully_healthy(START.plus(SUCCESS_RECORD_INTERVAL)));
     }
 
     #[test]
