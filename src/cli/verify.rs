@@ -232,7 +232,7 @@ async fn verify_google(
         PurchaseTypeArg::Subscription => SubjectType::Subscription,
         PurchaseTypeArg::Product => SubjectType::Product,
     });
-    let request = google::verify::GoogleVerifyRequest {
+    let request = google::GoogleVerifyRequest {
         package_name,
         purchase_token,
         kind,

@@ -12,7 +12,7 @@ use utoipa::openapi::schema::{ObjectBuilder, Schema, SchemaType, Type};
 use utoipa::openapi::{ContentBuilder, Header, Ref, RefOr, Response, ResponseBuilder};
 use utoipa::{PartialSchema, ToSchema};
 
-use super::problem::{ErrorBody, ErrorCode, Problem};
+use super::problem::{ErrorBody, ErrorCode, Problem, constant_bool_schema};
 
 /// The request id in every example.
 const EXAMPLE_REQUEST_ID: &str = "req_01J9ZQ4T5W6X7Y8Z9A0B1C2D3E";
@@ -78,9 +78,8 @@ fn error_response(errors: &[DocumentedError]) -> Response {
             lines.join("\n")
         }
     };
-    let mut content = ContentBuilder::new().schema(Some(Ref::from_schema_name(
-        ErrorBodySchema::name().as_ref(),
-    )));
+    let mut content =
+        ContentBuilder::new().schema(Some(Ref::from_schema_name(ErrorBody::name().as_ref())));
     let mut names = Vec::new();
     for error in errors {
         let code = error.problem.code.as_str();
@@ -179,83 +178,6 @@ pub fn always_true() -> Schema {
         true,
         "Always true: the purchase is genuine, known to the store, and of this tenant's app. Whether it is paid for now is in `status`.",
     )
-}
-
-/// `valid` of an answer that does not.
-pub fn always_false() -> Schema {
-    constant_bool_schema(
-        false,
-        "Always false. Nothing may be granted; with status 200 that is the verdict, with any other there is none.",
-    )
-}
-
-fn constant_bool_schema(value: bool, about: &str) -> Schema {
-    ObjectBuilder::new()
-        .schema_type(Type::Boolean)
-        .description(Some(about))
-        .enum_values(Some([value]))
-        .build()
-        .into()
-}
-
-/// The body of every error: there is no verdict.
-#[derive(ToSchema)]
-#[schema(as = ErrorBody, rename_all = "camelCase")]
-#[expect(dead_code, reason = "describes what `ErrorBody` writes")]
-pub struct ErrorBodySchema {
-    #[schema(schema_with = always_false)]
-    valid: bool,
-    error: ErrorCode,
-    /// What is wrong and what to do about it, in a sentence for people. It may change from release to release.
-    #[schema(examples("Send a valid API key as `Authorization: Bearer attesto_live_…`."))]
-    message: String,
-    #[schema(required = false, nullable = false)]
-    details: Option<ErrorDetailsSchema>,
-    /// The same as the header `X-Request-Id`. The log has a line with it.
-    #[schema(examples("req_01J9ZQ4T5W6X7Y8Z9A0B1C2D3E"))]
-    request_id: String,
-}
-
-/// Facts for a program. Left out when there are none; which there are depends on `error`.
-#[derive(ToSchema)]
-#[schema(as = ErrorDetails, rename_all = "camelCase")]
-#[expect(dead_code, reason = "describes `Problem::details`")]
-struct ErrorDetailsSchema {
-    /// With `INVALID_REQUEST`: everything that is wrong with the request.
-    #[schema(required = false, nullable = false)]
-    issues: Option<Vec<IssueSchema>>,
-    /// With `INVALID_REQUEST`: the body is larger than this many bytes.
-    #[schema(required = false, nullable = false, examples(16384))]
-    max_bytes: Option<i64>,
-    /// With `RATE_LIMITED`, `UNAVAILABLE` and sometimes a store's error: the same as the header `Retry-After`.
-    #[schema(required = false, nullable = false, minimum = 1, examples(2))]
-    retry_after_seconds: Option<i64>,
-    /// With `APPLE_API_ERROR`, `GOOGLE_API_ERROR` and `RATE_LIMITED`: the HTTP status of the store's answer. Null when it
-    /// did not answer.
-    #[schema(required = false, examples(500))]
-    status: Option<i64>,
-    /// With `APPLE_API_ERROR`: Apple's `errorCode`. Null when Apple gave none.
-    #[schema(required = false, examples(5_000_000))]
-    apple_error_code: Option<i64>,
-    /// With `GOOGLE_API_ERROR`: Google's reason. Null when Google gave none.
-    #[schema(required = false, examples("permissionDenied"))]
-    google_error_code: Option<String>,
-    /// With `SIGNATURE_INVALID`: which check was not passed.
-    #[schema(required = false, nullable = false, examples("untrusted_chain"))]
-    class: Option<String>,
-}
-
-/// One thing that is wrong with a request.
-#[derive(ToSchema)]
-#[schema(as = Issue)]
-#[expect(dead_code, reason = "describes `Issue`")]
-struct IssueSchema {
-    /// Which field, as `a.b`. Empty when it is the request as a whole.
-    #[schema(examples("purchaseToken"))]
-    path: String,
-    /// What is wrong with it and what it should be.
-    #[schema(examples("is missing"))]
-    message: String,
 }
 
 impl PartialSchema for ErrorCode {

@@ -9,6 +9,8 @@ use std::time::Duration;
 use axum::http::StatusCode;
 use axum::response::{IntoResponse, Response};
 use serde_json::{Map, Value, json};
+use utoipa::ToSchema;
+use utoipa::openapi::schema::{ObjectBuilder, Schema, Type};
 
 /// Every error code of the public contract, with its status.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -116,12 +118,14 @@ impl ErrorCode {
     }
 }
 
-/// One thing wrong with a request: where, and what.
-#[derive(Clone, Debug, PartialEq, Eq, serde::Serialize)]
+/// One thing that is wrong with a request.
+#[derive(Clone, Debug, PartialEq, Eq, serde::Serialize, ToSchema)]
 pub struct Issue {
-    /// The field, as `a.b[0]`; empty for the body as a whole.
+    /// Which field, as `a.b`. Empty when it is the request as a whole.
+    #[schema(examples("purchaseToken"))]
     pub path: String,
     /// What is wrong with it and what it should be.
+    #[schema(examples("is missing"))]
     pub message: String,
 }
 
@@ -304,21 +308,70 @@ impl IntoResponse for Problem {
     }
 }
 
-/// The one body of every error and of every refusal.
-#[derive(Debug, serde::Serialize)]
+/// The body of every error: there is no verdict.
+#[derive(Debug, serde::Serialize, ToSchema)]
 #[serde(rename_all = "camelCase")]
+#[expect(missing_docs, reason = "the schemas of these fields explain them")]
 pub struct ErrorBody<'a> {
-    /// Always false.
+    #[schema(schema_with = always_false)]
     pub valid: bool,
-    /// What kind: a word that never changes.
+    #[schema(value_type = ErrorCode)]
     pub error: &'a str,
-    /// One sentence for a person.
+    /// What is wrong and what to do about it, in a sentence for people. It may change from release to release.
+    #[schema(examples("Send a valid API key as `Authorization: Bearer attesto_live_…`."))]
     pub message: &'a str,
-    /// Facts a program can use. Which ones depends on `error`.
+    #[schema(value_type = Option<ErrorDetailsSchema>, required = false, nullable = false)]
     #[serde(skip_serializing_if = "Option::is_none")]
     pub details: Option<&'a Map<String, Value>>,
-    /// The same as the header `X-Request-Id`.
+    /// The same as the header `X-Request-Id`. The log has a line with it.
+    #[schema(examples("req_01J9ZQ4T5W6X7Y8Z9A0B1C2D3E"))]
     pub request_id: &'a str,
+}
+
+/// Facts for a program. Left out when there are none; which there are depends on `error`.
+#[derive(ToSchema)]
+#[schema(as = ErrorDetails, rename_all = "camelCase")]
+#[expect(dead_code, reason = "describes `Problem::details`")]
+pub struct ErrorDetailsSchema {
+    /// With `INVALID_REQUEST`: everything that is wrong with the request.
+    #[schema(required = false, nullable = false)]
+    issues: Option<Vec<Issue>>,
+    /// With `INVALID_REQUEST`: the body is larger than this many bytes.
+    #[schema(required = false, nullable = false, examples(16384))]
+    max_bytes: Option<i64>,
+    /// With `RATE_LIMITED`, `UNAVAILABLE` and sometimes a store's error: the same as the header `Retry-After`.
+    #[schema(required = false, nullable = false, minimum = 1, examples(2))]
+    retry_after_seconds: Option<i64>,
+    /// With `APPLE_API_ERROR`, `GOOGLE_API_ERROR` and `RATE_LIMITED`: the HTTP status of the store's answer. Null when it
+    /// did not answer.
+    #[schema(required = false, examples(500))]
+    status: Option<i64>,
+    /// With `APPLE_API_ERROR`: Apple's `errorCode`. Null when Apple gave none.
+    #[schema(required = false, examples(5_000_000))]
+    apple_error_code: Option<i64>,
+    /// With `GOOGLE_API_ERROR`: Google's reason. Null when Google gave none.
+    #[schema(required = false, examples("permissionDenied"))]
+    google_error_code: Option<String>,
+    /// With `SIGNATURE_INVALID`: which check was not passed.
+    #[schema(required = false, nullable = false, examples("untrusted_chain"))]
+    class: Option<String>,
+}
+
+/// `valid` of an answer that does not.
+pub fn always_false() -> Schema {
+    constant_bool_schema(
+        false,
+        "Always false. Nothing may be granted; with status 200 that is the verdict, with any other there is none.",
+    )
+}
+
+pub(super) fn constant_bool_schema(value: bool, about: &str) -> Schema {
+    ObjectBuilder::new()
+        .schema_type(Type::Boolean)
+        .description(Some(about))
+        .enum_values(Some([value]))
+        .build()
+        .into()
 }
 
 #[cfg(test)]

@@ -13,7 +13,8 @@ use utoipa::{OpenApi, openapi};
 use utoipa_axum::router::OpenApiRouter;
 use utoipa_axum::routes;
 
-use crate::http::api_docs::{self, DocumentedError, ErrorBodySchema};
+use crate::http::api_docs::{self, DocumentedError};
+use crate::http::problem::ErrorBody;
 
 /// What stands at the top of the description.
 #[derive(OpenApi)]
@@ -35,7 +36,7 @@ use crate::http::api_docs::{self, DocumentedError, ErrorBodySchema};
         license(name = "MIT", identifier = "MIT"),
     ),
     servers((url = "/", description = "This installation")),
-    components(schemas(ErrorBodySchema)),
+    components(schemas(ErrorBody<'static>)),
     tags(
         (name = "verify", description = "Is this purchase real, and what is it now? With an API key of the tenant."),
         (name = "webhooks", description = "What the stores report. For the stores."),

@@ -95,9 +95,15 @@ impl AppleEnvironment {
     }
 }
 
-/// The environments that are accepted for a tenant or a request.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, clap::ValueEnum, Serialize)]
+/// Where the transaction must be. Left out: what the tenant is set up with, which is `auto` unless an operator chose
+/// otherwise.
+///
+/// - `production`: paid for with money.
+/// - `sandbox`: bought for a trial, as in TestFlight and by App Review.
+/// - `auto`: production, and where it is not found, the sandbox.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, clap::ValueEnum, Serialize, ToSchema)]
 #[serde(rename_all = "lowercase")]
+#[schema(as = apple::EnvironmentChoice)]
 pub enum EnvironmentChoice {
     /// Both; production is asked first.
     Auto,

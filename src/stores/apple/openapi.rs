@@ -10,12 +10,13 @@ use utoipa::openapi::schema::Schema;
 use utoipa::openapi::{RefOr, Response};
 use utoipa::{IntoResponses, ToSchema};
 
+use super::account::EnvironmentChoice;
 use super::api::AppleApiError;
 use super::error::{AppleNotificationError, AppleVerifyError, NotificationRejection};
 use super::trust::SignatureError;
 use super::verify::{AppleVerifyRequest, VerifiedTransaction};
-use crate::http::api_docs::{self, DocumentedError, always_false, string_enum_schema};
-use crate::http::problem::Issue;
+use crate::http::api_docs::{self, DocumentedError, string_enum_schema};
+use crate::http::problem::{Issue, always_false};
 use crate::http::{Problem, body, json};
 use crate::outbound::UpstreamError;
 use crate::tenants::caller;
@@ -44,7 +45,7 @@ pub(super) struct VerifyByIdSchema {
     /// The transaction's id: StoreKit's `Transaction.id`.
     #[schema(min_length = 1, max_length = 128, examples("2000000123456789"))]
     transaction_id: String,
-    environment: Option<EnvironmentChoiceSchema>,
+    environment: Option<EnvironmentChoice>,
     #[schema(schema_with = expected_app_user_id, required = false)]
     expected_app_user_id: Option<String>,
     #[schema(schema_with = refresh, required = false)]
@@ -66,29 +67,11 @@ pub(super) struct VerifySignedSchema {
         examples("eyJhbGciOiJFUzI1NiIsIng1YyI6Wy….eyJ0cmFuc2FjdGlvbklkIj….MEUCIQDf…")
     )]
     signed_transaction: String,
-    environment: Option<EnvironmentChoiceSchema>,
+    environment: Option<EnvironmentChoice>,
     #[schema(schema_with = expected_app_user_id, required = false)]
     expected_app_user_id: Option<String>,
     #[schema(schema_with = refresh, required = false)]
     refresh: Option<bool>,
-}
-
-/// Where the transaction must be. Left out: what the tenant is set up with, which is `auto` unless an operator chose
-/// otherwise.
-///
-/// - `production`: paid for with money.
-/// - `sandbox`: bought for a trial, as in TestFlight and by App Review.
-/// - `auto`: production, and where it is not found, the sandbox.
-#[derive(ToSchema)]
-#[schema(as = apple::EnvironmentChoice, rename_all = "lowercase")]
-#[expect(
-    dead_code,
-    reason = "describes what `AppleVerifyRequest::from_json` reads"
-)]
-enum EnvironmentChoiceSchema {
-    Production,
-    Sandbox,
-    Auto,
 }
 
 fn refresh() -> Schema {
@@ -198,19 +181,6 @@ fn refusals() -> Schema {
             ),
         ],
     )
-}
-
-/// A notification as the App Store posts it.
-#[derive(ToSchema)]
-#[schema(as = apple::Notification, rename_all = "camelCase")]
-#[expect(dead_code, reason = "describes what `ApplePushBody::from_json` reads")]
-pub(super) struct AppleNotificationSchema {
-    /// The notification, version 2, as a JWS.
-    #[schema(
-        min_length = 1,
-        examples("eyJhbGciOiJFUzI1NiIsIng1YyI6Wy….eyJub3RpZmljYXRpb25UeXBlIj….MEQCIBvx…")
-    )]
-    signed_payload: String,
 }
 
 /// What can go wrong with a question.

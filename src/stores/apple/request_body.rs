@@ -1,5 +1,7 @@
 //! Reads the bodies of Apple's two routes; a malformed one is answered with all of its issues.
 
+use utoipa::ToSchema;
+
 use super::account::EnvironmentChoice;
 use super::verify::{AppleVerifyRequest, PurchaseRef};
 use crate::http::json::{FromJson, JsonFields};
@@ -9,8 +11,15 @@ const MAX_SIGNED_TRANSACTION_CHARS: usize = 16_000;
 /// The largest body of a notification.
 pub(super) const MAX_PUSH_BYTES: usize = 1024 * 1024;
 
-/// The fields that are read of a notification's body.
+/// A notification as the App Store posts it.
+#[derive(ToSchema)]
+#[schema(as = apple::Notification, rename_all = "camelCase")]
 pub(super) struct ApplePushBody {
+    /// The notification, version 2, as a JWS.
+    #[schema(
+        min_length = 1,
+        examples("eyJhbGciOiJFUzI1NiIsIng1YyI6Wy….eyJub3RpZmljYXRpb25UeXBlIj….MEQCIBvx…")
+    )]
     pub(super) signed_payload: String,
 }
 

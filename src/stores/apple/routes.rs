@@ -10,8 +10,8 @@ use super::error::AppleVerifyError;
 use super::inspection::SignedDataKind;
 use super::notifications::{AppleNotifications, SignedNotification};
 use super::openapi::{
-    self, AppleNotificationErrorResponses, AppleNotificationSchema as PushRequest,
-    AppleVerifyErrorResponses, AppleVerifyRequestSchema, AppleVerifyResponseSchema,
+    self, AppleNotificationErrorResponses, AppleVerifyErrorResponses, AppleVerifyRequestSchema,
+    AppleVerifyResponseSchema,
 };
 use super::request_body::{ApplePushBody, MAX_PUSH_BYTES};
 use super::trust::SignatureError;
@@ -139,7 +139,7 @@ async fn verify_purchase(
     tag = "webhooks",
     params(("tenantId" = String, Path, description = "The tenant's id.", pattern = "^tenant_[0-7][0-9A-HJKMNP-TV-Z]{25}$", example = "tenant_01J9ZQ4T5W6X7Y8Z9A0B1C2D3E")),
     request_body(
-        content = PushRequest,
+        content = ApplePushBody,
         description = "What Apple posts. At most 1 MB; its content type is not looked at.",
         examples(("notification" = (summary = "A notification.", value = json!({
             "signedPayload": "eyJhbGciOiJFUzI1NiIsIng1YyI6Wy….eyJub3RpZmljYXRpb25UeXBlIj….MEQCIBvx…",

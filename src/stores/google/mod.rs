@@ -50,6 +50,7 @@ pub(crate) mod verify;
 pub(crate) use api_error::GoogleApiError;
 pub(crate) use late_state::GoogleStates;
 pub(crate) use notifications::GoogleNotifications;
+pub use request_body::GoogleVerifyRequest;
 pub use routes::verify_routes;
 pub(crate) use routes::{notification_routes, openapi_document};
-pub use verify::{GoogleSettings, GoogleVerifier, GoogleVerifyRequest};
+pub use verify::{GoogleSettings, GoogleVerifier};

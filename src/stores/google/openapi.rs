@@ -12,63 +12,14 @@ use utoipa::{IntoResponses, ToSchema};
 
 use super::api_error::GoogleApiError;
 use super::error_response::{GoogleNotificationError, GoogleVerifyError};
-use super::request_body::GooglePushBody;
+use super::request_body::{GooglePushBody, GoogleVerifyRequest};
 use super::response_body::VerifiedPurchase;
 use super::trust::PushTokenError;
-use super::verify::GoogleVerifyRequest;
-use crate::http::api_docs::{self, DocumentedError, always_false, string_enum_schema};
-use crate::http::problem::Issue;
+use crate::http::api_docs::{self, DocumentedError, string_enum_schema};
+use crate::http::problem::{Issue, always_false};
 use crate::http::{Problem, body, json};
 use crate::outbound::UpstreamError;
 use crate::tenants::caller;
-
-/// A question about a Google Play purchase: a subscription's, or a one-time product's. The token is enough.
-#[derive(ToSchema)]
-#[schema(as = google::VerifyRequest, rename_all = "camelCase")]
-#[expect(
-    dead_code,
-    reason = "describes what `GoogleVerifyRequest::from_json` reads"
-)]
-pub(super) struct GoogleVerifyRequestSchema {
-    /// The app's package name; it must be the one that this tenant is set up with.
-    #[schema(min_length = 1, max_length = 200, examples("com.example.app"))]
-    package_name: String,
-    /// What Play gave your app: `Purchase.getPurchaseToken()`.
-    #[schema(
-        min_length = 1,
-        max_length = 4096,
-        examples("mbcdefghijklmnopqrstuvwx.AO-J1Ozn")
-    )]
-    purchase_token: String,
-    #[schema(schema_with = purchase_type, required = false)]
-    r#type: Option<String>,
-    /// The product that must be among those of the purchase. Left out: the answer about a subscription is about the one that
-    /// lasts longest.
-    #[schema(min_length = 1, max_length = 200, examples("pro_monthly"))]
-    product_id: Option<String>,
-    #[schema(schema_with = expected_app_user_id, required = false)]
-    expected_app_user_id: Option<String>,
-}
-
-fn purchase_type() -> Schema {
-    api_docs::optional_string_schema(
-        "What was bought: it saves a call to Google. Google is asked about the other kind too before the answer is no.\n\n- `subscription`: a subscription.\n- `product`: a one-time product.",
-    )
-    .enum_values(Some([json!("subscription"), json!("product"), Value::Null]))
-    .build()
-    .into()
-}
-
-fn expected_app_user_id() -> Schema {
-    api_docs::optional_string_schema(
-        "Whose purchase it must be: what your app gave Google with `setObfuscatedAccountId`. Another user's is refused with `APP_USER_MISMATCH`, and so is one without; `details.reason` says which.",
-    )
-    .min_length(Some(1))
-    .max_length(Some(200))
-    .examples([json!("7e3fb204-2b0d-4d70-a0c2-6d8a3f6c1e55")])
-    .build()
-    .into()
-}
 
 /// What is answered when there is a verdict.
 #[derive(ToSchema)]

@@ -1,13 +1,61 @@
 //! Reads the bodies of both routes. Every issue of a body is reported at once.
 
-use serde_json::Value;
+use serde_json::{Value, json};
+use utoipa::ToSchema;
+use utoipa::openapi::schema::Schema;
 
-use super::verify::GoogleVerifyRequest;
 use crate::base::clock::Timestamp;
 use crate::events::SubjectType;
+use crate::http::api_docs;
 use crate::http::json::{FromJson, JsonFields};
 
 pub(super) const MAX_PUSH_BYTES: usize = 1024 * 1024;
+
+/// A question about a Google Play purchase: a subscription's, or a one-time product's. The token is enough.
+#[derive(Clone, Debug, PartialEq, Eq, ToSchema)]
+#[schema(as = google::VerifyRequest, rename_all = "camelCase")]
+pub struct GoogleVerifyRequest {
+    /// The app's package name; it must be the one that this tenant is set up with.
+    #[schema(min_length = 1, max_length = 200, examples("com.example.app"))]
+    pub(crate) package_name: String,
+    /// What Play gave your app: `Purchase.getPurchaseToken()`.
+    #[schema(
+        min_length = 1,
+        max_length = 4096,
+        examples("mbcdefghijklmnopqrstuvwx.AO-J1Ozn")
+    )]
+    pub(crate) purchase_token: String,
+    /// Which kind of purchase is asked about first. `None`: a subscription.
+    #[schema(rename = "type", schema_with = purchase_type, required = false)]
+    pub(crate) kind: Option<SubjectType>,
+    /// The product that must be among those of the purchase. Left out: the answer about a subscription is about the one that
+    /// lasts longest.
+    #[schema(min_length = 1, max_length = 200, examples("pro_monthly"))]
+    pub(crate) product_id: Option<String>,
+    /// The obfuscated account id that the purchase must have, compared byte by byte.
+    #[schema(schema_with = expected_app_user_id, required = false)]
+    pub(crate) expected_app_user_id: Option<String>,
+}
+
+fn purchase_type() -> Schema {
+    api_docs::optional_string_schema(
+        "What was bought: it saves a call to Google. Google is asked about the other kind too before the answer is no.\n\n- `subscription`: a subscription.\n- `product`: a one-time product.",
+    )
+    .enum_values(Some([json!("subscription"), json!("product"), Value::Null]))
+    .build()
+    .into()
+}
+
+fn expected_app_user_id() -> Schema {
+    api_docs::optional_string_schema(
+        "Whose purchase it must be: what your app gave Google with `setObfuscatedAccountId`. Another user's is refused with `APP_USER_MISMATCH`, and so is one without; `details.reason` says which.",
+    )
+    .min_length(Some(1))
+    .max_length(Some(200))
+    .examples([json!("7e3fb204-2b0d-4d70-a0c2-6d8a3f6c1e55")])
+    .build()
+    .into()
+}
 
 /// The parts of a push that are used.
 pub(super) struct GooglePushBody {
@@ -75,8 +123,6 @@ impl FromJson for GoogleVerifyRequest {
 
 #[cfg(test)]
 mod tests {
-    use serde_json::json;
-
     use super::*;
     use crate::http::json::read_json;
 

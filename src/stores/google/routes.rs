@@ -9,11 +9,11 @@ use super::error_response::GoogleVerifyError;
 use super::notifications::{GoogleNotifications, PubsubMessage};
 use super::openapi::{
     self, GoogleNotificationErrorResponses, GooglePushSchema as PushRequest,
-    GoogleVerifyErrorResponses, GoogleVerifyRequestSchema, GoogleVerifyResponseSchema,
+    GoogleVerifyErrorResponses, GoogleVerifyResponseSchema,
 };
-use super::request_body::{GooglePushBody, MAX_PUSH_BYTES};
+use super::request_body::{GooglePushBody, GoogleVerifyRequest, MAX_PUSH_BYTES};
 use super::response_body::VerifiedPurchase;
-use super::verify::{GoogleVerifier, GoogleVerifyRequest};
+use super::verify::GoogleVerifier;
 use crate::audit::VerificationLog;
 use crate::events::{AcceptedNotification, EventSource, NotificationMetrics};
 use crate::http::Problem;
@@ -75,7 +75,7 @@ fn notification_openapi_router() -> OpenApiRouter<NotificationState<GoogleNotifi
     tag = "verify",
     security(("apiKey" = [])),
     request_body(
-        content = GoogleVerifyRequestSchema,
+        content = GoogleVerifyRequest,
         description = "Which purchase, and what must be true of it. At most 16 KB.",
         examples(
             ("subscription" = (summary = "A subscription", value = json!({

@@ -18,6 +18,7 @@ use super::chain;
 use super::error_response::GoogleVerifyError;
 use super::payload::{Int64, ProductPurchase, SubscriptionPurchase};
 use super::purchase_lookup::{Fetched, PurchaseLookup, PurchaseRole, SubscriptionStanding};
+use super::request_body::GoogleVerifyRequest;
 use super::response_body::{
     ProductDetails, PurchaseDetails, SubscriptionDetails, VerifiedPurchase,
 };
@@ -55,19 +56,6 @@ pub struct GoogleSettings {
     pub token_url: Url,
     /// How long opened credentials are cached. A change to them ends it sooner.
     pub credential_ttl: Duration,
-}
-
-/// A verify request as it was read. Public for the fuzz target that parses it.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct GoogleVerifyRequest {
-    pub(crate) package_name: String,
-    pub(crate) purchase_token: String,
-    /// Which kind of purchase is asked about first. `None`: a subscription.
-    pub(crate) kind: Option<SubjectType>,
-    /// The purchase must be of this product.
-    pub(crate) product_id: Option<String>,
-    /// The obfuscated account id that the purchase must have, compared byte by byte.
-    pub(crate) expected_app_user_id: Option<String>,
 }
 
 /// One way to ask Google about a token.
