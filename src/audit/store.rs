@@ -130,30 +130,21 @@ pub async fn list_verifications(
     hash: Option<&[u8]>,
     limit: u32,
 ) -> Result<Vec<LoggedVerification>, Error> {
-    let rows = sqlx::query!(
-        "select id, source, identifier_hash, valid, error_code, latency_ms, occurred_at \
-           from validation_audit \
-          where tenant_id = $1 and ($2::bytea is null or identifier_hash = $2) \
-          order by occurred_at desc, id desc \
-          limit $3",
+    sqlx::query_as!(
+        LoggedVerification,
+        r#"
+        select id, source, identifier_hash, valid, error_code, latency_ms, occurred_at as "occurred_at: Timestamp"
+        from validation_audit
+        where tenant_id = $1 and ($2::bytea is null or identifier_hash = $2)
+        order by occurred_at desc, id desc
+        limit $3
+        "#,
         tenant.as_str(),
         hash,
         i64::from(limit)
     )
     .fetch_all(database.pool())
-    .await?;
-    Ok(rows
-        .into_iter()
-        .map(|row| LoggedVerification {
-            id: row.id,
-            source: row.source,
-            identifier_hash: row.identifier_hash,
-            valid: row.valid,
-            error_code: row.error_code,
-            latency_ms: row.latency_ms,
-            occurred_at: row.occurred_at.into(),
-        })
-        .collect())
+    .await
 }
 
 /// The number of the newest row of `operator_audit`; 0 if there is none.

@@ -21,7 +21,8 @@ pub(super) struct PostgresServer {
 }
 
 pub(super) async fn load_postgres_server(database: &Database) -> Result<PostgresServer, Error> {
-    let row = sqlx::query!(
+    sqlx::query_as!(
+        PostgresServer,
         r#"
         select
             current_setting('server_version_num')::int as "version!",
@@ -30,20 +31,11 @@ pub(super) async fn load_postgres_server(database: &Database) -> Result<Postgres
             current_setting('statement_timeout') as "statement_timeout!",
             current_setting('autovacuum') = 'on' as "autovacuum!",
             (select count(*) from pg_stat_activity where backend_type = 'client backend') as "connections!",
-            current_setting('max_connections')::int8 as "most_connections!"
+            current_setting('max_connections')::int8 as "max_connections!"
         "#
     )
     .fetch_one(database.pool())
-    .await?;
-    Ok(PostgresServer {
-        version: row.version,
-        encoding: row.encoding,
-        is_superuser: row.is_superuser,
-        statement_timeout: row.statement_timeout,
-        autovacuum: row.autovacuum,
-        connections: row.connections,
-        max_connections: row.most_connections,
-    })
+    .await
 }
 
 /// The tables that the role may not read or may not write.
@@ -76,24 +68,19 @@ pub(super) struct ReplicationSlot {
 pub(super) async fn list_replication_slots(
     database: &Database,
 ) -> Result<Vec<ReplicationSlot>, Error> {
-    let rows = sqlx::query!(
+    sqlx::query_as!(
+        ReplicationSlot,
         r#"
-        select slot_name::text as "name!", active as "active!",
+        select slot_name::text as "name!", active as "is_active!",
             case
                 when restart_lsn is null or pg_is_in_recovery() then 0
                 else pg_wal_lsn_diff(pg_current_wal_lsn(), restart_lsn)::int8
-            end as "retained!"
+            end as "retained_wal_bytes!"
         from pg_replication_slots order by 1
         "#
     )
     .fetch_all(database.pool())
-    .await?;
-    let slots = rows.into_iter().map(|row| ReplicationSlot {
-        name: row.name,
-        is_active: row.active,
-        retained_wal_bytes: row.retained,
-    });
-    Ok(slots.collect())
+    .await
 }
 
 /// The data directory on the server's machine. `None` if the role lacks `pg_read_all_settings`.
@@ -223,22 +210,18 @@ pub(super) struct LatestBackup {
 }
 
 pub(super) async fn find_latest_backup(database: &Database) -> Result<Option<LatestBackup>, Error> {
-    let row = sqlx::query!(
+    sqlx::query_as!(
+        LatestBackup,
         r#"
-        select extract(day from now() - created_at)::int as "age_days!", sound,
-            (select extract(day from now() - max(verified_at))::int from backups where sound) as proven_days
+        select extract(day from now() - created_at)::int as "age_days!", sound as is_restorable,
+            (select extract(day from now() - max(verified_at))::int from backups where sound) as verified_days
         from backups
         order by created_at desc
         limit 1
         "#
     )
     .fetch_optional(database.pool())
-    .await?;
-    Ok(row.map(|row| LatestBackup {
-        age_days: row.age_days,
-        verified_days: row.proven_days,
-        is_restorable: row.sound,
-    }))
+    .await
 }
 
 /// Active tenants without credentials for any store.

@@ -16,6 +16,7 @@
 //! - [`health`]: clock difference, long transactions, dead rows, table sizes
 //! - `clock_offset`: how far the database's clock is ahead of this process'
 //! - `catalog`: the columns of our tables
+//! - `timestamp`: reads times from columns
 //! - `libpq`: environment variables for `pg_dump` and `pg_restore`
 
 mod catalog;
@@ -30,6 +31,7 @@ pub mod migration_header;
 pub mod migrations;
 pub mod pool;
 mod server_watch;
+mod timestamp;
 pub mod write_watch;
 
 pub use connect_settings::{ConnectSettings, DatabaseUrlError};

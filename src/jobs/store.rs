@@ -92,7 +92,8 @@ pub(crate) struct JobHealth {
 /// The state of every job that ever ran. The query skips from job to job, so its cost does not grow with the number of
 /// runs.
 pub(crate) async fn list_job_health(database: &Database) -> Result<Vec<JobHealth>, Error> {
-    let rows = sqlx::query!(
+    sqlx::query_as!(
+        JobHealth,
         r#"
         with recursive named as (
             (select job from job_runs order by job limit 1)
@@ -100,7 +101,7 @@ pub(crate) async fn list_job_health(database: &Database) -> Result<Vec<JobHealth
             select (select next.job from job_runs next where next.job > named.job order by next.job limit 1)
             from named where named.job is not null
         )
-        select named.job as "job!", done.started_at as "done_at?", done.told as "told?",
+        select named.job as "job!", done.started_at as "last_success_at?: Timestamp", done.told as "last_summary?",
             exists (
                 select from job_runs last
                 where last.job = named.job and last.outcome = 'failed' and last.id > coalesce(done.id, 0)
@@ -114,14 +115,7 @@ pub(crate) async fn list_job_health(database: &Database) -> Result<Vec<JobHealth
         "#
     )
     .fetch_all(database.pool())
-    .await?;
-    let jobs = rows.into_iter().map(|row| JobHealth {
-        job: row.job,
-        last_success_at: row.done_at.map(Timestamp::from),
-        last_summary: row.told,
-        is_failing: row.is_failing,
-    });
-    Ok(jobs.collect())
+    .await
 }
 
 /// The result of an attempt to start a run.

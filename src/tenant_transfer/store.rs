@@ -132,26 +132,20 @@ impl TenantSnapshot {
         &mut self,
         tenant: &TenantId,
     ) -> Result<Option<ExportedTenant>, Error> {
-        let row = sqlx::query!(
+        sqlx::query_as!(
+            ExportedTenant,
             r#"
             select name, is_active,
                 (select count(*) from webhook_deliveries
-                  where tenant_id = $1 and status = 'pending' and lease_until > now()) as "under_way!",
-                (select count(*) from webhook_deliveries where tenant_id = $1 and status = 'pending') as "waiting!",
-                exists (select from webhook_redeliveries where tenant_id = $1 and finished_at is null) as "redelivering!"
+                  where tenant_id = $1 and status = 'pending' and lease_until > now()) as "deliveries_in_progress!",
+                (select count(*) from webhook_deliveries where tenant_id = $1 and status = 'pending') as "pending_deliveries!",
+                exists (select from webhook_redeliveries where tenant_id = $1 and finished_at is null) as "has_open_redelivery!"
             from tenants where id = $1
             "#,
             tenant.as_str()
         )
         .fetch_optional(&mut self.connection)
-        .await?;
-        Ok(row.map(|row| ExportedTenant {
-            name: row.name,
-            is_active: row.is_active,
-            deliveries_in_progress: row.under_way,
-            pending_deliveries: row.waiting,
-            has_open_redelivery: row.redelivering,
-        }))
+        .await
     }
 
     pub(super) async fn list_columns(&mut self, table: &str) -> Result<Vec<String>, Error> {

@@ -199,10 +199,14 @@ pub async fn load_endpoint_summary(
     .fetch_optional(database.pool())
     .await?;
     let Some(row) = row else { return Ok(None) };
-    let previous = sqlx::query!(
-        "select number, created_at, expires_at from webhook_previous_secrets \
-          where tenant_id = $1 and expires_at > attesto_now() \
-          order by number desc",
+    let previous = sqlx::query_as!(
+        SigningSecretRow,
+        r#"
+        select number, created_at as "created_at: Timestamp", expires_at as "expires_at?: Timestamp"
+          from webhook_previous_secrets
+         where tenant_id = $1 and expires_at > attesto_now()
+         order by number desc
+        "#,
         tenant.as_str(),
     )
     .fetch_all(database.pool())
@@ -212,11 +216,7 @@ pub async fn load_endpoint_summary(
         created_at: row.secret_created_at.into(),
         expires_at: None,
     }];
-    secrets.extend(previous.into_iter().map(|row| SigningSecretRow {
-        number: row.number,
-        created_at: row.created_at.into(),
-        expires_at: Some(row.expires_at.into()),
-    }));
+    secrets.extend(previous);
     let allowed = list_allowed_networks(database, tenant).await?;
     Ok(Some(EndpointSummary {
         tenant_id: tenant.clone(),

@@ -186,13 +186,20 @@ pub async fn list_deliveries(
 ) -> Result<Vec<DeliveryRow>, Error> {
     let ids: Option<Vec<String>> =
         ids.map(|ids| ids.iter().map(|id| id.as_str().to_owned()).collect());
-    let rows = sqlx::query!(
+    sqlx::query_as!(
+        DeliveryRow,
         r#"
-        select delivery.id as "id: DeliveryId", delivery.event_id as "event_id: EventId", event.event_type,
-               delivery.callback_url, delivery.status, delivery.attempt_count, delivery.next_attempt_at,
-               delivery.last_attempt_at, delivery.last_outcome, delivery.last_response_code,
-               delivery.last_response_body, delivery.delivered_at, delivery.failed_at, delivery.parked_at,
-               delivery.requested_by, delivery.request_reason, delivery.created_at
+        select delivery.id as "id: DeliveryId", delivery.event_id as "event_id: EventId", event.event_type as event,
+               delivery.callback_url, delivery.status, delivery.attempt_count,
+               -- The column keeps its value when no further attempt is planned.
+               case when delivery.status = 'pending' and delivery.parked_at is null
+                    then delivery.next_attempt_at
+               end as "next_attempt_at: Timestamp",
+               delivery.last_attempt_at as "last_attempt_at: Timestamp", delivery.last_outcome,
+               delivery.last_response_code, delivery.last_response_body,
+               delivery.delivered_at as "delivered_at: Timestamp", delivery.failed_at as "failed_at: Timestamp",
+               delivery.parked_at as "parked_at: Timestamp", delivery.requested_by, delivery.request_reason,
+               delivery.created_at as "created_at: Timestamp"
           from webhook_deliveries delivery
           join webhook_events event on event.id = delivery.event_id
          where delivery.tenant_id = $1 and ($2::text is null or delivery.status = $2)
@@ -207,31 +214,7 @@ pub async fn list_deliveries(
         i64::from(limit),
     )
     .fetch_all(database.pool())
-    .await?;
-    let rows = rows.into_iter().map(|row| DeliveryRow {
-        id: row.id,
-        event_id: row.event_id,
-        event: row.event_type,
-        callback_url: row.callback_url,
-        // The column keeps its value when no further attempt is planned.
-        next_attempt_at: row
-            .next_attempt_at
-            .filter(|_| row.status == EventStatus::Pending.as_str() && row.parked_at.is_none())
-            .map(Timestamp::from),
-        status: row.status,
-        attempt_count: row.attempt_count,
-        last_attempt_at: row.last_attempt_at.map(Timestamp::from),
-        last_outcome: row.last_outcome,
-        last_response_code: row.last_response_code,
-        last_response_body: row.last_response_body,
-        delivered_at: row.delivered_at.map(Timestamp::from),
-        failed_at: row.failed_at.map(Timestamp::from),
-        parked_at: row.parked_at.map(Timestamp::from),
-        requested_by: row.requested_by,
-        request_reason: row.request_reason,
-        created_at: row.created_at.into(),
-    });
-    Ok(rows.collect())
+    .await
 }
 
 /// The health of the tenant's current callback. `None`: it has none.

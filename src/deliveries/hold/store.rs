@@ -47,12 +47,13 @@ pub async fn hold_deliveries(database: &Database, host: &str) -> Result<bool, Er
 
 /// Ends the hold and wakes the dispatchers. `None`: deliveries were not held.
 pub async fn release_hold(database: &Database, host: &str) -> Result<Option<DeliveryHold>, Error> {
-    let released = sqlx::query!(
-        "
+    let released = sqlx::query_as!(
+        DeliveryHold,
+        r#"
         update delivery_holds set released_at = now(), released_by = $1
         where released_at is null
-        returning held_at, held_by
-        ",
+        returning held_at as "held_at: Timestamp", held_by
+        "#,
         host
     )
     .fetch_optional(database.pool())
@@ -60,26 +61,23 @@ pub async fn release_hold(database: &Database, host: &str) -> Result<Option<Deli
     if released.is_some() {
         notify_work_channel(database).await?;
     }
-    Ok(released.map(|row| DeliveryHold {
-        held_at: row.held_at.into(),
-        held_by: row.held_by,
-    }))
+    Ok(released)
 }
 
 /// `None`: deliveries are not held.
 pub async fn load_active_hold(database: &Database) -> Result<Option<DeliveryHold>, Error> {
-    let row = sqlx::query!("select held_at, held_by from delivery_holds where released_at is null")
-        .fetch_optional(database.pool())
-        .await?;
-    Ok(row.map(|row| DeliveryHold {
-        held_at: row.held_at.into(),
-        held_by: row.held_by,
-    }))
+    sqlx::query_as!(
+        DeliveryHold,
+        r#"select held_at as "held_at: Timestamp", held_by from delivery_holds where released_at is null"#
+    )
+    .fetch_optional(database.pool())
+    .await
 }
 
 /// Reads all unfinished deliveries, so its cost grows with the queue.
 pub async fn count_waiting_deliveries(database: &Database) -> Result<WaitingDeliveries, Error> {
-    let row = sqlx::query!(
+    sqlx::query_as!(
+        WaitingDeliveries,
         r#"
         select
             count(*) filter (where sendable and is_due) as "due!",
@@ -98,10 +96,5 @@ pub async fn count_waiting_deliveries(database: &Database) -> Result<WaitingDeli
         "#,
     )
     .fetch_one(database.pool())
-    .await?;
-    Ok(WaitingDeliveries {
-        due: row.due,
-        later: row.later,
-        kept_back: row.kept_back,
-    })
+    .await
 }

@@ -140,25 +140,20 @@ pub(crate) async fn load_last_probe(
     database: &Database,
     tenant: &TenantId,
 ) -> Result<Option<LastProbe>, Error> {
-    let row = sqlx::query!(
-        "
-        select probed_at, result, detail, since, certificate_ends_at
+    sqlx::query_as!(
+        LastProbe,
+        r#"
+        select probed_at as "probed_at: Timestamp", result, detail, since as "since: Timestamp",
+            certificate_ends_at as "certificate_ends_at: Timestamp"
         from callback_probes probe
         join webhook_configs config on config.tenant_id = probe.tenant_id
             and probe.callback_key = hashtextextended(config.callback_url, 0)
         where probe.tenant_id = $1
-        ",
+        "#,
         tenant.as_str()
     )
     .fetch_optional(database.pool())
-    .await?;
-    Ok(row.map(|row| LastProbe {
-        probed_at: row.probed_at.into(),
-        result: row.result,
-        detail: row.detail,
-        since: row.since.into(),
-        certificate_ends_at: row.certificate_ends_at.map(Timestamp::from),
-    }))
+    .await
 }
 
 /// Tenants whose callbacks need attention.
