@@ -24,7 +24,7 @@ use super::notification_push;
 use super::request::{SimulatorRequest, SimulatorResponse, parse_json_body};
 use super::state::apple::{SimulatedEnvironment, is_transaction_id};
 use super::state::apple_notifications::{NotificationHistoryQuery, SimulatedNotification};
-use super::state::fault::{Fault, StoreCall};
+use super::state::fault::Fault;
 use crate::base::clock::Timestamp;
 
 /// The required `aud`.
@@ -65,7 +65,9 @@ pub(super) fn handle_request(
         .as_deref()
         .and_then(|token| decode_token(token).ok())
         .and_then(|(_, claims)| claims.bid);
-    let fault = take_fault(context, &place, app.as_deref(), id);
+    let fault = context.take_fault(&place, app.as_deref(), id, |stores, id| {
+        stores.apple.sold_at(id)
+    });
     let fault_response = fault
         .as_ref()
         .and_then(|fault| fault_response(fault, context.now()));
@@ -75,24 +77,6 @@ pub(super) fn handle_request(
         response.apply_fault(fault);
     }
     response
-}
-
-fn take_fault(
-    context: &SimulatorContext,
-    place: &str,
-    app: Option<&str>,
-    id: Option<&str>,
-) -> Option<Fault> {
-    let now = context.now();
-    let mut state = context.lock_state();
-    let sold = id.and_then(|id| state.stores.apple.sold_at(id));
-    let call = StoreCall {
-        place,
-        app,
-        id,
-        age_of_purchase: sold.map(|sold| now.duration_since(sold)),
-    };
-    state.faults.take_matching(&call)
 }
 
 /// The answer without a fault.

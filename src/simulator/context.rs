@@ -1,6 +1,6 @@
 //! The state that every part of a running simulator shares.
 
-use std::collections::{BTreeMap, VecDeque};
+use std::collections::BTreeMap;
 use std::fs;
 use std::io;
 use std::path::{Path, PathBuf};
@@ -12,7 +12,8 @@ use tokio::sync::Semaphore;
 use super::identity::{GoogleSigningKey, SimulatorIdentity, write_private_file};
 use super::request::{SimulatorRequest, SimulatorResponse};
 use super::state::apple_notifications::NotificationLog;
-use super::state::fault::ActiveFaults;
+use super::state::bounded_log::BoundedLog;
+use super::state::fault::{ActiveFaults, Fault, StoreCall};
 use super::state::google_notifications::PublishedMessages;
 use super::state::{SimulatorError, StoreState};
 use crate::base::clock::{Clock, Timestamp};
@@ -45,7 +46,7 @@ pub(super) struct SimulatorState {
     pub notification_log: NotificationLog,
     /// The keys that Google publishes after a rotation, newest first. Empty before: then it is the identity's key.
     pub google_signing_keys: Vec<GoogleSigningKey>,
-    recorded_requests: VecDeque<RecordedRequest>,
+    recorded_requests: BoundedLog<RecordedRequest, MAX_RECORDED_REQUESTS>,
 }
 
 /// A call that the simulated stores received.
@@ -102,7 +103,7 @@ impl SimulatorContext {
                 published_messages: PublishedMessages::default(),
                 notification_log: NotificationLog::default(),
                 google_signing_keys: Vec::new(),
-                recorded_requests: VecDeque::new(),
+                recorded_requests: BoundedLog::default(),
             }),
             state_file: file,
         })
@@ -164,6 +165,26 @@ impl SimulatorContext {
         Ok(result)
     }
 
+    /// The fault for a call, which counts as made. `sold_at` says when the purchase of this id was made.
+    pub(super) fn take_fault(
+        &self,
+        place: &str,
+        app: Option<&str>,
+        id: Option<&str>,
+        sold_at: impl FnOnce(&StoreState, &str) -> Option<Timestamp>,
+    ) -> Option<Fault> {
+        let now = self.now();
+        let mut state = self.lock_state();
+        let sold = id.and_then(|id| sold_at(&state.stores, id));
+        let call = StoreCall {
+            place,
+            app,
+            id,
+            age_of_purchase: sold.map(|sold| now.duration_since(sold)),
+        };
+        state.faults.take_matching(&call)
+    }
+
     pub(super) fn record_request(
         &self,
         place: &str,
@@ -179,11 +200,7 @@ impl SimulatorContext {
             status: response.status.as_u16(),
             remark: response.remark.clone(),
         };
-        let mut state = self.lock_state();
-        if state.recorded_requests.len() == MAX_RECORDED_REQUESTS {
-            state.recorded_requests.pop_front();
-        }
-        state.recorded_requests.push_back(recorded);
+        self.lock_state().recorded_requests.add(recorded);
     }
 
     pub(super) fn recorded_requests(&self) -> Vec<RecordedRequest> {

@@ -153,7 +153,8 @@ pub(super) async fn push_notification(
 ) -> Option<PushResponse> {
     let (url, signed_payload) = {
         let state = context.lock_state();
-        let one = state.notification_log.find_by_uuid(uuid)?;
+        let log = &state.notification_log;
+        let one = log.find(|one| one.notification_uuid == uuid)?;
         let urls = state.stores.apple.push.get(&one.bundle_id)?;
         let signed = match forgery {
             None => one.signed_payload.clone(),
@@ -206,10 +207,10 @@ pub(super) async fn push_notification(
             send_attempt_result,
             status: pushed.status,
         };
-        context
-            .lock_state()
-            .notification_log
-            .record_attempt(uuid, attempt);
+        let log = &mut context.lock_state().notification_log;
+        if let Some(one) = log.find_mut(|one| one.notification_uuid == uuid) {
+            one.send_attempts.push(attempt);
+        }
     }
     Some(pushed)
 }

@@ -30,7 +30,7 @@ use url::form_urlencoded;
 
 use super::context::SimulatorContext;
 use super::request::{SimulatorRequest, SimulatorResponse};
-use super::state::fault::{Fault, StoreCall};
+use super::state::fault::Fault;
 use super::state::google::{GoneReason, ProductChange, SubscriptionChange, is_purchase_token};
 use super::state::google_orders::VoidedQuery;
 use super::state::{SimulatorError, random_letters};
@@ -72,7 +72,7 @@ pub(super) fn handle_request(
         Some(purchase) => (Some(purchase.package_name), Some(purchase.id)),
         None => (None, None),
     };
-    let fault = take_fault(context, &place, app, id);
+    let fault = context.take_fault(&place, app, id, |stores, id| stores.google.sold_at(id));
     let fault_response = fault
         .as_ref()
         .and_then(|fault| fault_response(fault, service, app));
@@ -88,24 +88,6 @@ pub(super) fn handle_request(
         response.apply_fault(fault);
     }
     response
-}
-
-fn take_fault(
-    context: &SimulatorContext,
-    place: &str,
-    app: Option<&str>,
-    id: Option<&str>,
-) -> Option<Fault> {
-    let now = context.now();
-    let mut state = context.lock_state();
-    let sold = id.and_then(|id| state.stores.google.sold_at(id));
-    let call = StoreCall {
-        place,
-        app,
-        id,
-        age_of_purchase: sold.map(|sold| now.duration_since(sold)),
-    };
-    state.faults.take_matching(&call)
 }
 
 /// The parts of a path of the purchases and orders API.

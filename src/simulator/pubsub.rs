@@ -124,7 +124,8 @@ pub(super) async fn push_message(
 ) -> Option<PushResponse> {
     let (message, subscription) = {
         let state = context.lock_state();
-        let message = state.published_messages.find_by_id(id)?.clone();
+        let messages = &state.published_messages;
+        let message = messages.find(|one| one.message_id == id)?.clone();
         let subscription = state.stores.google.push.get(&message.package_name)?.clone();
         (message, subscription)
     };
@@ -153,10 +154,13 @@ pub(super) async fn push_message(
             body: Value::Null,
         },
     };
-    context
-        .lock_state()
+    let mut state = context.lock_state();
+    let pushed_message = state
         .published_messages
-        .record_answer(id, pushed.status);
+        .find_mut(|one| one.message_id == id);
+    if let Some(message) = pushed_message {
+        message.answers.push(pushed.status);
+    }
     Some(pushed)
 }
 

@@ -1,6 +1,5 @@
 //! App Store Server Notifications: their content, where they are posted, the log of those sent. Pure.
 
-use std::collections::VecDeque;
 use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
@@ -10,6 +9,7 @@ use super::apple::{
     ProductType, SimulatedApp, SimulatedEnvironment, SimulatedRenewal, SimulatedTransaction,
     TransactionChange,
 };
+use super::bounded_log::BoundedLog;
 use super::random_letters;
 use crate::base::clock::Timestamp;
 
@@ -159,43 +159,8 @@ impl SimulatedNotification {
     }
 }
 
-/// The notifications sent, oldest first.
-#[derive(Debug, Default)]
-pub(crate) struct NotificationLog {
-    notifications: VecDeque<SimulatedNotification>,
-}
-
-impl NotificationLog {
-    pub(crate) fn add(&mut self, notification: SimulatedNotification) {
-        if self.notifications.len() == MAX_NOTIFICATIONS {
-            self.notifications.pop_front();
-        }
-        self.notifications.push_back(notification);
-    }
-
-    pub(crate) fn iter(&self) -> impl DoubleEndedIterator<Item = &SimulatedNotification> {
-        self.notifications.iter()
-    }
-
-    pub(crate) fn find_by_uuid(&self, uuid: &str) -> Option<&SimulatedNotification> {
-        self.notifications
-            .iter()
-            .rev()
-            .find(|one| one.notification_uuid == uuid)
-    }
-
-    pub(crate) fn record_attempt(&mut self, uuid: &str, attempt: SimulatedSendAttempt) {
-        // Usually one of the newest.
-        let mut newest_first = self.notifications.iter_mut().rev();
-        if let Some(one) = newest_first.find(|one| one.notification_uuid == uuid) {
-            one.send_attempts.push(attempt);
-        }
-    }
-
-    pub(crate) fn clear(&mut self) {
-        self.notifications.clear();
-    }
-}
+/// The notifications sent.
+pub(crate) type NotificationLog = BoundedLog<SimulatedNotification, MAX_NOTIFICATIONS>;
 
 /// The body of a request to the notification history.
 #[derive(Clone, Debug, Default, Deserialize)]
@@ -264,7 +229,7 @@ impl NotificationLog {
                 )
                 && !(query.only_failures == Some(true) && one.is_delivered())
         };
-        let mut wanted = self.notifications.iter().filter(is_wanted).skip(skip);
+        let mut wanted = self.iter().filter(is_wanted).skip(skip);
         let notifications: Vec<_> = wanted.by_ref().take(HISTORY_PAGE_SIZE).collect();
         let next = wanted
             .next()

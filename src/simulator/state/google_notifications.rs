@@ -1,10 +1,9 @@
 //! Real-time developer notifications: their content, where they are pushed, the log of those published. Pure.
 
-use std::collections::VecDeque;
-
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value, json};
 
+use super::bounded_log::BoundedLog;
 use super::google::{
     ProductChange, SimulatedProductPurchase, SimulatedSubscription, SubscriptionChange,
 };
@@ -82,46 +81,8 @@ impl PublishedMessage {
     }
 }
 
-/// The log of published messages, oldest first.
-#[derive(Debug, Default)]
-pub(crate) struct PublishedMessages {
-    messages: VecDeque<PublishedMessage>,
-}
-
-impl PublishedMessages {
-    pub(crate) fn add(&mut self, message: PublishedMessage) {
-        if self.messages.len() == MAX_MESSAGES {
-            self.messages.pop_front();
-        }
-        self.messages.push_back(message);
-    }
-
-    pub(crate) fn iter(&self) -> impl DoubleEndedIterator<Item = &PublishedMessage> {
-        self.messages.iter()
-    }
-
-    pub(crate) fn find_by_id(&self, id: &str) -> Option<&PublishedMessage> {
-        self.messages
-            .iter()
-            .find(|message| message.message_id == id)
-    }
-
-    pub(crate) fn record_answer(&mut self, id: &str, status: u16) {
-        // Usually one of the newest.
-        if let Some(message) = self
-            .messages
-            .iter_mut()
-            .rev()
-            .find(|one| one.message_id == id)
-        {
-            message.answers.push(status);
-        }
-    }
-
-    pub(crate) fn clear(&mut self) {
-        self.messages.clear();
-    }
-}
+/// The published messages.
+pub(crate) type PublishedMessages = BoundedLog<PublishedMessage, MAX_MESSAGES>;
 
 /// The fields of every real-time developer notification.
 pub(crate) fn common_fields(package: &str, now: Timestamp) -> Map<String, Value> {

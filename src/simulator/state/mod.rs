@@ -9,12 +9,14 @@
 //! - `google_orders`: Play's answers by token or order id alone
 //! - [`google_notifications`]: the notifications of each change, and the log of those published
 //! - [`fault`]: answers that go wrong on request
+//! - `bounded_log`: the newest entries of a log
 //! - [`period`]: billing periods such as `P1M`
 //! - `store_state`: the part that survives a restart
 //! - `json`, `error`: helpers of both stores
 
 pub mod apple;
 pub mod apple_notifications;
+pub(in crate::simulator) mod bounded_log;
 mod error;
 pub mod fault;
 pub mod google;
