@@ -1,14 +1,13 @@
 //! `attesto key`: a tenant's API keys.
 
-use serde::Serialize;
+use serde_json::json;
 
 use super::context::{CommandContext, CommandError, ensure_tenant_exists};
-use crate::base::clock::Timestamp;
 use crate::base::id::{KeyId, MalformedIdError, TenantId};
 use crate::db::Database;
 use crate::tenants::api_key::ApiKeyHash;
 use crate::tenants::store;
-use crate::tenants::{ApiKey, ApiKeyEnvironment, DisplayName, RawApiKey};
+use crate::tenants::{ApiKeyEnvironment, DisplayName, RawApiKey};
 
 const ONE_TIME_KEY_WARNING: &str = "Store this key now: it is shown only this once.";
 
@@ -55,45 +54,6 @@ pub(crate) enum KeyCommand {
     },
 }
 
-#[derive(Serialize)]
-#[serde(rename_all = "camelCase")]
-struct CreatedApiKey<'a> {
-    id: &'a KeyId,
-    tenant_id: &'a TenantId,
-    key_prefix: &'a str,
-    name: Option<&'a str>,
-    raw_key: &'a str,
-    warning: &'static str,
-}
-
-#[derive(Serialize)]
-#[serde(rename_all = "camelCase")]
-struct ApiKeyView {
-    id: KeyId,
-    tenant_id: TenantId,
-    key_prefix: String,
-    name: Option<String>,
-    environment: ApiKeyEnvironment,
-    last_used_at: Option<Timestamp>,
-    created_at: Timestamp,
-    revoked_at: Option<Timestamp>,
-}
-
-impl From<ApiKey> for ApiKeyView {
-    fn from(key: ApiKey) -> Self {
-        Self {
-            id: key.id,
-            tenant_id: key.tenant,
-            key_prefix: key.prefix,
-            name: key.name,
-            environment: key.environment,
-            last_used_at: key.last_used_at,
-            created_at: key.created_at,
-            revoked_at: key.revoked_at,
-        }
-    }
-}
-
 pub(crate) async fn run(command: KeyCommand, context: &CommandContext) -> Result<(), CommandError> {
     let database = context.open_database().await?;
     let now = context.clock.now();
@@ -104,14 +64,14 @@ pub(crate) async fn run(command: KeyCommand, context: &CommandContext) -> Result
             let key =
                 store::create_api_key(&database, &tenant, name.as_ref(), env, &raw, now).await?;
             output.write_json_or_text(
-                &CreatedApiKey {
-                    id: &key.id,
-                    tenant_id: &key.tenant,
-                    key_prefix: &key.prefix,
-                    name: key.name.as_deref(),
-                    raw_key: raw.expose(),
-                    warning: ONE_TIME_KEY_WARNING,
-                },
+                &json!({
+                    "id": key.id,
+                    "tenantId": key.tenant,
+                    "keyPrefix": key.prefix,
+                    "name": key.name,
+                    "rawKey": raw.expose(),
+                    "warning": ONE_TIME_KEY_WARNING,
+                }),
                 &format!(
                     "Created {}:\n\n  {}\n\n{ONE_TIME_KEY_WARNING}",
                     key.id,
@@ -128,7 +88,6 @@ pub(crate) async fn run(command: KeyCommand, context: &CommandContext) -> Result
             if keys.is_empty() {
                 ensure_tenant_exists(&database, &tenant).await?;
             }
-            let keys: Vec<_> = keys.into_iter().map(ApiKeyView::from).collect();
             let columns = [
                 "id",
                 "keyPrefix",
@@ -157,10 +116,10 @@ pub(crate) async fn run(command: KeyCommand, context: &CommandContext) -> Result
                 };
                 CommandError::usage_error(format!("{problem}. `attesto key list` shows the ids.{hint}"))
             })?;
-            let key = ApiKeyView::from(store::revoke_api_key(&database, &key, now).await?);
+            let key = store::revoke_api_key(&database, &key, now).await?;
             let prose = format!(
                 "Revoked {} ({}…). Every replica refuses it within a second.",
-                key.id, key.key_prefix
+                key.id, key.prefix
             );
             output.write_json_or_text(&key, &prose)?;
         }
@@ -180,7 +139,6 @@ async fn revoke_tenant_keys(
             "all keys of {tenant} are already revoked."
         )));
     }
-    let revoked: Vec<_> = revoked.into_iter().map(ApiKeyView::from).collect();
     let output = &context.output;
     output.write_rows(&revoked, &["id", "keyPrefix", "name", "revokedAt"], "")?;
     output.write_note("\nEvery replica refuses them within a second.")?;

@@ -45,14 +45,17 @@ impl ApiKeyEnvironment {
     }
 }
 
-/// A key as it is stored.
-#[derive(Clone, Debug, PartialEq, Eq)]
+/// A key as it is stored, and as commands show it.
+#[derive(Clone, Debug, PartialEq, Eq, serde::Serialize)]
+#[serde(rename_all = "camelCase")]
 pub struct ApiKey {
     /// `key_…`
     pub id: KeyId,
     /// The tenant it belongs to.
+    #[serde(rename = "tenantId")]
     pub tenant: TenantId,
     /// The first 8 of its 43 characters.
+    #[serde(rename = "keyPrefix")]
     pub prefix: String,
     /// Given by the operator.
     pub name: Option<String>,

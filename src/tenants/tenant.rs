@@ -6,8 +6,9 @@ use std::str::FromStr;
 use crate::base::clock::Timestamp;
 use crate::base::id::TenantId;
 
-/// A tenant as it is stored.
-#[derive(Clone, Debug, PartialEq, Eq)]
+/// A tenant as it is stored, and as commands show it.
+#[derive(Clone, Debug, PartialEq, Eq, serde::Serialize)]
+#[serde(rename_all = "camelCase")]
 pub struct Tenant {
     /// `tenant_…`
     pub id: TenantId,
@@ -16,6 +17,7 @@ pub struct Tenant {
     /// Whether its API keys work and its notifications are accepted.
     pub is_active: bool,
     /// Rate limits that differ from the settings.
+    #[serde(skip)]
     pub limits: RateLimitOverrides,
     /// When it was created.
     pub created_at: Timestamp,

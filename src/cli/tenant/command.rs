@@ -1,13 +1,12 @@
 //! The commands of `attesto tenant`.
 
-use serde::Serialize;
+use serde_json::json;
 
 use super::super::context::{CommandContext, CommandError};
 use super::transfer;
-use crate::base::clock::Timestamp;
 use crate::base::id::TenantId;
+use crate::tenants::DisplayName;
 use crate::tenants::store::{self, TenantChangeError};
-use crate::tenants::{DisplayName, Tenant};
 
 /// The commands of `attesto tenant`.
 #[derive(Debug, clap::Subcommand)]
@@ -75,43 +74,6 @@ fn parse_limit(text: &str) -> Result<LimitOverride, String> {
         .ok_or_else(|| format!("must be a whole number from 1 to {MAX_LIMIT}, or `default`"))
 }
 
-#[derive(Serialize)]
-#[serde(rename_all = "camelCase")]
-struct CreatedTenant<'a> {
-    id: &'a TenantId,
-    name: &'a str,
-    created_at: Timestamp,
-}
-
-#[derive(Serialize)]
-#[serde(rename_all = "camelCase")]
-struct TenantView {
-    id: TenantId,
-    name: String,
-    is_active: bool,
-    created_at: Timestamp,
-}
-
-impl From<Tenant> for TenantView {
-    fn from(tenant: Tenant) -> Self {
-        Self {
-            id: tenant.id,
-            name: tenant.name,
-            is_active: tenant.is_active,
-            created_at: tenant.created_at,
-        }
-    }
-}
-
-#[derive(Serialize)]
-#[serde(rename_all = "camelCase")]
-struct TenantLimitsView {
-    id: TenantId,
-    /// `null`: the service's setting applies.
-    rate_limit_per_second: Option<u32>,
-    rate_limit_burst: Option<u32>,
-}
-
 pub(crate) async fn run(
     command: TenantCommand,
     context: &CommandContext,
@@ -123,11 +85,7 @@ pub(crate) async fn run(
         TenantCommand::Create { name } => {
             let tenant = store::create_tenant(&database, &name, now).await?;
             output.write_json_or_text(
-                &CreatedTenant {
-                    id: &tenant.id,
-                    name: &tenant.name,
-                    created_at: tenant.created_at,
-                },
+                &json!({ "id": tenant.id, "name": tenant.name, "createdAt": tenant.created_at }),
                 &format!(
                     "Created {} ({}).\nNext: attesto key create {}",
                     tenant.id, tenant.name, tenant.id
@@ -136,7 +94,6 @@ pub(crate) async fn run(
         }
         TenantCommand::List => {
             let tenants = store::list_tenants(&database).await?;
-            let tenants: Vec<_> = tenants.into_iter().map(TenantView::from).collect();
             output.write_rows(
                 &tenants,
                 &["id", "name", "isActive", "createdAt"],
@@ -146,8 +103,7 @@ pub(crate) async fn run(
         TenantCommand::Export(args) => transfer::export_tenant(args, &database, context).await?,
         TenantCommand::Import(args) => transfer::import_tenant(args, &database, context).await?,
         TenantCommand::Deactivate { tenant } => {
-            let tenant =
-                TenantView::from(store::set_tenant_active(&database, &tenant, false, now).await?);
+            let tenant = store::set_tenant_active(&database, &tenant, false, now).await?;
             let prose = format!(
                 "Deactivated {} ({}). Its API keys and notifications are refused from now on.",
                 tenant.id, tenant.name
@@ -155,8 +111,7 @@ pub(crate) async fn run(
             output.write_json_or_text(&tenant, &prose)?;
         }
         TenantCommand::Activate { tenant } => {
-            let tenant =
-                TenantView::from(store::set_tenant_active(&database, &tenant, true, now).await?);
+            let tenant = store::set_tenant_active(&database, &tenant, true, now).await?;
             let prose = format!("Activated {} ({}).", tenant.id, tenant.name);
             output.write_json_or_text(&tenant, &prose)?;
         }
@@ -170,8 +125,7 @@ pub(crate) async fn run(
                     "give the new name: attesto tenant rename TENANT NEW_NAME.",
                 )
             })?;
-            let tenant =
-                TenantView::from(store::rename_tenant(&database, &tenant, &name, now).await?);
+            let tenant = store::rename_tenant(&database, &tenant, &name, now).await?;
             let prose = format!("{} is now called {}.", tenant.id, tenant.name);
             output.write_json_or_text(&tenant, &prose)?;
         }
@@ -200,11 +154,12 @@ pub(crate) async fn run(
                 words(tenant.limits.burst),
             );
             output.write_json_or_text(
-                &TenantLimitsView {
-                    id: tenant.id,
-                    rate_limit_per_second: tenant.limits.per_second,
-                    rate_limit_burst: tenant.limits.burst,
-                },
+                // `null`: the service's setting applies.
+                &json!({
+                    "id": tenant.id,
+                    "rateLimitPerSecond": tenant.limits.per_second,
+                    "rateLimitBurst": tenant.limits.burst,
+                }),
                 &prose,
             )?;
         }
