@@ -8,7 +8,7 @@ use super::runner::{CheckContext, DatabaseContext};
 use crate::db::Error;
 
 /// The groups, in the order in which `attesto doctor` prints them.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, strum::VariantArray)]
 pub(super) enum CheckGroup {
     Settings,
     Files,
@@ -24,20 +24,6 @@ pub(super) enum CheckGroup {
 }
 
 impl CheckGroup {
-    pub(super) const ALL: [Self; 11] = [
-        Self::Settings,
-        Self::Files,
-        Self::Listener,
-        Self::Database,
-        Self::Keys,
-        Self::Processes,
-        Self::Tenants,
-        Self::Deliveries,
-        Self::Drift,
-        Self::Logs,
-        Self::Stores,
-    ];
-
     /// The name in JSON, and the title in text output.
     pub(super) fn name_and_title(self) -> (&'static str, &'static str) {
         match self {

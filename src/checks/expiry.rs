@@ -22,7 +22,7 @@ pub(super) const APPLE_ROOT_WARNING_PERIOD: Duration = Duration::from_hours(24 *
 const CALLBACK_WARNING_PERIOD: Duration = Duration::from_hours(24 * 14);
 
 /// A kind of credential that should be replaced regularly, or revoked if it is not used.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, strum::VariantArray)]
 pub(super) enum CredentialKind {
     /// A tenant's In-App Purchase key.
     AppleInAppPurchase,
@@ -33,12 +33,6 @@ pub(super) enum CredentialKind {
 }
 
 impl CredentialKind {
-    pub(super) const ALL: [Self; 3] = [
-        Self::AppleInAppPurchase,
-        Self::GoogleServiceAccount,
-        Self::ApiKey,
-    ];
-
     /// The name in logs and metrics.
     pub(super) const fn as_str(self) -> &'static str {
         match self {

@@ -9,6 +9,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use serde_json::Value;
+use strum::VariantArray as _;
 use tokio::time::{sleep, timeout};
 use tokio_util::sync::CancellationToken;
 
@@ -312,7 +313,7 @@ impl JobGauges {
             runs.last_success.with_label_values([job]);
             runs.job_failing.with_label_values([job]);
         }
-        for kind in CredentialKind::ALL {
+        for &kind in CredentialKind::VARIANTS {
             runs.credentials_due.with_label_values([kind.as_str()]);
         }
         for label in drift_labels() {

@@ -7,6 +7,7 @@ use std::time::Duration;
 use futures_util::FutureExt as _;
 use futures_util::future::BoxFuture;
 use serde_json::{Map, Value, json};
+use strum::VariantArray as _;
 use tokio_util::sync::CancellationToken;
 
 use super::check::CheckQuery;
@@ -115,7 +116,7 @@ async fn run_expiry_job(context: DatabaseContext) -> anyhow::Result<Value> {
         anyhow::bail!("the settings cannot be read");
     };
     let mut groups = Vec::new();
-    for kind in CredentialKind::ALL {
+    for &kind in CredentialKind::VARIANTS {
         groups.extend(expiry::find_due(&context, kind, MAX_LOGGED).await?);
     }
     let live = LiveReplicas::load(database).await?;
@@ -189,7 +190,7 @@ async fn run_statistics_job(context: DatabaseContext) -> anyhow::Result<Value> {
         }
     }
     let mut due = Map::new();
-    for kind in CredentialKind::ALL {
+    for &kind in CredentialKind::VARIANTS {
         let count = expiry::find_due(&context, kind, 1).await?;
         let count = count.map_or(0, |group| group.count);
         due.insert(kind.as_str().to_owned(), count.into());

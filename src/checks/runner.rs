@@ -3,6 +3,7 @@
 use std::sync::Arc;
 use std::time::Duration;
 
+use strum::VariantArray as _;
 use tokio::time::timeout;
 
 use super::check::{Check, CheckGroup, CheckQuery, Judged};
@@ -68,7 +69,7 @@ pub async fn run_checks(context: &CheckContext<'_>) -> CheckResult {
         Err(_) => None,
     };
     let mut results = Vec::new();
-    for group in CheckGroup::ALL {
+    for &group in CheckGroup::VARIANTS {
         let (name, _) = group.name_and_title();
         match (&context.database, &database) {
             (Err(problem), _) if group == CheckGroup::Database => results.push(CheckResult::fail(

@@ -1,6 +1,7 @@
 //! `attesto prune`: deletes the data whose retention period has ended.
 
 use serde::Serialize;
+use strum::VariantArray as _;
 
 use super::context::{CommandContext, CommandError};
 use super::jobs;
@@ -32,7 +33,7 @@ pub(crate) async fn run(args: PruneArgs, context: &CommandContext) -> Result<(),
         Some(jobs::run_job(&job_context, "retention", context).await?)
     };
     let mut shown = Vec::new();
-    for kind in RetentionKind::ALL {
+    for &kind in RetentionKind::VARIANTS {
         let kept = kind.retention_period(&job_context.retention);
         let deleted = ran.as_ref().and_then(|ran| ran.result.as_ref().ok());
         let rows = match (deleted, kept) {

@@ -5,6 +5,7 @@ use std::time::Duration;
 
 use futures_util::FutureExt as _;
 use serde_json::{Map, Value};
+use strum::VariantArray as _;
 use tokio::time::sleep;
 use tokio_util::sync::CancellationToken;
 
@@ -28,7 +29,7 @@ pub(crate) fn retention_job(tools: &JobContext) -> Job {
 
 async fn run_retention_job(tools: JobContext, stop: CancellationToken) -> anyhow::Result<Value> {
     let mut removed = Map::new();
-    for kind in RetentionKind::ALL {
+    for &kind in RetentionKind::VARIANTS {
         let Some(period) = kind.retention_period(&tools.retention) else {
             continue;
         };
