@@ -368,7 +368,9 @@ fn event(tenant: &TenantId, external_id: String) -> NewEvent {
         state: None,
         state_error: None,
         data: raw(800).expect("JSON"),
+        facts: None,
         raw: raw(400).expect("JSON"),
+        shared_content: None,
     }
 }
 

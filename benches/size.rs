@@ -419,6 +419,8 @@ fn event(tenant: &TenantId) -> NewEvent {
         state: None,
         state_error: None,
         data: raw(800),
+        facts: None,
         raw: raw(400),
+        shared_content: None,
     }
 }

@@ -48,7 +48,7 @@ impl FromStr for DatabaseRole {
 
 /// Columns that are not sealed and still private: payloads and their parts, identifiers that a store accepts in a request,
 /// callback URLs, and the hashes that API keys are looked up by.
-const PRIVATE_COLUMNS: [&str; 12] = [
+const PRIVATE_COLUMNS: [&str; 13] = [
     "app_user_id",
     "before",
     "after",
@@ -59,6 +59,7 @@ const PRIVATE_COLUMNS: [&str; 12] = [
     "last_response_body",
     "raw_payload",
     "replaces",
+    "stored_body",
     "subject_key",
     "token",
 ];

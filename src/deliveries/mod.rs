@@ -20,6 +20,7 @@
 //!
 //! - [`signing_sender`]: signs jobs and sends them
 //! - [`endpoint`]: a tenant's callback and its secrets
+//! - [`body`]: what is sent, as it is stored
 //! - [`signature`]: how a delivery is signed
 //! - [`sender`]: one request to one callback
 //! - [`outcome`]: how an attempt ended
@@ -30,6 +31,7 @@
 //! - [`probe`]: checks callbacks that get no deliveries
 //! - [`queue_stats`]: what waits, for metrics and diagnosis
 
+pub mod body;
 mod delivery;
 mod dispatcher;
 pub mod endpoint;

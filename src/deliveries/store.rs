@@ -11,6 +11,7 @@ use hyper::body::Bytes;
 use time::OffsetDateTime;
 use tokio::time::timeout;
 
+use super::body::BodyStore;
 use super::delivery::NextStep;
 use super::health::{EndpointHealth, EndpointState, HealthSignal, MAX_IN_FLIGHT_PER_CALLBACK};
 use super::job::DeliveryJob;
@@ -143,12 +144,14 @@ pub(super) struct SweepReport {
 #[derive(Clone, Debug)]
 pub(super) struct DeliveryStore {
     database: Database,
+    bodies: BodyStore,
 }
 
 impl DeliveryStore {
     pub(super) fn new(database: &Database) -> Self {
         Self {
             database: database.clone(),
+            bodies: BodyStore::new(database),
         }
     }
 
@@ -177,9 +180,10 @@ impl DeliveryStore {
                 .map_err(|_| timeout_error())?
         };
         let bodies = finishing.await.map_err(uncertain)?;
-        let claimed = rows.into_iter().map(|row| {
-            let body = bodies[&row.event_id].clone();
-            row.into_claimed(body)
+        // A delivery without a readable body is not sent. Its lease expires, and after five times it is parked.
+        let claimed = rows.into_iter().filter_map(|row| {
+            let body = bodies.get(&row.event_id)?.clone();
+            Some(row.into_claimed(body))
         });
         report.claimed = claimed.collect();
         Ok(report)
@@ -217,29 +221,31 @@ impl DeliveryStore {
         Ok((transaction, claimed, report))
     }
 
-    /// Reads what is sent. Not part of the claim: a client that stops reading in the middle of a large answer must not
-    /// hold the lock that all claimers wait for.
+    /// Loads the bodies, without those that cannot be decoded. Not part of the claim: a client that stops reading in the middle of a large
+    /// answer must not hold the lock that all claimers wait for.
     async fn load_bodies(&self, claimed: &[ClaimedRow]) -> Result<HashMap<EventId, Bytes>, Error> {
         if claimed.is_empty() {
             return Ok(HashMap::new());
         }
         let events = to_column(claimed, |row| row.event_id.to_string());
-        let rows = sqlx::query!(
-            r#"select id as "id: EventId", body from webhook_events where id = any($1)"#,
-            &events,
-        )
-        .fetch_all(self.database.pool())
-        .await?;
-        let bodies: HashMap<EventId, Bytes> = rows
-            .into_iter()
-            .map(|row| (row.id, Bytes::from(row.body)))
-            .collect();
+        let found = self.bodies.load_bodies(&events).await?;
         // An event is never deleted before its deliveries.
-        if claimed.iter().all(|row| bodies.contains_key(&row.event_id)) {
-            Ok(bodies)
-        } else {
-            Err(Error::RowNotFound)
+        if !claimed.iter().all(|row| found.contains_key(&row.event_id)) {
+            return Err(Error::RowNotFound);
         }
+        let mut bodies = HashMap::new();
+        for (event, body) in found {
+            match body {
+                Ok(body) => drop(bodies.insert(event, Bytes::from(body))),
+                Err(error) => tracing::error!(
+                    eventId = event.as_str(),
+                    error = %error,
+                    hint = "the event is not delivered; other events are",
+                    "stored_body_unreadable"
+                ),
+            }
+        }
+        Ok(bodies)
     }
 
     /// Writes the results of attempts, except those whose lease is no longer ours.

@@ -1,6 +1,7 @@
 //! An event, and the JSON that is sent to callbacks.
 
 use std::borrow::Cow;
+use std::sync::Arc;
 
 use serde::Serialize;
 use serde_json::value::RawValue;
@@ -10,6 +11,7 @@ use super::event_type::{EventSource, EventType};
 use super::purchase_state::{PurchaseState, StateError};
 use crate::base::clock::Timestamp;
 use crate::base::id::{EventId, TenantId};
+use crate::deliveries::body::SharedContent;
 
 /// An event before it is stored.
 #[derive(Clone, Debug)]
@@ -42,8 +44,13 @@ pub struct NewEvent {
     pub state_error: Option<StateError>,
     /// The decoded payload.
     pub data: Box<RawValue>,
+    /// The decoded payload for queries, without the JWSs that are decoded beside them and are also in `raw`. `None`: the same as
+    /// `data`.
+    pub facts: Option<Box<RawValue>>,
     /// The notification as the store sent it.
     pub raw: Box<RawValue>,
+    /// What the notification has in common with others, if that is known: the body is stored shorter then.
+    pub shared_content: Option<Arc<SharedContent>>,
 }
 
 /// The environment of a purchase.
@@ -230,7 +237,9 @@ pub(super) mod tests {
             state: None,
             state_error: Some(StateError::StoreUnavailable),
             data: raw("{\"z\":1.0,\"a\":123456789012345678901234567890}"),
+            facts: None,
             raw: raw("{ \"message\" :\"\\u00e9\" }"),
+            shared_content: None,
         }
     }
 

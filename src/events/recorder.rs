@@ -10,11 +10,13 @@ use super::store::{self, RecordError, StoredEvent};
 use crate::base::clock::Clock;
 use crate::base::id::{DeliveryId, EventId};
 use crate::db::Database;
+use crate::deliveries::body::{BodyParts, BodyStore};
 
 /// Writes events together with their deliveries.
 #[derive(Clone)]
 pub struct EventRecorder {
     database: Database,
+    bodies: BodyStore,
     clock: Clock,
     on_delivery_enqueued: Arc<dyn Fn() + Send + Sync>,
 }
@@ -28,6 +30,7 @@ impl EventRecorder {
     ) -> Self {
         Self {
             database: database.clone(),
+            bodies: BodyStore::new(database),
             clock: clock.clone(),
             on_delivery_enqueued: Arc::new(on_delivery_enqueued),
         }
@@ -39,6 +42,11 @@ impl EventRecorder {
         let now = self.clock.now();
         let (event_id, delivery_id) = (EventId::mint(now), DeliveryId::mint(now));
         let body = event.to_json_body(&event_id, now);
+        let parts = BodyParts::AroundSequence(&body.before_sequence, &body.after_sequence);
+        let body = self
+            .bodies
+            .encode(parts, event.shared_content.as_deref())
+            .await?;
         let stored =
             store::insert_event(&self.database, event, &event_id, &delivery_id, &body).await?;
         if stored.enqueued {

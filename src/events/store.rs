@@ -5,7 +5,7 @@ use std::borrow::Cow;
 use serde_json::Value;
 use serde_json::value::RawValue;
 
-use super::event::{EventBody, NewEvent};
+use super::event::NewEvent;
 use super::event_type::EventSource;
 use super::purchase_state::PurchaseState;
 use super::unresolved::FIRST_RETRY_DELAY;
@@ -64,13 +64,13 @@ const NOTIFICATION_REPEATED: &str = "AT001";
 /// Writes an event and, if its tenant has an active callback, a delivery; an event with a subject and without a state is also
 /// listed in `unresolved_states`. One statement: all are written or none is, and a client that disconnects cannot leave a
 /// transaction open. The same statement checks that the tenant is active: an earlier check may be out of date, and an export
-/// of an inactive tenant must contain all of its events.
+/// of an inactive tenant must contain all of its events. `body` is the encoded body, with a place for `sequence`.
 pub(super) async fn insert_event(
     database: &Database,
     event: &NewEvent,
     id: &EventId,
     delivery: &DeliveryId,
-    body: &EventBody,
+    body: &[u8],
 ) -> Result<StoredEvent, RecordError> {
     let external_id = replace_nul(&event.external_id);
     let reason = event.reason.as_deref().map(replace_nul);
@@ -89,36 +89,35 @@ pub(super) async fn insert_event(
             ), subject as (
                 -- Locks the subject's row until the commit, so that its events are committed in the order of their numbers.
                 insert into subjects (tenant_id, source, key_hash, last_sequence)
-                select tenant.id, $3, $21, 1
+                select tenant.id, $3, $19, 1
                 from tenant
-                where $21::bytea is not null
+                where $19::bytea is not null
                   and not exists (select from webhook_events where tenant_id = $2 and source = $3 and external_id = $4)
                 on conflict (tenant_id, source, key_hash) do update set last_sequence = subjects.last_sequence + 1
                 returning last_sequence
             ), event as (
                 insert into webhook_events
                     (id, tenant_id, source, external_id, event_type, reason, platform_event, environment, subject_key,
-                     subject_product_id, subject_type, app_user_id, raw_payload, decoded_payload, occurred_at,
-                     sequence, state, state_error, body)
-                select $1, tenant.id, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13::text::jsonb, $14::text::jsonb,
-                    $15::timestamptz, subject.last_sequence, $18::text::jsonb, $19,
-                    $16 || coalesce(subject.last_sequence::text, 'null') || $20
+                     subject_product_id, subject_type, app_user_id, decoded_payload, occurred_at,
+                     sequence, state, state_error, stored_body)
+                select $1, tenant.id, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13::text::jsonb,
+                    $14::timestamptz, subject.last_sequence, $16::text::jsonb, $17, $18
                 from tenant left join subject on true
                 on conflict (tenant_id, source, external_id) do nothing
                 returning id
             ), delivery as (
                 -- Where it goes is decided now: a later change of the configuration redirects nothing.
                 insert into webhook_deliveries (id, event_id, tenant_id, callback_url)
-                select $17, event.id, config.tenant_id, config.callback_url
+                select $15, event.id, config.tenant_id, config.callback_url
                 from event, webhook_configs as config
                 where config.tenant_id = $2 and config.is_active
                 returning id
             ), unresolved as (
                 insert into unresolved_states
                     (event_id, tenant_id, source, key_hash, state_error, next_attempt_at, created_at)
-                select event.id, $2, $3, $21, $19, clock.now + make_interval(secs => $22), clock.now
+                select event.id, $2, $3, $19, $17, clock.now + make_interval(secs => $20), clock.now
                 from event cross join (select attesto_now() as now) clock
-                where $21::bytea is not null and $18::text is null and $19::text is not null
+                where $19::bytea is not null and $16::text is null and $17::text is not null
             )
             select exists (select from tenant) as "is_active!", exists (select from event) as "is_new!",
                 exists (select from delivery) as "enqueued!",
@@ -137,14 +136,12 @@ pub(super) async fn insert_event(
             product_id.as_deref(),
             subject.map(|subject| subject.r#type.as_str()),
             app_user_id.as_deref(),
-            &to_jsonb_text(&event.raw),
-            &to_jsonb_text(&event.data),
+            &to_jsonb_text(event.facts.as_ref().unwrap_or(&event.data)),
             event.occurred_at.map(time::OffsetDateTime::from),
-            &body.before_sequence,
             delivery.as_str(),
             state.as_deref(),
             event.state_error.map(super::StateError::as_str),
-            &body.after_sequence,
+            body,
             key_hash.as_ref().map(<[u8; 32]>::as_slice),
             FIRST_RETRY_DELAY.as_secs_f64(),
         )

@@ -8,6 +8,7 @@ use crate::crypto::keyring::UnsealError;
 use crate::crypto::redact::redact_path;
 use crate::crypto::sealed_file::SealedFileError;
 use crate::db::Error;
+use crate::deliveries::body::BodyError;
 
 /// Why a tenant was not exported or imported. The database was not changed.
 #[derive(Debug, thiserror::Error)]
@@ -87,6 +88,14 @@ pub enum TransferError {
         tenant: TenantId,
         /// Why it cannot be unsealed.
         cause: UnsealError,
+    },
+    /// The stored body of an event cannot be decoded.
+    #[error("{event}: {cause}")]
+    BodyUnreadable {
+        /// The event's id.
+        event: String,
+        /// Why.
+        cause: BodyError,
     },
     /// A query failed.
     #[error(transparent)]

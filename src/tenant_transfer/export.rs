@@ -5,12 +5,13 @@ use std::fs::OpenOptions;
 use std::io::BufWriter;
 use std::path::Path;
 
-use serde::Serialize;
+use serde::{Deserialize, Serialize};
 use serde_json::json;
+use serde_json::value::RawValue;
 
 use super::error::TransferError;
 use super::file_format::{EXPORT_FORMAT, EncodedSecret, ExportHeader, ExportLine};
-use super::store::{self, TenantSnapshot};
+use super::store::{self, EncodedColumn, TenantSnapshot};
 use super::tables::{HistoryScope, TRANSFERRED_TABLES};
 use crate::backup::manifest::hash_file;
 use crate::backup::partial_file::PartialFile as Unfinished;
@@ -19,7 +20,8 @@ use crate::base::id::TenantId;
 use crate::crypto::ExposeSecret as _;
 use crate::crypto::keyring::Keyring;
 use crate::crypto::sealed_file::{SealTarget, SealedFileWriter};
-use crate::db::Database;
+use crate::db::{Database, Error};
+use crate::deliveries::body::{BodyStore, EncodedBody};
 
 /// The result of an export.
 #[derive(Clone, Debug, Serialize)]
@@ -90,6 +92,8 @@ pub async fn export_tenant(
     ExportLine::Label(label.clone())
         .write_to(&mut sealer)
         .map_err(failed)?;
+    let bodies = BodyStore::new(database);
+    bodies.load_all_dictionaries().await?;
     let mut rows = BTreeMap::new();
     for part in &TRANSFERRED_TABLES {
         let columns = snapshot.list_columns(part.name).await?;
@@ -98,25 +102,32 @@ pub async fn export_tenant(
             columns: columns.clone(),
         };
         heading.write_to(&mut sealer).map_err(failed)?;
-        let sealed_column = store::sealed_column(part.name);
+        let encoded_column = store::encoded_column(part.name);
         let mut count = 0;
-        let each = |fields, blob: Option<Vec<u8>>| {
-            let secret = match sealed_column.zip(blob) {
-                None => None,
-                Some((column, blob)) => {
+        let each = |fields: Box<RawValue>, encoded: Option<Vec<u8>>| {
+            let (mut secret, mut body) = (None, None);
+            match encoded_column.zip(encoded) {
+                None => {}
+                Some((EncodedColumn::Body, stored)) => {
+                    body = Some(decode_body(&bodies, &fields, stored)?);
+                }
+                Some((EncodedColumn::Sealed(column), blob)) => {
                     let opened = keyring.open(column.context_for(tenant.as_str()), &blob);
                     let opened = opened.map_err(|cause| TransferError::SecretNotOpened {
                         column: format!("{}.{}", column.table, column.column),
                         tenant: tenant.clone(),
                         cause,
                     })?;
-                    Some(EncodedSecret::from_bytes(opened.expose_secret()))
+                    secret = Some(EncodedSecret::from_bytes(opened.expose_secret()));
                 }
-            };
+            }
             count += 1;
-            ExportLine::Row { fields, secret }
-                .write_to(&mut sealer)
-                .map_err(failed)
+            let line = ExportLine::Row {
+                fields,
+                secret,
+                body,
+            };
+            line.write_to(&mut sealer).map_err(failed)
         };
         snapshot
             .for_each_row(part, history, tenant, &columns, each)
@@ -153,4 +164,28 @@ pub async fn export_tenant(
     store::record_export(database, tenant, &note).await?;
     unfinished.persist_as(file).map_err(failed)?;
     Ok(exported)
+}
+
+/// The text of a stored body. `fields` are the other columns of its row.
+fn decode_body(
+    bodies: &BodyStore,
+    fields: &RawValue,
+    stored: Vec<u8>,
+) -> Result<String, TransferError> {
+    #[derive(Deserialize)]
+    struct EventFields {
+        id: String,
+        sequence: Option<i64>,
+    }
+    let fields: EventFields =
+        serde_json::from_str(fields.get()).map_err(|error| Error::Decode(error.into()))?;
+    let body = EncodedBody {
+        sequence: fields.sequence,
+        stored,
+    };
+    let text = bodies.decode(&body);
+    text.map_err(|cause| TransferError::BodyUnreadable {
+        event: fields.id,
+        cause,
+    })
 }

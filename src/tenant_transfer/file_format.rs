@@ -76,11 +76,13 @@ pub(super) enum ExportLine {
         columns: Vec<String>,
     },
     /// A row of the last table line, as Postgres encodes it in JSON. `secret` is the unsealed value of the table's
-    /// sealed column.
+    /// sealed column, `body` the text of a stored body.
     Row {
         fields: Box<RawValue>,
         #[serde(skip_serializing_if = "Option::is_none", default)]
         secret: Option<EncodedSecret>,
+        #[serde(skip_serializing_if = "Option::is_none", default)]
+        body: Option<String>,
     },
     End {
         rows: BTreeMap<String, u64>,

@@ -10,12 +10,13 @@ use serde_json::json;
 
 use super::error::TransferError;
 use super::file_format::{EXPORT_FORMAT, ExportHeader, ExportLine};
-use super::store::{self, ExistingEvent, NETWORKS_TABLE, RowBatch, TenantImport};
+use super::store::{self, EncodedColumn, ExistingEvent, NETWORKS_TABLE, RowBatch, TenantImport};
 use super::tables::{ConflictPolicy, TRANSFERRED_TABLES, TransferTable};
 use crate::backup::manifest::hash_file;
 use crate::crypto::keyring::Keyring;
 use crate::crypto::sealed_file::{OpeningSecret, SealedFileReader};
 use crate::db::Database;
+use crate::deliveries::body::{BodyDictionary, BodyParts, encode_body};
 
 /// The maximum number of rows in one insert.
 const MAX_BATCH_ROWS: usize = 200;
@@ -271,19 +272,29 @@ impl ImportReader<'_> {
                     read.insert(name, 0);
                     open = Some(TableBatch::new(part, columns));
                 }
-                ExportLine::Row { fields, secret } => {
+                ExportLine::Row {
+                    fields,
+                    secret,
+                    body,
+                } => {
                     let Some(open) = open.as_mut() else {
                         return Err(TransferError::InvalidContent(
                             "a row precedes the first table".into(),
                         ));
                     };
-                    let column = store::sealed_column(open.table.name);
-                    let sealed = match column.zip(secret) {
+                    let encoded = match store::encoded_column(open.table.name) {
                         None => None,
-                        Some((column, secret)) => {
-                            let place = column.context_for(self.label.tenant.as_str());
-                            Some(self.keyring.seal(place, &secret.decode_bytes()?))
-                        }
+                        Some(EncodedColumn::Sealed(column)) => secret
+                            .map(|secret| {
+                                let place = column.context_for(self.label.tenant.as_str());
+                                Ok::<_, TransferError>(
+                                    self.keyring.seal(place, &secret.decode_bytes()?),
+                                )
+                            })
+                            .transpose()?,
+                        Some(EncodedColumn::Body) => body.map(|text| {
+                            encode_body(BodyParts::Whole(&text), BodyDictionary::built_in())
+                        }),
                     };
                     *read.entry(open.table.name.to_owned()).or_default() += 1;
                     let fields = Box::<str>::from(fields).into();
@@ -291,7 +302,7 @@ impl ImportReader<'_> {
                         continue;
                     };
                     open.batch.rows.push(fields);
-                    open.batch.secrets.push(sealed);
+                    open.batch.encoded.push(encoded);
                     open.bytes += length;
                     if open.batch.rows.len() >= MAX_BATCH_ROWS || open.bytes >= MAX_BATCH_BYTES {
                         self.write_batch(unpacking, Some(open)).await?;

@@ -37,9 +37,32 @@ const WAIT_FOR_WRITERS_SQL: [&str; 2] = [
     "begin; lock table webhook_deliveries in share mode; commit; set lock_timeout = '60s'",
 ];
 
-/// The table's column with sealed values. No table has two.
-pub(super) fn sealed_column(table: &str) -> Option<SealedColumn> {
-    sealed_columns::secret_columns().find(|column| column.table == table)
+/// A column whose value is of no use in another database.
+#[derive(Clone, Copy, Debug)]
+pub(super) enum EncodedColumn {
+    /// It is sealed with the installation's key.
+    Sealed(SealedColumn),
+    /// It is compressed with a dictionary of the database.
+    Body,
+}
+
+impl EncodedColumn {
+    fn name(self) -> &'static str {
+        match self {
+            Self::Sealed(column) => column.column,
+            Self::Body => "stored_body",
+        }
+    }
+}
+
+/// The table's column that is written to the file in another form. No table has two.
+pub(super) fn encoded_column(table: &str) -> Option<EncodedColumn> {
+    if table == "webhook_events" {
+        return Some(EncodedColumn::Body);
+    }
+    sealed_columns::secret_columns()
+        .find(|column| column.table == table)
+        .map(EncodedColumn::Sealed)
 }
 
 /// The columns of a table in order, without generated ones.
@@ -152,7 +175,7 @@ impl TenantSnapshot {
         list_table_columns(&mut self.connection, table).await
     }
 
-    /// Calls `each` for each of the tenant's rows of a table, with the columns that are not sealed and the sealed
+    /// Calls `each` for each of the tenant's rows of a table, with the columns but for the encoded one, and the encoded
     /// value.
     pub(super) async fn for_each_row<E: From<Error>>(
         &mut self,
@@ -162,18 +185,18 @@ impl TenantSnapshot {
         columns: &[String],
         mut each: impl FnMut(Box<RawValue>, Option<Vec<u8>>) -> Result<(), E>,
     ) -> Result<(), E> {
-        let sealed = sealed_column(part.name).map(|column| column.column);
+        let encoded = encoded_column(part.name).map(EncodedColumn::name);
         let open: Vec<_> = columns
             .iter()
-            .filter(|name| sealed != Some(name.as_str()))
+            .filter(|name| encoded != Some(name.as_str()))
             .map(|name| format!("line.{name}"))
             .collect();
         // The names come from the list of tables and from the catalogue. None of them needs quotes.
         let statement = format!(
             "declare moved no scroll cursor for \
-             select to_json(shown)::text as fields, {sealed} as secret from {table} line \
+             select to_json(shown)::text as fields, {encoded} as encoded from {table} line \
                cross join lateral (select {open}) as shown where line.{key} = $1 and {which}",
-            sealed = sealed.map_or("null::bytea".to_owned(), |name| format!("line.{name}")),
+            encoded = encoded.map_or("null::bytea".to_owned(), |name| format!("line.{name}")),
             open = open.join(", "),
             table = part.name,
             key = part.tenant_column,
@@ -190,8 +213,8 @@ impl TenantSnapshot {
             let rows = rows.fetch_all(&mut self.connection).await?;
             let is_last = rows.len() < FETCH_ROWS;
             for row in rows {
-                let (fields, secret) = split_row(&row)?;
-                each(fields, secret)?;
+                let (fields, encoded) = split_row(&row)?;
+                each(fields, encoded)?;
             }
             if is_last {
                 self.connection.execute("close moved").await?;
@@ -227,10 +250,10 @@ pub(super) const NETWORKS_TABLE: &str = "webhook_allowed_networks";
 /// Rows of one table that are to be inserted.
 #[derive(Default)]
 pub(super) struct RowBatch {
-    /// Each row as JSON, without the sealed value.
+    /// Each row as JSON, without the encoded value.
     pub(super) rows: Vec<String>,
-    /// The sealed value of each row.
-    pub(super) secrets: Vec<Option<Vec<u8>>>,
+    /// The encoded value of each row.
+    pub(super) encoded: Vec<Option<Vec<u8>>>,
 }
 
 /// The transaction of an import.
@@ -341,9 +364,9 @@ impl TenantImport {
         };
         let statement = format!(
             "insert into {table} ({names}) \
-             select {given} from unnest($1::text[], $2::bytea[]) as line (fields, secret) \
+             select {given} from unnest($1::text[], $2::bytea[]) as line (fields, encoded) \
               cross join lateral jsonb_populate_record(null::{table}, \
-                    fields::jsonb || $3::jsonb || case when secret is null then '{{}}' else jsonb_build_object($4::text, secret) end \
+                    fields::jsonb || $3::jsonb || case when encoded is null then '{{}}' else jsonb_build_object($4::text, encoded) end \
                 ) as given \
               where {which} and $5::text is not null {present}",
             given = columns
@@ -360,9 +383,9 @@ impl TenantImport {
             serde_json::to_string(&instead).map_err(|error| Error::Encode(error.into()))?;
         let done = sqlx::query(AssertSqlSafe(statement))
             .bind(&batch.rows)
-            .bind(&batch.secrets)
+            .bind(&batch.encoded)
             .bind(instead)
-            .bind(sealed_column(table).map_or("", |column| column.column))
+            .bind(encoded_column(table).map_or("", EncodedColumn::name))
             .bind(self.tenant.as_str())
             .execute(&mut *self.transaction)
             .await?;

@@ -159,7 +159,7 @@ pub const TRANSFERRED_TABLES: [TransferTable; 14] = [
 ];
 
 /// The tables that are not exported, and why.
-pub const EXCLUDED_TABLES: [(&str, &str); 14] = [
+pub const EXCLUDED_TABLES: [(&str, &str); 15] = [
     (
         "apple_test_notifications",
         "Apple sends to another address from then on",
@@ -181,6 +181,10 @@ pub const EXCLUDED_TABLES: [(&str, &str); 14] = [
     (
         "operator_audit",
         "is a chain, and tells what was done to that installation",
+    ),
+    (
+        "body_dictionaries",
+        "is the installation's: what is sent goes along as text",
     ),
     ("encryption_canaries", "is the installation's"),
     ("delivery_holds", "is the installation's"),

@@ -8,6 +8,7 @@ use std::time::Duration;
 
 use attesto::app::App;
 use attesto::base::clock::Timestamp;
+use attesto::deliveries::body::load_event_body;
 use attesto::simulator::Fault;
 use attesto::simulator::state::apple::SimulatedApp;
 use attesto::simulator::state::apple_notifications::NotificationUrls;
@@ -607,21 +608,26 @@ impl<'a> Stage<'a> {
     /// The bodies of a life's events, exactly as they are sent.
     async fn load_events(&self, number: usize) -> Vec<(&'static str, String, Timestamp)> {
         let playing = &self.playing[number];
-        let rows: Vec<(String, String, String)> = sqlx::query_as(
-            "select id, source, body from webhook_events where tenant_id = $1 order by id",
+        let rows: Vec<(String, String)> = sqlx::query_as(
+            "select id, source from webhook_events where tenant_id = $1 order by id",
         )
         .bind(playing.tenant.id.as_str())
         .fetch_all(self.world.database().pool())
         .await
         .expect("events can be read");
-        rows.into_iter()
-            .map(|(id, source, body)| {
-                let told = playing.events.iter().find(|known| known.id == id);
-                let told_at = told.map_or_else(|| self.now(), |known| known.told_at);
-                let store = if source == "apple" { "apple" } else { "google" };
-                (store, body, told_at)
-            })
-            .collect()
+        let mut events = Vec::new();
+        for (id, source) in rows {
+            let event = id.parse().expect("an event's id");
+            let body = load_event_body(self.world.database(), &event).await;
+            let body = body
+                .expect("the body can be read")
+                .expect("the event exists");
+            let told = playing.events.iter().find(|known| known.id == id);
+            let told_at = told.map_or_else(|| self.now(), |known| known.told_at);
+            let store = if source == "apple" { "apple" } else { "google" };
+            events.push((store, body, told_at));
+        }
+        events
     }
 }
 

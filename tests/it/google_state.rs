@@ -15,6 +15,7 @@ use attesto::stores::google::store::{self, NewGoogleCredentials};
 use serde_json::{Map, Value, json};
 
 use crate::world::attesto::{APP, Answer, Tenant, World};
+use crate::world::event::event_body;
 
 pub(crate) const USER: &str = "user-7";
 const DAY: Duration = Duration::from_hours(24);
@@ -87,11 +88,8 @@ impl Shop {
     async fn push_message(&self, id: &str) -> Value {
         let pushed = self.play().push_message(id).await.unwrap();
         assert_eq!(pushed.status, 200, "{}", pushed.body);
-        let body: String = sqlx::query_scalar("select body from webhook_events where id = $1")
-            .bind(pushed.body["eventId"].as_str().unwrap())
-            .fetch_one(self.world.database().pool())
-            .await
-            .unwrap();
+        let id = pushed.body["eventId"].as_str().unwrap();
+        let body = event_body(self.world.database(), id).await;
         serde_json::from_str(&body).unwrap()
     }
 

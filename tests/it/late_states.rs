@@ -13,6 +13,7 @@ use crate::google_state::{Shop as GoogleShop, USER, coins, users, yearly};
 use crate::metrics::{count, value};
 use crate::webhook_end_to_end::{secret, set_callback};
 use crate::world::attesto::{APP, APP_APPLE_ID, Tenant, World};
+use crate::world::event::event_body;
 use crate::world::receiver::Receiver;
 
 const OK: &[u8] = b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nok";
@@ -32,13 +33,17 @@ async fn pass_and_tick(
 
 /// What callbacks are sent, in the order of the subjects' numbers.
 async fn bodies(world: &World) -> Vec<Value> {
-    let statement = "select body from webhook_events order by sequence, id";
-    let rows: Vec<String> = sqlx::query_scalar(statement)
+    let statement = "select id from webhook_events order by sequence, id";
+    let events: Vec<String> = sqlx::query_scalar(statement)
         .fetch_all(world.database().pool())
         .await
         .unwrap();
-    let parsed = rows.iter().map(|body| serde_json::from_str(body).unwrap());
-    parsed.collect()
+    let mut bodies = Vec::new();
+    for event in events {
+        let body = event_body(world.database(), &event).await;
+        bodies.push(serde_json::from_str(&body).unwrap());
+    }
+    bodies
 }
 
 async fn count_waiting(world: &World) -> i64 {

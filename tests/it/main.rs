@@ -56,6 +56,7 @@ mod runbooks;
 mod secret_leaks;
 mod secrets_in_output;
 mod serve;
+mod stored_bodies;
 mod tail;
 mod tenant_transfer;
 mod tenants;

@@ -454,6 +454,7 @@ async fn every_table_is_audited_or_has_a_reason_not_to_be() {
         ),
         ("apple_test_notifications", "what Apple answered"),
         ("backups", "each row says itself what was done"),
+        ("body_dictionaries", "the stores' doing"),
         ("callback_probes", "written by itself"),
         ("encryption_canaries", "written by itself"),
         (

@@ -357,7 +357,9 @@ fn event_with(
         data: raw(
             r#"{"eventId":"evt_00000000000000000000000000","n":123456789012345678901234567890}"#,
         ),
+        facts: None,
         raw: raw("{ \"spaced\" :\t1e400, \"ü\":\"\\u00fc\\/\" }"),
+        shared_content: None,
     };
     let body = event.to_json_body(&id, now).with_sequence(sequence);
     (id, body)

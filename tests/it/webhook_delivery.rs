@@ -591,6 +591,37 @@ async fn a_delivery_that_crashes_workers_is_parked() {
     );
 }
 
+#[tokio::test]
+async fn an_unreadable_body_stops_no_other_delivery_and_is_parked() {
+    let world = World::new().await;
+    let tenant = world.tenant().await;
+    world.well_known(std::slice::from_ref(&tenant)).await;
+    let events = world.events(&tenant, 3).await;
+    // Of a format to come, and with a dictionary that is not there.
+    for (event, stored) in [(&events[0], "\\x63"), (&events[1], "\\x01070000")] {
+        sqlx::query("update webhook_events set body = null, stored_body = $2::bytea where id = $1")
+            .bind(event.as_str())
+            .bind(stored)
+            .execute(world.database().pool())
+            .await
+            .unwrap();
+    }
+    let receiver = fine();
+    for _ in 0..6 {
+        let mut dispatcher = world.dispatcher(receiver.sender());
+        dispatcher.run_until_idle().await.unwrap();
+        world.pass(Duration::from_secs(45)).await;
+    }
+    assert_eq!(receiver.times(), HashMap::from([(events[2].clone(), 1)]));
+    let rows = world.rows().await;
+    let parked = rows.iter().filter(|row| row.parked);
+    assert_eq!(parked.count(), 2);
+    assert!(
+        rows.iter()
+            .all(|row| row.parked || row.status == "delivered")
+    );
+}
+
 /// A panicking attempt counts as interrupted, and does not end the dispatcher.
 #[tokio::test]
 async fn a_panic_counts_as_an_interruption() {

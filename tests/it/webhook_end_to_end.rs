@@ -25,7 +25,7 @@ use serde_json::value::RawValue;
 use tokio::io::AsyncWriteExt as _;
 
 use crate::world::attesto::{APP, World};
-use crate::world::event::test_event;
+use crate::world::event::{event_body, test_event};
 use crate::world::postgres::{fresh_database, pass_time};
 use crate::world::receiver::{Place, Received, Receiver};
 
@@ -106,10 +106,7 @@ async fn every_attempt_sends_the_stored_body_with_current_signatures() {
     };
     let record = EventRecorder::new(database, &clock, || {});
     let stored = record.record_event(&event).await.unwrap();
-    let body: String = sqlx::query_scalar("select body from webhook_events")
-        .fetch_one(database.pool())
-        .await
-        .unwrap();
+    let body = event_body(database, stored.event_id.as_str()).await;
     assert!(body.contains("\"raw\":{ \"spaced\" : 1e400 }"), "{body}");
 
     let settings = SenderSettings::new(Duration::from_secs(5), EgressPolicy::new(true));

@@ -6,6 +6,7 @@ use super::history::{self, HistoryListArgs};
 use super::networks;
 use super::ping;
 use super::redelivery::{self, RedeliverArgs};
+use super::show::{self, ShowEventArgs};
 use super::signature::{self, VerifySignatureArgs};
 use crate::base::id::{RedeliveryId, TenantId};
 use crate::egress::{AllowedNetwork, AllowedNetworkError};
@@ -62,6 +63,11 @@ pub(crate) enum WebhookCommand {
         after_help = "Examples:\n  attesto webhook list-events tenant_01J9ZQ4T5W6X7Y8Z9A0B1C2D3E --status failed"
     )]
     ListEvents(HistoryListArgs),
+    /// Show an event as the callback is sent it, or as the store sent it
+    #[command(
+        after_help = "Examples:\n  attesto webhook show evt_01J9ZQ4T5W6X7Y8Z9A0B1C2D3E\n  attesto webhook show evt_01J9ZQ4T5W6X7Y8Z9A0B1C2D3E --raw > notification.json"
+    )]
+    Show(ShowEventArgs),
     /// List a tenant's deliveries, newest first
     ListDeliveries(HistoryListArgs),
 }
@@ -93,6 +99,7 @@ pub(crate) async fn run(
             redelivery::stop_redelivery(&id, context).await
         }
         WebhookCommand::ListEvents(listing) => history::list_events(&listing, context).await,
+        WebhookCommand::Show(arguments) => show::show_event(&arguments, context).await,
         WebhookCommand::ListDeliveries(listing) => {
             history::list_deliveries(&listing, context).await
         }

@@ -7,6 +7,7 @@
 //! - [`mod@signature`] has `verify-signature`
 //! - [`mod@redelivery`] has `redeliver`, `stop-redelivery`
 //! - [`mod@history`] has `list-events`, `list-deliveries`
+//! - [`mod@show`] has `show`
 
 mod command;
 mod config;
@@ -14,6 +15,7 @@ mod history;
 mod networks;
 mod ping;
 mod redelivery;
+mod show;
 mod signature;
 
 pub(super) use command::{WebhookCommand, run};

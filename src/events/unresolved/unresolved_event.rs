@@ -122,8 +122,10 @@ impl UnresolvedEvent {
             state: Some(purchase.state),
             state_error: None,
             data: serde_json::value::to_raw_value(&data).expect("strings"),
+            facts: None,
             // No store sent it.
             raw: RawValue::NULL.to_owned(),
+            shared_content: None,
         }
     }
 }

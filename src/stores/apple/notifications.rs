@@ -188,13 +188,14 @@ impl AppleNotifications {
         if credentials.environment == EnvironmentChoice::Production && !has_id {
             return Err(AppleNotificationError::NoAppAppleId);
         }
-        let payload = self
+        let verified = self
             .apple
             .verify_jws_any_length(&message.signed_payload)
             .await;
-        let (value, raw) = payload
-            .and_then(parse_payload)
-            .map_err(NotificationRejection::InvalidSignature)?;
+        let verified = verified.map_err(NotificationRejection::InvalidSignature)?;
+        let shared_content = verified.chain.shared_content.clone();
+        let (value, raw) =
+            parse_payload(verified.payload).map_err(NotificationRejection::InvalidSignature)?;
         check_storable(raw.get())?;
         let notification = NotificationPayload::deserialize(&value)
             .map_err(|_| NotificationRejection::InvalidSignature(SignatureError::BadPayload))?;
@@ -233,6 +234,7 @@ impl AppleNotifications {
             .flatten()
             .find_map(|part| translate::app_user(part.app_account_token.as_deref()))
             .map(str::to_owned);
+        let (data, facts) = insert_decoded_parts(&raw, &name, &parts);
         Ok(NewEvent {
             tenant,
             source: EventSource::Apple,
@@ -250,8 +252,10 @@ impl AppleNotifications {
             app_user_id,
             state: known.state,
             state_error: known.state_error,
-            data: insert_decoded_parts(&raw, &name, &parts),
+            data,
+            facts: Some(facts),
             raw: message.raw,
+            shared_content: Some(shared_content),
         })
     }
 
@@ -434,20 +438,29 @@ fn parse_payload(payload: Vec<u8>) -> Result<(Value, Box<RawValue>), SignatureEr
     Ok((value, raw))
 }
 
-/// The payload, with the decoded content of each signed part after its JWS.
-fn insert_decoded_parts(payload: &RawValue, block: &str, parts: &[VerifiedPart]) -> Box<RawValue> {
+/// The payload with the decoded content of each signed part after its JWS, and the same without those JWSs.
+fn insert_decoded_parts(
+    payload: &RawValue,
+    block: &str,
+    parts: &[VerifiedPart],
+) -> (Box<RawValue>, Box<RawValue>) {
     let whole = OrderedObject::parse_object(payload);
     let Some((mut whole, mut inner)) = whole.and_then(|whole| {
         let inner = whole.get_object(block)?;
         Some((whole, inner))
     }) else {
-        return payload.to_owned();
+        return (payload.to_owned(), payload.to_owned());
     };
     for VerifiedPart { part, raw, .. } in parts {
         inner.insert_after(part.signed_field(), part.decoded_field(), raw.clone());
     }
     whole.replace_field(block, &inner);
-    whole.to_json()
+    let data = whole.to_json();
+    for VerifiedPart { part, .. } in parts {
+        inner.remove_field(part.signed_field());
+    }
+    whole.replace_field(block, &inner);
+    (data, whole.to_json())
 }
 
 /// The subscription or purchase that a transaction belongs to.

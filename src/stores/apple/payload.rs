@@ -415,6 +415,11 @@ impl OrderedObject {
         self.0.insert(place, (name.to_owned(), value));
     }
 
+    /// Removes a field.
+    pub(super) fn remove_field(&mut self, name: &str) {
+        self.0.retain(|(known, _)| known != name);
+    }
+
     /// Puts another value in a field's place.
     pub(super) fn replace_field(&mut self, name: &str, value: &Self) {
         for (_, old) in self.0.iter_mut().filter(|(known, _)| known == name) {

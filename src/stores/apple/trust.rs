@@ -37,6 +37,7 @@ use super::ocsp::{ChainCertificate, RevocationError};
 use super::payload::{self, SignedPart};
 use crate::base::clock::Timestamp;
 use crate::crypto::redact;
+use crate::deliveries::body::SharedContent;
 
 /// The extension of the leaf certificate that signs for the App Store.
 pub(super) const LEAF_MARKER: ObjectIdentifier =
@@ -167,6 +168,8 @@ pub(super) struct CertificateChain {
     not_after: Timestamp,
     /// The leaf and the intermediate certificate, to be checked for revocation.
     pub(super) certificates: [ChainCertificate; 2],
+    /// What all messages with this chain have in common.
+    pub(super) shared_content: Arc<SharedContent>,
 }
 
 /// A verified JWS. Its certificates have not been checked for revocation.
@@ -479,6 +482,8 @@ impl JwsVerifier {
         let subjects = ChainCertificate::new(&leaf, &intermediates[0])
             .zip(ChainCertificate::new(&intermediates[0], &root.der))
             .ok_or(SignatureError::BadCertificate)?;
+        let shared_content =
+            SharedContent::of_certificate_chain(&[&leaf, &intermediates[0], &root.der]);
         let (leaf, intermediate) = (
             validity_period(&leaf_facts),
             validity_period(&intermediate_facts),
@@ -488,6 +493,7 @@ impl JwsVerifier {
             not_before: leaf.0.max(intermediate.0).max(root.not_before),
             not_after: leaf.1.min(intermediate.1).min(root.not_after),
             certificates: subjects.into(),
+            shared_content: Arc::new(shared_content),
         })
     }
 }

@@ -249,26 +249,31 @@ impl AppleVerifier {
     /// The payload of a JWS that Apple signed.
     pub(super) async fn verify_jws(&self, jws: &str) -> Result<Vec<u8>, SignatureError> {
         let verified = self.jws_verifier.verify_jws(jws, self.clock.now())?;
-        self.check_revocation(verified).await
+        self.check_revocation(&verified).await?;
+        Ok(verified.payload)
     }
 
     /// The same without a limit of its length: a notification contains other JWSs. The caller limits the body.
-    pub(super) async fn verify_jws_any_length(&self, jws: &str) -> Result<Vec<u8>, SignatureError> {
+    pub(super) async fn verify_jws_any_length(
+        &self,
+        jws: &str,
+    ) -> Result<VerifiedJws, SignatureError> {
         let verified = self
             .jws_verifier
             .verify_jws_any_length(jws, self.clock.now())?;
-        self.check_revocation(verified).await
+        self.check_revocation(&verified).await?;
+        Ok(verified)
     }
 
     /// Asks the responders named in the certificates. This comes after the chain was verified: only then are their
     /// addresses Apple's.
-    async fn check_revocation(&self, verified: VerifiedJws) -> Result<Vec<u8>, SignatureError> {
+    async fn check_revocation(&self, verified: &VerifiedJws) -> Result<(), SignatureError> {
         if let Some(checker) = &self.revocation_checker {
             checker
                 .check_certificates(&verified.chain.certificates)
                 .await?;
         }
-        Ok(verified.payload)
+        Ok(())
     }
 
     /// Verifies the transaction that `request` names.

@@ -237,7 +237,9 @@ fn build_event(
         state,
         state_error,
         data: json,
+        facts: None,
         raw: message.raw,
+        shared_content: None,
     }
 }
 

@@ -1,8 +1,16 @@
 //! A sample event for tests that need any event.
 
 use attesto::base::id::TenantId;
+use attesto::db::Database;
+use attesto::deliveries::body::load_event_body;
 use attesto::events::{EventSource, EventType, NewEvent};
 use serde_json::value::RawValue;
+
+/// What the callback is sent of an event.
+pub(crate) async fn event_body(database: &Database, id: &str) -> String {
+    let body = load_event_body(database, &id.parse().unwrap()).await;
+    body.unwrap().unwrap()
+}
 
 /// A test notification from Google.
 pub(crate) fn test_event(tenant: &TenantId, external_id: &str) -> NewEvent {
@@ -22,6 +30,8 @@ pub(crate) fn test_event(tenant: &TenantId, external_id: &str) -> NewEvent {
         state: None,
         state_error: None,
         data: raw(),
+        facts: None,
         raw: raw(),
+        shared_content: None,
     }
 }
