@@ -25,7 +25,7 @@ use crate::config::{AppSettings, WebhookSettings, compute_fingerprints};
 use crate::credentials::canary::{self, CanaryError};
 use crate::crypto::keyring::Keyring;
 use crate::db::change_listener::ChangeListener;
-use crate::db::{Database, DatabaseConnectError, SchemaState};
+use crate::db::{self, Database, DatabaseConnectError, SchemaState};
 use crate::deliveries::{
     DeliveryMetrics, DispatchStatus, Dispatcher, DispatcherSettings, Sender, SenderSettings,
     SigningSender, WorkNotifier, hold,
@@ -186,8 +186,10 @@ impl App {
             &changes,
             refusals,
         );
+        let presence = build_heartbeat(settings, database, clock, &certificate_expiries);
         let callers = Authenticator::new(database, &changes, clock, settings.rate_limit)
-            .with_refusal_metrics(refusals);
+            .with_refusal_metrics(refusals)
+            .with_rate_limit_scope(settings.admission.rate_limit_scope, &presence);
         Ok(Self {
             database: database.clone(),
             keyring: keyring.clone(),
@@ -216,9 +218,7 @@ impl App {
                 registry,
                 listener: None,
             },
-            presence: ReplicaHeartbeat::new(database, keyring, clock)
-                .with_settings(compute_fingerprints(settings))
-                .with_certificates(certificate_expiries.clone()),
+            presence,
             certificate_expiries,
             sender,
             dispatch_status: DispatchStatus::default(),
@@ -293,6 +293,7 @@ impl App {
         let metrics_listener = self.metrics.listener.as_ref();
         let metrics_address = metrics_listener.map(TcpListener::local_addr).transpose()?;
         let gauges = self.metrics.statistics.clone();
+        let heartbeat = self.presence.clone();
         let deliveries = self.delivery_tasks(&stop_deliveries);
         Ok(RunningApp {
             server,
@@ -302,6 +303,7 @@ impl App {
             background_tasks: RunningTasks::spawn(self.background_tasks(&stop)),
             stop,
             gauges,
+            heartbeat,
             metrics_address,
         })
     }
@@ -556,6 +558,17 @@ pub fn all_jobs(tools: &JobContext) -> Vec<Job> {
     jobs
 }
 
+fn build_heartbeat(
+    settings: &AppSettings,
+    database: &Database,
+    clock: &Clock,
+    certificates: &CertificateExpiries,
+) -> ReplicaHeartbeat {
+    ReplicaHeartbeat::new(database, &settings.keyring, clock)
+        .with_settings(compute_fingerprints(settings))
+        .with_certificates(certificates.clone())
+}
+
 /// Writes a row for each verification if the setting says so.
 fn build_verifications(
     settings: &AppSettings,
@@ -682,6 +695,7 @@ pub struct RunningApp {
     stop: CancellationToken,
     background_tasks: RunningTasks,
     gauges: Arc<DatabaseGauges>,
+    heartbeat: ReplicaHeartbeat,
     metrics_address: Option<SocketAddr>,
 }
 
@@ -699,6 +713,11 @@ impl RunningApp {
     /// Refreshes the gauges now, which otherwise happens every few seconds.
     pub async fn refresh_gauges(&self) {
         self.gauges.refresh_gauges().await;
+    }
+
+    /// Writes the heartbeat now, which otherwise happens every ten seconds. The processes that serve are counted with it.
+    pub async fn send_heartbeat(&self) -> Result<(), db::Error> {
+        self.heartbeat.send_heartbeat().await
     }
 
     /// Makes `/ready` fail, so that a load balancer sends requests elsewhere. Requests are still served; no delivery

@@ -191,7 +191,7 @@ const BASIC: &[SettingDefinition] = &[
         "rate-limit-per-second",
         "N",
         "100",
-        "Requests per second that one tenant may make of this process, over time",
+        "Requests per second that one tenant may make of this process, or of all with RATE_LIMIT_SCOPE, over time",
     ),
     plain_setting(
         "RATE_LIMIT_BURST",

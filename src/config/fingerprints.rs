@@ -68,6 +68,7 @@ mod tests {
         for (name, value, group) in [
             ("ATTESTO_ENV", "test", "environment"),
             ("RATE_LIMIT_BURST", "7", "limits"),
+            ("RATE_LIMIT_SCOPE", "installation", "limits"),
             ("CREDENTIAL_APPLE_MAX_AGE_DAYS", "7", "credentials"),
             ("WEBHOOK_MAX_RETRIES", "7", "deliveries"),
             ("ENABLE_VALIDATION_AUDIT_LOG", "true", "validation_audit"),

@@ -16,6 +16,7 @@ use super::definitions::{SettingDefinition, SettingKind};
 use super::raw::RawSettings;
 use super::reader::SettingsReader;
 use crate::http::body_budget::BodyBudgetLimits;
+use crate::tenants::RateLimitScope;
 
 macro_rules! setting_group {
     ($(#[$attribute:meta])* $group:ident {
@@ -103,6 +104,9 @@ setting_group! {
         ("PEER_SHARE_PERCENT", "peer-share-percent", "PERCENT", "25",
             "How much of the connections, and of the memory for requests without an API key, one address may take; 100 behind a proxy")
             in "limits" => peer_share_percent: usize = read_number(5..=100);
+        ("RATE_LIMIT_SCOPE", "rate-limit-scope", "SCOPE", "process",
+            "process or installation: whether a tenant's rate and burst are for one process, or divided among all processes that serve with this database")
+            in "limits" => rate_limit_scope: RateLimitScope = read_rate_limit_scope();
     }
 }
 

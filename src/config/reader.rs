@@ -20,6 +20,7 @@ use crate::embedded_postgres::EmbeddedOptions;
 use crate::server::ListenSettings;
 use crate::server::tls::TlsFiles;
 use crate::telemetry::{LogFormat, LogSettings, TraceSettings, trace_settings};
+use crate::tenants::RateLimitScope;
 
 /// Reads settings one by one and collects a line for each problem. After a problem it continues with the default, so
 /// that all problems are found; the parsed settings are not used then.
@@ -172,6 +173,14 @@ impl SettingsReader<'_> {
         self.read_or_default(name, "off or on", |text| match text {
             "off" => Some(false),
             "on" => Some(true),
+            _ => None,
+        })
+    }
+
+    pub(super) fn read_rate_limit_scope(&mut self, name: &str) -> RateLimitScope {
+        self.read_or_default(name, "process or installation", |text| match text {
+            "process" => Some(RateLimitScope::Process),
+            "installation" => Some(RateLimitScope::Installation),
             _ => None,
         })
     }

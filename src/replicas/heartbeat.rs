@@ -5,10 +5,11 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use serde_json::json;
+use tokio::sync::Mutex;
 use tokio::time::{sleep, timeout};
 use tokio_util::sync::CancellationToken;
 
-use super::live_replicas::{LiveReplicas, format_name_list};
+use super::live_replicas::{LiveReplicaCount, LiveReplicas, format_name_list};
 use super::replica::CertificateValidity;
 use super::store;
 use crate::base::backoff::spread;
@@ -31,7 +32,8 @@ pub fn host_name() -> String {
 pub type CertificateExpiries =
     Arc<dyn Fn() -> BTreeMap<&'static str, CertificateValidity> + Send + Sync>;
 
-/// Writes this process's row.
+/// Writes this process's row. Clones write the same one.
+#[derive(Clone)]
 pub struct ReplicaHeartbeat {
     id: ReplicaId,
     database: Database,
@@ -39,6 +41,9 @@ pub struct ReplicaHeartbeat {
     clock: Clock,
     settings: BTreeMap<&'static str, String>,
     certificates: CertificateExpiries,
+    live_replicas: LiveReplicaCount,
+    /// Whether the row was written. Locked while it is, so that no earlier count replaces a later one.
+    is_registered: Arc<Mutex<bool>>,
 }
 
 impl ReplicaHeartbeat {
@@ -51,7 +56,14 @@ impl ReplicaHeartbeat {
             clock: clock.clone(),
             settings: BTreeMap::new(),
             certificates: Arc::new(BTreeMap::new),
+            live_replicas: LiveReplicaCount::default(),
+            is_registered: Arc::default(),
         }
+    }
+
+    /// How many processes serve, counted with each heartbeat.
+    pub fn live_replica_count(&self) -> LiveReplicaCount {
+        self.live_replicas.clone()
     }
 
     /// Adds a fingerprint of each group of settings, so that differences between processes are noticed.
@@ -70,16 +82,16 @@ impl ReplicaHeartbeat {
 
     /// Writes the row every ten seconds until `stop`, and then deletes it.
     pub async fn run(self, stop: CancellationToken) {
-        let mut is_registered = false;
+        let mut is_first = true;
         let mut was_failure_logged = false;
         loop {
             match stop.run_until_cancelled(self.send_heartbeat()).await {
                 None => break,
                 Some(Ok(())) => {
-                    if !is_registered {
+                    if is_first {
                         self.warn_about_missing_keys().await;
                     }
-                    (is_registered, was_failure_logged) = (true, false);
+                    (is_first, was_failure_logged) = (false, false);
                 }
                 // Logged once for each outage, not for each attempt.
                 Some(Err(error)) if !was_failure_logged => {
@@ -94,7 +106,7 @@ impl ReplicaHeartbeat {
                 break;
             }
         }
-        if is_registered {
+        if *self.is_registered.lock().await {
             // If this fails, the row expires.
             let _ = timeout(
                 DEREGISTER_TIMEOUT,
@@ -104,7 +116,7 @@ impl ReplicaHeartbeat {
         }
     }
 
-    /// Writes the row once, and measures how far the database's clock is ahead.
+    /// Writes the row once, counts the processes that serve, and measures how far the database's clock is ahead.
     pub async fn send_heartbeat(&self) -> Result<(), Error> {
         let beat = store::HeartbeatRow {
             id: &self.id,
@@ -116,10 +128,13 @@ impl ReplicaHeartbeat {
             settings: json!(self.settings),
             certificates: json!((self.certificates)()),
         };
+        let mut is_registered = self.is_registered.lock().await;
         let asked = self.clock.now();
-        let seen_at = store::upsert_heartbeat(&self.database, &beat).await?;
+        let written = store::upsert_heartbeat(&self.database, &beat).await?;
+        *is_registered = true;
+        self.live_replicas.set(written.live_replicas);
         self.database
-            .record_database_time(&self.clock, asked, seen_at);
+            .record_database_time(&self.clock, asked, written.seen_at);
         Ok(())
     }
 

@@ -1,10 +1,34 @@
 //! The processes that serve now.
 
 use std::collections::BTreeSet;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU32, Ordering};
 
 use super::replica::Replica;
 use super::store;
 use crate::db::{Database, Error};
+
+/// How many processes serve, as this process last heard from the database: 1 until its first heartbeat. Clones share it.
+#[derive(Clone, Debug)]
+pub struct LiveReplicaCount(Arc<AtomicU32>);
+
+impl Default for LiveReplicaCount {
+    fn default() -> Self {
+        Self(Arc::new(AtomicU32::new(1)))
+    }
+}
+
+impl LiveReplicaCount {
+    /// At least 1: this process.
+    pub fn get(&self) -> u32 {
+        self.0.load(Ordering::Relaxed)
+    }
+
+    pub(super) fn set(&self, count: i64) {
+        let count = u32::try_from(count.max(1)).unwrap_or(u32::MAX);
+        self.0.store(count, Ordering::Relaxed);
+    }
+}
 
 /// The processes whose heartbeat is recent.
 #[derive(Clone, Debug, PartialEq, Eq)]

@@ -17,7 +17,7 @@ mod replica;
 mod store;
 
 pub use heartbeat::{CertificateExpiries, ReplicaHeartbeat, host_name};
-pub use live_replicas::LiveReplicas;
+pub use live_replicas::{LiveReplicaCount, LiveReplicas};
 pub use migration_check::MigrationBlockedError;
 pub(crate) use replica::HEARTBEAT_TIMEOUT;
 pub use replica::{CertificateValidity, Replica};

@@ -21,14 +21,22 @@ pub(super) struct HeartbeatRow<'a> {
     pub(super) certificates: serde_json::Value,
 }
 
-/// Returns the time by the database's clock.
+/// What the database answers to a heartbeat.
+pub(super) struct WrittenHeartbeat {
+    /// The time by the database's clock.
+    pub(super) seen_at: Timestamp,
+    /// The processes that serve now, this one included.
+    pub(super) live_replicas: i64,
+}
+
 pub(super) async fn upsert_heartbeat(
     database: &Database,
     row: &HeartbeatRow<'_>,
-) -> Result<Timestamp, Error> {
+) -> Result<WrittenHeartbeat, Error> {
     let opening: Vec<i16> = row.opening_key_ids.iter().copied().map(i16::from).collect();
-    let seen_at = sqlx::query_scalar!(
-        "
+    // The count does not see the row that this statement writes.
+    let written = sqlx::query!(
+        r#"
         with gone as (
             delete from replicas where seen_at < attesto_now() - make_interval(secs => $7)
         )
@@ -37,8 +45,11 @@ pub(super) async fn upsert_heartbeat(
         select $1, $2, $3, $4, now, now, $5, $6, $8, $9
         from (select attesto_now() as now) clock
         on conflict (id) do update set seen_at = excluded.seen_at, certificates = excluded.certificates
-        returning seen_at
-        ",
+        returning seen_at, 1 + (
+            select count(*) from replicas other
+            where other.id <> $1 and other.seen_at > attesto_now() - make_interval(secs => $10)
+        ) as "live_replicas!"
+        "#,
         row.id.as_str(),
         row.host,
         row.pid,
@@ -48,10 +59,14 @@ pub(super) async fn upsert_heartbeat(
         DEAD_REPLICA_TTL.as_secs_f64(),
         row.settings,
         row.certificates,
+        HEARTBEAT_TIMEOUT.as_secs_f64(),
     )
     .fetch_one(database.pool())
     .await?;
-    Ok(seen_at.into())
+    Ok(WrittenHeartbeat {
+        seen_at: written.seen_at.into(),
+        live_replicas: written.live_replicas,
+    })
 }
 
 pub(super) async fn delete_replica(database: &Database, id: &ReplicaId) -> Result<(), Error> {

@@ -8,7 +8,7 @@ use axum::http::request::Parts;
 use axum::http::{HeaderMap, header};
 use tokio_util::sync::CancellationToken;
 
-use super::tenant::RateLimit;
+use super::tenant::{RateLimit, RateLimitScope};
 use crate::base::clock::Clock;
 use crate::base::id::{KeyId, TenantId};
 use crate::db::change_listener::ChangeListener;
@@ -18,6 +18,7 @@ use crate::http::body_budget::RefusalMetrics;
 use crate::http::connection_info::ConnectionInfo;
 use crate::http::request_layer::RequestLogFields;
 use crate::http::{ErrorCode, Problem};
+use crate::replicas::{LiveReplicaCount, ReplicaHeartbeat};
 
 use super::api_key::{ApiKeyEnvironment, ApiKeyHash};
 use super::api_key_cache::{ApiKeyCache, KeyLookupError};
@@ -44,6 +45,8 @@ pub struct Caller {
 pub struct Authenticator {
     inner: Arc<AuthenticatorInner>,
     refusals: RefusalMetrics,
+    /// `None` if limits are for one process.
+    replicas_sharing_limits: Option<LiveReplicaCount>,
 }
 
 struct AuthenticatorInner {
@@ -108,6 +111,24 @@ impl Authenticator {
                 usage,
             }),
             refusals: RefusalMetrics::default(),
+            replicas_sharing_limits: None,
+        }
+    }
+
+    /// The same, and each tenant's limit is divided by the number of processes that serve, if it is for all of them.
+    #[must_use]
+    pub(crate) fn with_rate_limit_scope(
+        self,
+        scope: RateLimitScope,
+        heartbeat: &ReplicaHeartbeat,
+    ) -> Self {
+        let replicas_sharing_limits = match scope {
+            RateLimitScope::Process => None,
+            RateLimitScope::Installation => Some(heartbeat.live_replica_count()),
+        };
+        Self {
+            replicas_sharing_limits,
+            ..self
         }
     }
 
@@ -138,12 +159,14 @@ impl Authenticator {
             })?
             .ok_or(AuthError::Unauthenticated)?;
         record.last_used.record_use(inner.clock.now());
+        let limit = record.limits.or_default(inner.default_limit);
+        let limit = match &self.replicas_sharing_limits {
+            Some(replicas) => limit.divide_by(replicas.get()),
+            None => limit,
+        };
         inner
             .limiter
-            .take_token(
-                &record.tenant,
-                record.limits.or_default(inner.default_limit),
-            )
+            .take_token(&record.tenant, limit)
             .map_err(|wait| AuthError::RateLimited {
                 tenant: record.tenant.clone(),
                 wait,

@@ -22,4 +22,4 @@ pub mod tenant;
 
 pub use api_key::{ApiKey, ApiKeyEnvironment, RawApiKey};
 pub use caller::{Authenticator, Caller};
-pub use tenant::{DisplayName, RateLimit, RateLimitOverrides, Tenant};
+pub use tenant::{DisplayName, RateLimit, RateLimitOverrides, RateLimitScope, Tenant};

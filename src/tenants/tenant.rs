@@ -32,6 +32,27 @@ pub struct RateLimit {
     pub burst: u32,
 }
 
+/// Which requests of a tenant its rate limit counts.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum RateLimitScope {
+    /// Those to one process.
+    Process,
+    /// Those to all processes that serve with this database: each process admits its share.
+    Installation,
+}
+
+impl RateLimit {
+    /// The share of one of `replicas` processes, rounded up.
+    #[must_use]
+    pub fn divide_by(self, replicas: u32) -> Self {
+        let replicas = replicas.max(1);
+        Self {
+            per_second: self.per_second.div_ceil(replicas),
+            burst: self.burst.div_ceil(replicas),
+        }
+    }
+}
+
 /// A tenant's own limits; `None` means the one of the settings.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct RateLimitOverrides {
@@ -86,6 +107,26 @@ impl fmt::Display for DisplayName {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn the_share_of_a_process_is_rounded_up_and_never_nothing() {
+        for (replicas, per_second, burst) in [
+            (0, 100, 7),
+            (1, 100, 7),
+            (2, 50, 4),
+            (3, 34, 3),
+            (7, 15, 1),
+            (8, 13, 1),
+            (u32::MAX, 1, 1),
+        ] {
+            let limit = RateLimit {
+                per_second: 100,
+                burst: 7,
+            };
+            let share = RateLimit { per_second, burst };
+            assert_eq!(limit.divide_by(replicas), share, "{replicas}");
+        }
+    }
 
     #[test]
     fn a_name_is_counted_in_characters() {

@@ -3,12 +3,13 @@
 
 #![expect(clippy::unwrap_used, reason = "a helper of a test fails like the test")]
 
+use std::net::SocketAddr;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::Duration;
 
 use attesto::base::clock::{Clock, Timestamp};
-use attesto::base::id::{KeyId, TenantId};
+use attesto::base::id::{KeyId, ReplicaId, TenantId};
 use attesto::credentials::canary::{self, CanaryError};
 use attesto::credentials::{TenantCache, sealed_columns};
 use attesto::crypto::keyring::{Keyring, MasterKey};
@@ -21,10 +22,12 @@ use attesto::tenants::{ApiKeyEnvironment, Authenticator, Caller, RawApiKey, Tena
 use axum::http::{HeaderMap, HeaderValue, header};
 use base64::Engine as _;
 use futures_util::FutureExt as _;
+use serde_json::json;
 use sqlx::Executor as _;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::AbortOnDropHandle;
 
+use crate::world::attesto::World;
 use crate::world::database_proxy::Wire;
 use crate::world::postgres::fresh_database;
 use crate::world::wait::wait_until;
@@ -452,6 +455,67 @@ async fn tenant_rate_limits_apply_and_change_while_running() {
     assert_eq!(granted().await, 6, "seven, one of them just above");
     office.clock.advance(Duration::from_secs(2));
     assert_eq!(granted().await, 2);
+}
+
+#[tokio::test]
+async fn a_limit_of_the_installation_is_divided_among_the_processes_that_serve() {
+    let world = World::with(&[
+        ("RATE_LIMIT_SCOPE", "installation"),
+        ("RATE_LIMIT_PER_SECOND", "5"),
+        ("RATE_LIMIT_BURST", "9"),
+    ])
+    .await;
+    let tenant = world.stranger().await;
+    let key = tenant.key.expose();
+    let granted = async |address: SocketAddr| {
+        let url = format!("http://{address}/v1/apple/verify");
+        let mut granted = 0;
+        while world
+            .ask_at(&url, "POST", Some(key), Some(&json!({})))
+            .await
+            .status
+            != 429
+        {
+            granted += 1;
+        }
+        granted
+    };
+    let one = world.address();
+    world.send_heartbeat().await;
+    assert_eq!(granted(one).await, 9, "one process");
+
+    let second = world.replica().await;
+    second.send_heartbeat().await.expect("it is written");
+    assert_eq!(granted(one).await, 0, "not yet heard of");
+    world.send_heartbeat().await;
+    let both = (granted(one).await, granted(second.address()).await);
+    assert_eq!(both, (5, 5), "half each, rounded up");
+    world.clock.advance(Duration::from_secs(1));
+    let both = (granted(one).await, granted(second.address()).await);
+    assert_eq!(both, (3, 3), "half the rate each, rounded up");
+
+    second.stop(Duration::from_secs(5)).await;
+    world.send_heartbeat().await;
+    assert_eq!(granted(one).await, 9, "the second one has stopped");
+
+    sqlx::query(
+        "insert into replicas (id, host, pid, version, started_at, seen_at, sealing_key_id, opening_key_ids)
+        select $1, host, pid, version, started_at, seen_at, sealing_key_id, opening_key_ids from replicas",
+    )
+    .bind(ReplicaId::mint(world.clock.now()).as_str())
+    .execute(world.database().pool())
+    .await
+    .expect("a row of a process that is killed");
+    world.send_heartbeat().await;
+    assert_eq!(
+        granted(one).await,
+        5,
+        "a second one was killed a moment ago"
+    );
+    world.pass(Duration::from_mins(1)).await;
+    world.send_heartbeat().await;
+    assert_eq!(granted(one).await, 9, "it was not seen for a minute");
+    world.end().await;
 }
 
 #[tokio::test]

@@ -2,6 +2,7 @@
 //! stores, real HTTP.
 
 use std::collections::BTreeMap;
+use std::net::SocketAddr;
 use std::sync::{Arc, LazyLock};
 use std::time::Duration;
 
@@ -184,6 +185,11 @@ impl World {
         pass_time(self.database(), &self.clock, by).await;
     }
 
+    /// The address of the server.
+    pub(crate) fn address(&self) -> SocketAddr {
+        self.serving.address()
+    }
+
     /// The URL of a path on the server.
     pub(crate) fn url(&self, path: &str) -> String {
         format!("http://{}{path}", self.serving.address())
@@ -207,6 +213,12 @@ impl World {
         service
             .expect("the service is built")
             .build_state_completer()
+    }
+
+    /// Writes the server's heartbeat now.
+    pub(crate) async fn send_heartbeat(&self) {
+        let written = self.serving.send_heartbeat().await;
+        written.expect("the heartbeat is written");
     }
 
     /// The metrics page, after refreshing the gauges.
