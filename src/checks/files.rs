@@ -7,22 +7,25 @@ use rustix::process::{Resource, getrlimit};
 
 use super::check::Judged;
 use super::check_result::CheckResult;
-use crate::config::RawSettings;
-use crate::config::effective::secret_files;
+use crate::config::effective::{
+    READABLE_BY_EVERYONE, WRITABLE_BY_EVERYONE, WRITABLE_BY_OTHERS, secret_files,
+};
+use crate::config::{DeploymentMode, RawSettings, read_deployment_mode};
 
 /// With a lower limit, only few clients can be connected at once.
 const MIN_OPEN_FILES: u64 = 1024;
 
 pub(super) fn check_files(raw: &RawSettings<'_>) -> Judged {
+    let is_production = read_deployment_mode(raw) == Some(DeploymentMode::Production);
     let mut checks: Vec<CheckResult> = secret_files(raw)
         .iter()
-        .map(|(setting, path)| check_secret_file(setting, path))
+        .map(|(setting, path)| check_secret_file(setting, path, is_production))
         .collect();
     checks.push(check_open_file_limit());
     checks.into()
 }
 
-fn check_secret_file(variable: &str, path: &Path) -> CheckResult {
+fn check_secret_file(variable: &str, path: &Path, is_production: bool) -> CheckResult {
     const NAME: &str = "files.secret";
     // The path is not shown, because it may be the secret itself, entered in the wrong variable.
     let Ok(data) = std::fs::metadata(path) else {
@@ -33,7 +36,15 @@ fn check_secret_file(variable: &str, path: &Path) -> CheckResult {
         );
     };
     let mode = data.mode() & 0o777;
-    if mode & 0o022 != 0 {
+    if is_production && mode & WRITABLE_BY_EVERYONE != 0 {
+        CheckResult::fail(
+            NAME,
+            format!(
+                "The file that {variable} names can be changed by every user of this machine (mode {mode:03o})."
+            ),
+            "chmod 400 it: in production `attesto serve` does not start like this.",
+        )
+    } else if mode & WRITABLE_BY_OTHERS != 0 {
         CheckResult::warn(
             NAME,
             format!(
@@ -41,7 +52,7 @@ fn check_secret_file(variable: &str, path: &Path) -> CheckResult {
             ),
             "chmod 400 it: a user who can change it can replace the secret.",
         )
-    } else if mode & 0o004 != 0 {
+    } else if mode & READABLE_BY_EVERYONE != 0 {
         CheckResult::warn(
             NAME,
             format!(

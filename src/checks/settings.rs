@@ -3,6 +3,7 @@
 use super::check::Judged;
 use super::check_result::CheckResult;
 use crate::config::definitions::{SETTINGS, SettingKind, find_setting};
+use crate::config::risks::find_setting_risks;
 use crate::config::{AppSettings, DeploymentMode, RawSettings};
 
 /// Variables with these prefixes are probably meant for Attesto.
@@ -24,6 +25,11 @@ pub(super) fn check_settings(raw: &RawSettings<'_>, variables: &[String]) -> Jud
                     "Set RETENTION_VALIDATION_AUDIT_DAYS, or the table grows without limit.",
                 ));
             }
+            checks.extend(
+                find_setting_risks(raw, &settings)
+                    .into_iter()
+                    .map(|risk| CheckResult::warn(risk.check, risk.problem, risk.advice)),
+            );
             if settings.mode == DeploymentMode::Production {
                 checks.push(check_environment_secrets(raw));
             }

@@ -2,7 +2,7 @@
 
 use super::context::{CommandContext, CommandError};
 use super::serve;
-use crate::config::effective::{effective_settings, world_readable_files};
+use crate::config::effective::{READABLE_BY_EVERYONE, effective_settings, secret_files_with_mode};
 
 #[derive(Debug, clap::Subcommand)]
 pub(crate) enum ConfigCommand {
@@ -19,7 +19,7 @@ pub(crate) fn run(command: ConfigCommand, context: &CommandContext) -> Result<()
     let rows = effective_settings(&raw, &settings);
     let output = &context.output;
     output.write_rows(&rows, &["name", "value", "origin"], "")?;
-    for (name, path) in world_readable_files(&raw) {
+    for (name, path) in secret_files_with_mode(&raw, READABLE_BY_EVERYONE) {
         eprintln!(
             "attesto: warning: {name}: every user on this machine can read {}; run chmod o-r on it.",
             path.display()

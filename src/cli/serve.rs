@@ -21,9 +21,14 @@ use crate::base::backoff::Backoff;
 use crate::base::clock::{Clock, Timestamp};
 use crate::base::shutdown::ShutdownSignals;
 use crate::config::definitions::{SETTINGS, SettingDefinition, SettingKind};
-use crate::config::effective::world_readable_files;
+use crate::config::effective::{
+    READABLE_BY_EVERYONE, WRITABLE_BY_EVERYONE, WRITABLE_BY_OTHERS, secret_files_with_mode,
+};
+use crate::config::risks::find_setting_risks;
 use crate::config::secret_file::EnvLookup;
-use crate::config::{AppSettings, DatabaseSource, DeploymentMode, RawSettings, read_tls_files};
+use crate::config::{
+    AppSettings, DatabaseSource, DeploymentMode, RawSettings, read_deployment_mode, read_tls_files,
+};
 use crate::credentials::canary::{self, CanaryError};
 use crate::crypto::keyring::Keyring;
 use crate::db::{
@@ -149,6 +154,14 @@ pub(super) fn parse_settings(
     if let Some(Err(problem)) = pair.map(|files| TlsCertificate::from_files(&files, now)) {
         problems.push(format!("{problem}."));
     }
+    if read_deployment_mode(raw) == Some(DeploymentMode::Production) {
+        for (name, path) in secret_files_with_mode(raw, WRITABLE_BY_EVERYONE) {
+            problems.push(format!(
+                "{name}: every user of this machine can change {}, which is refused when ATTESTO_ENV is production: run chmod o-w on it.",
+                path.display()
+            ));
+        }
+    }
     match parsed {
         Ok(settings) if problems.is_empty() => Ok(settings),
         parsed => Err([parsed.err().unwrap_or_default(), problems].concat()),
@@ -174,9 +187,26 @@ pub(crate) async fn run(args: ServeArgs, context: &CommandContext) -> Result<(),
         Err(problem) => (None, Err(CommandError::from_cause(problem))),
     };
     let writer = telemetry::install_logging(&log, traces.as_ref().map(TracePipeline::tracer));
-    for (name, path) in world_readable_files(&raw) {
+    for (name, path) in secret_files_with_mode(&raw, READABLE_BY_EVERYONE) {
         let file = path.display();
         tracing::warn!(setting = name, %file, "secret_file_readable_by_everyone");
+    }
+    for (name, path) in secret_files_with_mode(&raw, WRITABLE_BY_OTHERS) {
+        let file = path.display();
+        let hint = "chmod 400 it: a user who can change it can replace the secret";
+        tracing::warn!(setting = name, %file, hint, "secret_file_writable_by_others");
+    }
+    let risks = settings
+        .as_ref()
+        .ok()
+        .map(|it| find_setting_risks(&raw, it));
+    for risk in risks.into_iter().flatten() {
+        tracing::warn!(
+            check = risk.check,
+            problem = risk.problem,
+            hint = risk.advice,
+            "unsafe_setting"
+        );
     }
     let outcome = match settings {
         Ok(settings) => {

@@ -69,11 +69,18 @@ pub fn secret_files(raw: &RawSettings<'_>) -> Vec<(String, PathBuf)> {
     files.chain(key).collect()
 }
 
-/// Those files with secrets that every user of this machine may read.
-pub fn world_readable_files(raw: &RawSettings<'_>) -> Vec<(String, PathBuf)> {
+/// The permission of every user of a machine to read a file.
+pub const READABLE_BY_EVERYONE: u32 = 0o004;
+/// The permission of every user of a machine to change a file.
+pub const WRITABLE_BY_EVERYONE: u32 = 0o002;
+/// The permissions of users other than the owner to change a file.
+pub const WRITABLE_BY_OTHERS: u32 = 0o022;
+
+/// Those files with secrets that have at least one of these permissions, which are bits of a file's mode.
+pub fn secret_files_with_mode(raw: &RawSettings<'_>, mode: u32) -> Vec<(String, PathBuf)> {
     let mut files = secret_files(raw);
     files.retain(|(_, path)| {
-        std::fs::metadata(path).is_ok_and(|data| data.permissions().mode() & 0o004 != 0)
+        std::fs::metadata(path).is_ok_and(|data| data.permissions().mode() & mode != 0)
     });
     files
 }

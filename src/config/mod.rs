@@ -9,6 +9,7 @@
 //! - `reader`: parses each type of value, and collects the problems
 //! - [`settings`]: the parsed settings of the service
 //! - [`effective`]: the settings in force, in a form that may be shown
+//! - [`risks`]: settings that work and are dangerous
 //! - [`mod@fingerprints`]: compares settings that should be the same in all processes
 //! - [`admin`]: the database and the keys, which administrative commands need too
 //! - [`secret_file`]: a secret from its variable, or from the file that `…_FILE` names
@@ -20,6 +21,7 @@ pub mod fingerprints;
 pub mod groups;
 pub mod raw;
 mod reader;
+pub mod risks;
 pub mod secret_file;
 pub mod settings;
 
@@ -27,5 +29,6 @@ pub use fingerprints::compute_fingerprints;
 pub use groups::{StoreSettings, WebhookSettings};
 pub use raw::{RawSettings, list_env_vars, read_env_var};
 pub use settings::{
-    AppSettings, DatabaseSource, DeploymentMode, read_listen_settings, read_tls_files,
+    AppSettings, DatabaseSource, DeploymentMode, read_deployment_mode, read_listen_settings,
+    read_tls_files,
 };

@@ -331,6 +331,18 @@ impl SettingsReader<'_> {
 
     pub(super) fn read_keyring(&mut self) -> Option<Arc<Keyring>> {
         match admin::read_keyring(&|name| self.raw.find_os_value(name)) {
+            // An installation that has sealed with zeros must be able to open with them, or it could not rotate.
+            Ok(Some(keyring))
+                if keyring.is_sealing_key_zero() && self.mode() == DeploymentMode::Production =>
+            {
+                self.add_problem(
+                    "ATTESTO_ENCRYPTION_KEY",
+                    "is all zeros, which is refused when ATTESTO_ENV is production: make a key with \
+                     `attesto encryption generate-key`; if values are sealed with this one, put it into \
+                     ATTESTO_ENCRYPTION_KEYS_RETIRED and give the new one another id",
+                );
+                None
+            }
             Ok(Some(keyring)) => Some(Arc::new(keyring)),
             Ok(None) => {
                 self.add_problem(

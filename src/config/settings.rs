@@ -40,6 +40,11 @@ impl DeploymentMode {
     }
 }
 
+/// Reads only `ATTESTO_ENV`, even if other settings are invalid. `None` if it is itself.
+pub fn read_deployment_mode(raw: &RawSettings<'_>) -> Option<DeploymentMode> {
+    SettingsReader::read_single(raw, SettingsReader::mode).ok()
+}
+
 /// Reads only the listening address, for a command that calls a service on this machine.
 pub fn read_listen_settings(raw: &RawSettings<'_>) -> Result<ListenSettings, Vec<String>> {
     SettingsReader::read_single(raw, SettingsReader::read_listen)
@@ -408,6 +413,24 @@ mod tests {
                 .iter()
                 .all(|problem| problem.contains("production"))
         );
+    }
+
+    #[test]
+    fn production_refuses_to_seal_with_zeros_and_opens_with_them() {
+        let (zero, good) = (STANDARD.encode([0; 32]), STANDARD.encode([7; 32]));
+        let only_zero = ("ATTESTO_ENCRYPTION_KEY", zero.as_str());
+        assert!(parse_settings(&[], &[only_zero]).is_ok());
+        let production = ("ATTESTO_ENV", "production");
+        let problems = parse_settings(&[], &[production, only_zero]).expect_err("refused");
+        assert_eq!(problems.len(), 1, "{problems:#?}");
+        assert!(problems[0].starts_with("ATTESTO_ENCRYPTION_KEY: is all zeros"));
+        let (new, old) = (format!("2:{good}"), format!("1:{zero}"));
+        let rotated = [
+            production,
+            ("ATTESTO_ENCRYPTION_KEY", new.as_str()),
+            ("ATTESTO_ENCRYPTION_KEYS_RETIRED", old.as_str()),
+        ];
+        assert!(parse_settings(&[], &rotated).is_ok());
     }
 
     #[test]

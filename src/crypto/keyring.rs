@@ -228,6 +228,12 @@ impl Keyring {
         self.keys.keys().copied()
     }
 
+    /// Whether the key that seals is all zeros, which is a placeholder and not a secret.
+    pub fn is_sealing_key_zero(&self) -> bool {
+        let key = self.keys[&self.sealing_key_id].bytes.expose_secret();
+        key.iter().all(|byte| *byte == 0)
+    }
+
     /// A public fingerprint of a key: `<id>:` and the first 16 hex digits of a SHA-256 over a label and the key. The
     /// key has 256 random bits, so it cannot be guessed from its digest. `None` for an id that is not on the keyring.
     pub fn key_fingerprint(&self, id: u8) -> Option<String> {

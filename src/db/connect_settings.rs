@@ -1,10 +1,11 @@
 //! [`ConnectSettings`]: the address of the database and the limits of the pool.
 
 use std::borrow::Cow;
+use std::net::IpAddr;
 use std::str::FromStr as _;
 use std::time::Duration;
 
-use sqlx::postgres::PgConnectOptions;
+use sqlx::postgres::{PgConnectOptions, PgSslMode};
 use url::Url;
 
 /// The address of the database and the limits of the pool.
@@ -120,6 +121,24 @@ impl ConnectSettings {
             first.get_username(),
             hosts.join(",")
         )
+    }
+
+    /// A host of the database or its pooler to which connections may be in plain text, and their `sslmode`. This machine
+    /// does not count, nor does a name without a dot whose URL says `sslmode=disable`: such names are those of a container
+    /// network, where an operator who writes that means it.
+    pub fn remote_host_without_tls(&self) -> Option<(&str, &'static str)> {
+        let lists = std::iter::once(&self.servers).chain(&self.direct_servers);
+        let mut each = lists.flat_map(|list| &list.servers);
+        let exposed = each.find(|options| {
+            let is_name_without_dot = !options.get_host().contains(['.', ':']);
+            let is_plain = match options.get_ssl_mode() {
+                PgSslMode::Disable => !is_name_without_dot,
+                PgSslMode::Allow | PgSslMode::Prefer => true,
+                PgSslMode::Require | PgSslMode::VerifyCa | PgSslMode::VerifyFull => false,
+            };
+            is_plain && !is_on_this_machine(options)
+        })?;
+        Some((exposed.get_host(), ssl_mode_name(exposed.get_ssl_mode())))
     }
 
     /// With the defaults of [`ConnectSettings::from_url`].
@@ -301,6 +320,28 @@ fn at_address(options: &PgConnectOptions, host: &str, port: Option<u16>) -> PgCo
         options.socket(host)
     } else {
         options.host(host)
+    }
+}
+
+/// Whether the server is on this machine, as far as can be told from its address.
+pub(super) fn is_on_this_machine(options: &PgConnectOptions) -> bool {
+    let host = options.get_host();
+    let address: Result<IpAddr, _> = host.parse();
+    options.get_socket().is_some()
+        || host.starts_with('/')
+        || host == "localhost"
+        || address.is_ok_and(|address| address.is_loopback())
+}
+
+/// The value of `sslmode`.
+pub(super) fn ssl_mode_name(mode: PgSslMode) -> &'static str {
+    match mode {
+        PgSslMode::Disable => "disable",
+        PgSslMode::Allow => "allow",
+        PgSslMode::Prefer => "prefer",
+        PgSslMode::Require => "require",
+        PgSslMode::VerifyCa => "verify-ca",
+        PgSslMode::VerifyFull => "verify-full",
     }
 }
 

@@ -2,7 +2,7 @@
 
 use std::fmt;
 use std::io;
-use std::net::{IpAddr, SocketAddr};
+use std::net::SocketAddr;
 use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
@@ -12,6 +12,7 @@ use sqlx::{ConnectOptions as _, Connection as _, Executor as _, Row as _};
 use tokio::time::{sleep, timeout};
 
 use super::clock_offset::ClockOffset;
+use super::connect_settings::is_on_this_machine;
 use super::pool::session_settings_sql;
 use super::server_watch::{SERVER_STATUS_SQL, ServerStatus, ServerWatch, WeakServerWatch};
 use super::write_watch::WriteWatch;
@@ -299,13 +300,7 @@ impl Database {
     /// Whether the server itself is on this machine, as far as can be told from its address: a socket, or loopback, which
     /// may also lead into a container.
     pub fn is_on_this_machine(&self) -> bool {
-        let options = self.direct_options();
-        let host = options.get_host();
-        let address: Result<IpAddr, _> = host.parse();
-        options.get_socket().is_some()
-            || host.starts_with('/')
-            || host == "localhost"
-            || address.is_ok_and(|address| address.is_loopback())
+        is_on_this_machine(&self.direct_options())
     }
 
     /// How many connections are in use, and how many are open and idle.

@@ -1,9 +1,9 @@
 //! The same server for Postgres' own programs, and other databases on it.
 
 use sqlx::ConnectOptions as _;
-use sqlx::postgres::PgSslMode;
 use url::form_urlencoded;
 
+use super::connect_settings::ssl_mode_name;
 use super::{ConnectSettings, Database};
 
 impl Database {
@@ -39,14 +39,7 @@ impl Database {
             .iter()
             .map(|server| server.get_port().to_string());
         let (hosts, ports): (Vec<_>, Vec<_>) = (hosts.collect(), ports.collect());
-        let mode = match options.get_ssl_mode() {
-            PgSslMode::Disable => "disable",
-            PgSslMode::Allow => "allow",
-            PgSslMode::Prefer => "prefer",
-            PgSslMode::Require => "require",
-            PgSslMode::VerifyCa => "verify-ca",
-            PgSslMode::VerifyFull => "verify-full",
-        };
+        let mode = ssl_mode_name(options.get_ssl_mode());
         let mut variables = vec![
             ("PGHOST", hosts.join(",")),
             ("PGPORT", ports.join(",")),

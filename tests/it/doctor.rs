@@ -24,6 +24,9 @@ const WORLDS_KEY: &str = "BwcHBwcHBwcHBwcHBwcHBwcHBwcHBwcHBwcHBwcHBwc=";
 /// A key with another content.
 const OTHER_KEY: &str = "AQEBAQEBAQEBAQEBAQEBAQEBAQEBAQEBAQEBAQEBAQE=";
 
+/// A placeholder.
+const ZERO_KEY: &str = "AAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAA=";
+
 /// A healthy installation; a test breaks it.
 struct Install {
     world: World,
@@ -259,6 +262,29 @@ async fn secrets_in_the_environment_are_warned_about_in_production() {
             .contains(&"settings.secrets: warn".to_owned())
     );
     assert!(!said.tree.to_string().contains(OTHER_KEY));
+}
+
+#[test]
+fn production_does_not_take_what_is_dangerous() {
+    let folder = Folder::new();
+    let file = folder.join("key");
+    std::fs::write(&file, OTHER_KEY).unwrap();
+    std::fs::set_permissions(&file, Permissions::from_mode(0o602)).unwrap();
+    let shell = Shell::default().set("ATTESTO_ENV", "production").set(
+        "DATABASE_URL",
+        "postgres://a@db.invalid/b?connect_timeout=1",
+    );
+    let findings = |shell: Shell| examined(&shell, &["--offline"]).findings();
+    let exposed = findings(
+        shell
+            .clone()
+            .set("ATTESTO_ENCRYPTION_KEY_FILE", file.to_str().unwrap()),
+    );
+    for expected in ["settings.database_tls: warn", "files.secret: fail"] {
+        assert!(exposed.iter().any(|found| found == expected), "{exposed:?}");
+    }
+    let zero = findings(shell.set("ATTESTO_ENCRYPTION_KEY", ZERO_KEY));
+    assert_eq!(zero[0], "settings.read: fail");
 }
 
 #[tokio::test]
@@ -570,6 +596,21 @@ async fn wrong_settings_are_reported() {
             By::KeyFile(0o460),
             &["files.secret: warn"],
             "can be changed by users other than its owner",
+        ),
+        (
+            By::KeyFile(0o402),
+            &["files.secret: warn"],
+            "can be changed by users other than its owner (mode 402)",
+        ),
+        (
+            By::Settings(&[("ATTESTO_ENV", "-")]),
+            &["settings.environment: warn"],
+            "ATTESTO_ENV is not set, so that",
+        ),
+        (
+            By::Settings(&[("ATTESTO_ENCRYPTION_KEY", ZERO_KEY)]),
+            &["settings.encryption_key: warn", "keys.canary: fail", "…"],
+            "ATTESTO_ENCRYPTION_KEY is all zeros",
         ),
         (
             By::KeyFile(0),

@@ -1,6 +1,8 @@
 //! `attesto serve` as a process: what it needs, what it prints, and how it ends.
 
+use std::fs::Permissions;
 use std::io::{BufRead as _, BufReader};
+use std::os::unix::fs::PermissionsExt as _;
 use std::process::{Child, Command, ExitStatus, Stdio};
 use std::sync::{Arc, Mutex};
 
@@ -398,6 +400,85 @@ async fn serve_runs_jobs_unless_disabled() {
     }
     let idle = idle.lines();
     assert!(!idle.iter().any(|line| line["msg"] == "job_run"));
+}
+
+#[tokio::test]
+async fn dangerous_settings_are_warned_about_at_the_start() {
+    let zero = key(0);
+    let folder = Folder::new();
+    let file = folder.join("key");
+    std::fs::write(&file, key(1)).expect("a file");
+    std::fs::set_permissions(&file, Permissions::from_mode(0o620)).expect("its mode");
+    let file = file.to_str().expect("a path");
+    let variables = [
+        ("DATABASE_URL", "postgres://a@db.invalid/b"),
+        ("ATTESTO_ENCRYPTION_KEY", zero.as_str()),
+    ];
+    let served = Served::running(&mut attesto(&["serve", "--port=0"], &variables));
+    served.line("listening").await;
+    let lines = served.lines();
+    let unsafe_settings = lines.iter().filter(|line| line["msg"] == "unsafe_setting");
+    let found: Vec<_> = unsafe_settings
+        .map(|line| (line["level"].as_str(), line["check"].as_str()))
+        .collect();
+    let warned = [
+        "settings.environment",
+        "settings.encryption_key",
+        "settings.database_tls",
+    ];
+    assert_eq!(found, warned.map(|check| (Some("warn"), Some(check))));
+
+    let variables = [
+        ("DATABASE_URL", "postgres://a@127.0.0.1:1/b"),
+        ("ATTESTO_ENV", "production"),
+        ("ATTESTO_ENCRYPTION_KEY_FILE", file),
+    ];
+    let served = Served::running(&mut attesto(&["serve", "--port=0"], &variables));
+    served.line("listening").await;
+    let lines = served.lines();
+    let warned = |message: &str| lines.iter().filter(|line| line["msg"] == message).count();
+    assert_eq!(warned("secret_file_writable_by_others"), 1);
+    assert_eq!(warned("unsafe_setting"), 0);
+}
+
+#[tokio::test]
+async fn production_refuses_a_key_of_zeros_and_a_file_that_every_user_can_change() {
+    let folder = Folder::new();
+    let file = folder.join("key");
+    std::fs::write(&file, key(1)).expect("a file");
+    let zero = key(0);
+    for (mode, name, value, refusal) in [
+        (
+            0o600,
+            "ATTESTO_ENCRYPTION_KEY",
+            zero.as_str(),
+            "is all zeros",
+        ),
+        (
+            0o602,
+            "ATTESTO_ENCRYPTION_KEY_FILE",
+            file.to_str().expect("a path"),
+            "run chmod o-w on it",
+        ),
+    ] {
+        std::fs::set_permissions(&file, Permissions::from_mode(mode)).expect("its mode");
+        for words in [&["serve", "--port=0"] as &[_], &["config", "check"]] {
+            let variables = [
+                ("DATABASE_URL", "postgres://a@127.0.0.1:1/b"),
+                ("ATTESTO_ENV", "production"),
+                (name, value),
+            ];
+            let ran = attesto(words, &variables)
+                .output()
+                .expect("the binary runs");
+            let errors = String::from_utf8(ran.stderr).expect("text");
+            assert_eq!(ran.status.code(), Some(2), "{words:?}: {errors}");
+            assert!(
+                errors.contains(&format!("{name}: ")) && errors.contains(refusal),
+                "{errors}"
+            );
+        }
+    }
 }
 
 #[tokio::test]

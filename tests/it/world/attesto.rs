@@ -399,7 +399,8 @@ impl World {
     pub(crate) fn shell(&self) -> Shell {
         let shell = Shell::default()
             .set("DATABASE_URL", &self.fresh.url)
-            .set("ATTESTO_ENCRYPTION_KEY", &STANDARD.encode([7; 32]));
+            .set("ATTESTO_ENCRYPTION_KEY", &STANDARD.encode([7; 32]))
+            .set("ATTESTO_ENV", "test");
         match &self.fresh.direct {
             Some(direct) => shell.set("DATABASE_DIRECT_URL", direct),
             None => shell,
