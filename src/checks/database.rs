@@ -7,6 +7,7 @@ use super::check_result::{CheckResult, pluralize_count};
 use super::store::{self, PostgresServer, ReplicationSlot};
 use crate::base::clock::Timestamp;
 use crate::db::health::DatabaseHealth;
+use crate::db::migrations::UTF8_DATABASE_OPTIONS;
 use crate::db::{Database, DatabaseConnectError, Error, MIN_POSTGRES_MAJOR, SchemaState};
 use crate::telemetry::metrics::u64_to_f64;
 
@@ -140,7 +141,7 @@ pub(super) fn judge_server(server: &PostgresServer, now: Timestamp) -> Vec<Check
         checks.push(CheckResult::fail(
             "database.encoding",
             format!("The database's encoding is {}.", server.encoding),
-            "Create a new one with `create database … encoding 'UTF8' template template0` and move the data there.",
+            format!("Create a new one with `create database … {UTF8_DATABASE_OPTIONS}` and move the data there."),
         ));
     }
     checks.push(if server.is_superuser {

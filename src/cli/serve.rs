@@ -436,6 +436,9 @@ async fn try_prepare_database(
 ) -> Result<KeyringCheck, PrepareError> {
     if migrate {
         migrate_if_allowed(database).await?;
+    } else {
+        // An earlier release may have migrated it.
+        database.check_encoding().await?;
     }
     // All key ids first: a canary exists only for keys that were configured here once.
     let check = match canary::check_all_key_ids(database, keyring).await {

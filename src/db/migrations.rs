@@ -29,6 +29,13 @@ const MIGRATION_LOCK_TIMEOUT_SQL: &str =
 const TABLE_LOCK_TIMEOUT_SQL: &str = "set local lock_timeout = '5s'";
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(10);
 
+/// The only encoding that stores every character which apps, users and stores send.
+const REQUIRED_ENCODING: &str = "UTF8";
+/// How to create a database with that encoding on every server. The locale of a server whose default is another encoding
+/// would not fit.
+pub const UTF8_DATABASE_OPTIONS: &str =
+    "encoding 'UTF8' lc_collate 'C' lc_ctype 'C' template template0";
+
 /// A migration of this release.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
 pub struct MigrationInfo {
@@ -135,6 +142,11 @@ pub enum MigrationError {
     /// The server is too old.
     #[error("the server is Postgres {0}, and Attesto needs {MIN_POSTGRES_MAJOR} or newer")]
     ServerTooOld(u32),
+    /// The database cannot store every character.
+    #[error(
+        "the database's encoding is {0}, which cannot store every character, and Attesto needs UTF8. The encoding of a database cannot be changed: create another one with `create database <name> {UTF8_DATABASE_OPTIONS}` and set DATABASE_URL to it. Nothing has been changed"
+    )]
+    EncodingNotUtf8(String),
     /// Another process held the migration lock for a minute.
     #[error(
         "another process is changing this database's tables and has not finished within a minute: try again when it has"
@@ -258,11 +270,18 @@ impl Database {
     }
 
     async fn connect_to_migrate(&self) -> Result<PgConnection, MigrationError> {
-        let connection = timeout(CONNECT_TIMEOUT, self.connect_directly("attesto-migrate"))
+        let mut connection = timeout(CONNECT_TIMEOUT, self.connect_directly("attesto-migrate"))
             .await
             .map_err(|_| Error::Io(std::io::ErrorKind::TimedOut.into()))??;
         check_server_version(&connection)?;
+        check_server_encoding(&mut connection).await?;
         Ok(connection)
+    }
+
+    /// [`MigrationError::EncodingNotUtf8`] when the database cannot store every character.
+    pub async fn check_encoding(&self) -> Result<(), MigrationError> {
+        let mut reading = self.pool().begin().await?;
+        check_server_encoding(reading.sqlx_connection()).await
     }
 }
 
@@ -428,6 +447,18 @@ fn check_server_version(connection: &PgConnection) -> Result<(), MigrationError>
             Err(MigrationError::ServerTooOld(version / 10_000))
         }
         _ => Ok(()),
+    }
+}
+
+async fn check_server_encoding(connection: &mut PgConnection) -> Result<(), MigrationError> {
+    let encoding: String = sqlx::query_scalar("select current_setting('server_encoding')")
+        .persistent(false)
+        .fetch_one(connection)
+        .await?;
+    if encoding == REQUIRED_ENCODING {
+        Ok(())
+    } else {
+        Err(MigrationError::EncodingNotUtf8(encoding))
     }
 }
 

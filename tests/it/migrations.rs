@@ -1,10 +1,13 @@
 //! Migrations: forward only, one at a time, and an older binary never runs on a newer database.
 
 use attesto::db::{Database, MIGRATOR, MigrationError, SchemaState, migration_header};
-use sqlx::Executor as _;
+use base64::Engine as _;
+use base64::engine::general_purpose::STANDARD;
+use sqlx::{AssertSqlSafe, Executor as _};
 
 use crate::migration_sql;
 use crate::world::postgres::{Fresh, empty_database, fresh_database};
+use crate::world::shell::Shell;
 
 /// Rows that exist before the migrations after the file's number. Add a file together with a
 /// migration whose tables later ones will change.
@@ -117,6 +120,55 @@ async fn a_newer_or_a_different_database_is_left_alone() {
             assert!(problem.to_string().contains(expected), "{problem}");
         }
     }
+}
+
+#[tokio::test]
+async fn a_database_that_cannot_store_every_character_is_refused() {
+    let server = empty_database().await;
+    let own = server.database.database_name();
+    let create = async |statement: String| {
+        let created = server.database.pool().execute(AssertSqlSafe(statement));
+        created.await.unwrap();
+    };
+    let shell_of = |name: &str| {
+        Shell::default()
+            .set("DATABASE_URL", &server.url.replace(&own, name))
+            .set("ATTESTO_ENCRYPTION_KEY", &STANDARD.encode([7; 32]))
+    };
+    let mut advised = String::new();
+    for encoding in ["WIN1252", "EUC_JP", "SQL_ASCII"] {
+        let name = format!("{own}_{}", encoding.to_lowercase());
+        create(format!(
+            "create database {name} encoding '{encoding}' lc_collate 'C' lc_ctype 'C' template template0"
+        ))
+        .await;
+        let serve = ["serve", "--port=0", "--bind-address=127.0.0.1"];
+        for words in [
+            &["migrate"][..],
+            &["migrate", "--dry-run"],
+            &["migrate", "--check"],
+            &serve,
+            &[&serve[..], &["--migrate-on-start=false"]].concat(),
+        ] {
+            let refused = shell_of(&name).run(words);
+            assert_eq!(refused.exit, 1, "{words:?}: {}", refused.complained);
+            let said = format!("the database's encoding is {encoding}, ");
+            assert!(
+                refused.complained.contains(&said),
+                "{words:?}: {}",
+                refused.complained
+            );
+            advised.clone_from(&refused.complained);
+        }
+        let url = server.url.replace(&own, &name);
+        let database = Database::open(&attesto::db::ConnectSettings::from_url(&url).unwrap());
+        assert_eq!(tables(&database).await, Vec::<String>::new());
+    }
+    // As the message says.
+    let statement = advised.split('`').nth(1).unwrap();
+    let name = format!("{own}_utf8");
+    create(statement.replace("<name>", &name)).await;
+    assert_eq!(shell_of(&name).run(&["migrate"]).exit, 0);
 }
 
 #[tokio::test]
