@@ -70,6 +70,11 @@ pub enum BackupError {
         "the database has tables already: a backup is only restored into an empty one; create it with `createdb`"
     )]
     DatabaseNotEmpty,
+    /// The backup's tables are in a schema in which statements of this connection would not look for them.
+    #[error(
+        "the backup's tables are in the schema {0}, which the search path of this connection does not name: let the role use it with `alter role <role> set search_path = {0}`, or add ?options=-csearch_path%3D{0} to the database's URL; nothing was restored"
+    )]
+    OtherSchema(String),
     /// Encryption keys that the backup needs are not configured. The ids, ascending.
     #[error(
         "the backup holds secrets sealed with encryption key {}, which is not configured here: give it as ATTESTO_ENCRYPTION_KEY or in ATTESTO_ENCRYPTION_KEYS_RETIRED; without it they can never be decrypted",
@@ -101,6 +106,7 @@ impl BackupError {
                 | Self::ProgramTooOld { .. }
                 | Self::FileIo { .. }
                 | Self::InvalidManifest { .. }
+                | Self::OtherSchema(_)
                 | Self::MissingKeys(_)
         )
     }

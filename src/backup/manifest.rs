@@ -71,6 +71,21 @@ impl BackupManifest {
         Ok(manifest)
     }
 
+    /// The schema of our tables. `None`: no schema, or more than one, has tables of ours.
+    pub(super) fn tables_schema(&self) -> Option<String> {
+        let mut schemas = self.tables.keys().filter_map(|name| {
+            let schema = name.strip_suffix("._sqlx_migrations")?;
+            let has_events = self
+                .tables
+                .contains_key(&format!("{schema}.webhook_events"));
+            has_events.then_some(schema)
+        });
+        let schema = schemas.next().filter(|_| schemas.next().is_none())?;
+        // As `format('%I')` writes an identifier.
+        let quoted = schema.strip_prefix('"').and_then(|it| it.strip_suffix('"'));
+        Some(quoted.map_or_else(|| schema.to_owned(), |quoted| quoted.replace("\"\"", "\"")))
+    }
+
     /// The number of rows in all tables.
     pub fn total_rows(&self) -> i64 {
         self.tables.values().sum()
@@ -97,4 +112,64 @@ pub(crate) fn hash_file(path: &Path) -> io::Result<(u64, String)> {
         bytes += read as u64;
     }
     Ok((bytes, encode_hex(&digest.finalize())))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn schema_of(tables: &[&str]) -> Option<String> {
+        let manifest = BackupManifest {
+            format: MANIFEST_FORMAT,
+            id: String::new(),
+            created_at: String::new(),
+            attesto: String::new(),
+            postgres: 17,
+            schema_version: 1,
+            key_ids: BTreeSet::new(),
+            tables: tables.iter().map(|name| ((*name).to_owned(), 0)).collect(),
+            bytes: 0,
+            sha256: String::new(),
+        };
+        manifest.tables_schema()
+    }
+
+    #[test]
+    fn the_schema_of_our_tables_is_read_from_their_names() {
+        for (tables, schema) in [
+            (
+                &["public._sqlx_migrations", "public.webhook_events"][..],
+                Some("public"),
+            ),
+            (
+                &[
+                    "\"a \"\"b\"\"\"._sqlx_migrations",
+                    "\"a \"\"b\"\"\".webhook_events",
+                ],
+                Some("a \"b\""),
+            ),
+            // Another program that uses sqlx.
+            (
+                &[
+                    "other._sqlx_migrations",
+                    "shop._sqlx_migrations",
+                    "shop.webhook_events",
+                ],
+                Some("shop"),
+            ),
+            // Two installations in one database.
+            (
+                &[
+                    "a._sqlx_migrations",
+                    "a.webhook_events",
+                    "b._sqlx_migrations",
+                    "b.webhook_events",
+                ],
+                None,
+            ),
+            (&[], None),
+        ] {
+            assert_eq!(schema_of(tables).as_deref(), schema, "{tables:?}");
+        }
+    }
 }

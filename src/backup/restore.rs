@@ -25,6 +25,13 @@ pub async fn restore_backup(
     if store::has_tables(database).await? {
         return Err(BackupError::DatabaseNotEmpty);
     }
+    database.check_encoding().await?;
+    // Found before anything is restored: afterwards statements would not find the tables, and deliveries could not be held.
+    if let Some(schema) = manifest.tables_schema()
+        && !store::is_in_search_path(database, &schema).await?
+    {
+        return Err(BackupError::OtherSchema(schema));
+    }
     restore_dump_into(database, programs, dump).await?;
     let problems = compare_with_manifest(&manifest, &store::load_database_content(database).await?);
     database.migrate(false).await?;

@@ -9,6 +9,7 @@ use sqlx::{AssertSqlSafe, Connection as _, Executor as _};
 use super::error::BackupError;
 use super::report::BackupVerifyReport;
 use crate::credentials::sealed_columns;
+use crate::db::migrations::UTF8_DATABASE_OPTIONS;
 use crate::db::{Database, Error};
 
 /// A `repeatable read` transaction whose snapshot is exported. The snapshot does not change while the transaction is
@@ -26,6 +27,8 @@ pub(super) struct DatabaseContent {
     pub(super) tables: BTreeMap<String, i64>,
     pub(super) schema_version: i64,
     pub(super) key_ids: BTreeSet<u8>,
+    /// Whether any sealed column but that of the canaries has a value.
+    pub(super) has_secrets: bool,
 }
 
 async fn connect_without_timeouts(database: &Database) -> Result<PgConnection, Error> {
@@ -103,11 +106,13 @@ async fn read_content(connection: &mut PgConnection) -> Result<DatabaseContent, 
             .fetch_one(&mut *connection)
             .await?;
     let mut key_ids = BTreeSet::new();
+    let mut has_secrets = false;
     for column in sealed_columns::secret_columns() {
-        // A backup of an older release does not have every sealed column.
+        // A backup of an older release does not have every sealed column. The name is looked up as in the statement below, so
+        // that tables outside `public` are not taken for missing.
         let is_there: bool = sqlx::query_scalar(
-            "select exists (select from information_schema.columns
-              where table_schema = 'public' and table_name = $1 and column_name = $2)",
+            "select exists (select from pg_attribute
+              where attrelid = to_regclass($1) and attname = $2 and attnum > 0 and not attisdropped)",
         )
         .bind(column.table)
         .bind(column.column)
@@ -123,6 +128,7 @@ async fn read_content(connection: &mut PgConnection) -> Result<DatabaseContent, 
         let ids: Vec<i32> = sqlx::query_scalar(AssertSqlSafe(ids))
             .fetch_all(&mut *connection)
             .await?;
+        has_secrets |= !ids.is_empty();
         // No key has the id 0. A value with this id is not a sealed value, and is reported when sealed values are
         // checked.
         key_ids.extend(
@@ -135,7 +141,20 @@ async fn read_content(connection: &mut PgConnection) -> Result<DatabaseContent, 
         tables,
         schema_version,
         key_ids,
+        has_secrets,
     })
+}
+
+/// Whether unqualified names are looked up in this schema, which need not exist yet.
+pub(super) async fn is_in_search_path(database: &Database, schema: &str) -> Result<bool, Error> {
+    sqlx::query_scalar(
+        "select exists (
+            select from regexp_split_to_table(current_setting('search_path'), '\\s*,\\s*') entry
+             where btrim(entry, '\" ') = $1 or (btrim(entry, '\" ') = '$user' and current_user = $1))",
+    )
+    .bind(schema)
+    .fetch_one(database.pool())
+    .await
 }
 
 /// Whether the database has any tables outside the system schemas.
@@ -148,17 +167,26 @@ pub(super) async fn has_tables(database: &Database) -> Result<bool, Error> {
     .await
 }
 
-/// Creates an empty database on the same server.
+/// Creates an empty database on the same server. Statements of our role use `schema` in it: the search path of the database
+/// that was backed up may have been set for that database alone.
 pub(super) async fn create_scratch_database(
     database: &Database,
     name: &str,
+    schema: Option<&str>,
 ) -> Result<(), BackupError> {
     let mut connection = connect_without_timeouts(database).await?;
-    let created = connection
+    let mut created = connection
         .execute(AssertSqlSafe(format!(
-            "create database \"{name}\" template template0"
+            "create database \"{name}\" {UTF8_DATABASE_OPTIONS}"
         )))
         .await;
+    if let (Ok(_), Some(schema)) = (&created, schema) {
+        let schema = schema.replace('"', "\"\"");
+        let set = format!(
+            "alter role current_user in database \"{name}\" set search_path = \"{schema}\""
+        );
+        created = connection.execute(AssertSqlSafe(set)).await;
+    }
     let _ = connection.close().await;
     match created {
         Ok(_) => Ok(()),

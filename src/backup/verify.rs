@@ -1,5 +1,6 @@
 //! Verifies a backup: restores it into a scratch database and compares it with its manifest.
 
+use std::collections::BTreeSet;
 use std::ffi::OsString;
 use std::path::Path;
 use std::time::Instant;
@@ -33,14 +34,7 @@ pub async fn verify_backup(
     stop: &CancellationToken,
 ) -> Result<BackupVerifyReport, BackupError> {
     let manifest = BackupManifest::read_for(dump)?;
-    let is_configured =
-        |id: &u8| keyring.is_some_and(|ring| ring.key_ids().any(|known| known == *id));
-    let missing: Vec<u8> = manifest
-        .key_ids
-        .iter()
-        .copied()
-        .filter(|id| !is_configured(id))
-        .collect();
+    let missing = missing_keys(&manifest.key_ids, keyring);
     if !missing.is_empty() {
         return Err(BackupError::MissingKeys(missing));
     }
@@ -62,7 +56,8 @@ pub async fn verify_backup(
     if (bytes, &sha256) == (manifest.bytes, &manifest.sha256) {
         let name = BackupId::mint(now).to_string().to_lowercase();
         let name = name.replace(BackupId::PREFIX, "attesto_trial_");
-        store::create_scratch_database(database, &name).await?;
+        let schema = manifest.tables_schema();
+        store::create_scratch_database(database, &name, schema.as_deref()).await?;
         let scratch = database.sibling_database(&name);
         let check = restore_and_check(&scratch, keyring, programs, dump, &manifest, &mut report);
         let outcome = stop.run_until_cancelled(check).await;
@@ -128,7 +123,30 @@ async fn restore_and_check(
             }));
         }
     }
+    // The values themselves decide, not the manifest: a manifest that an earlier release wrote for tables outside `public`
+    // names no key.
+    let missing = missing_keys(&found.key_ids, keyring);
+    if !missing.is_empty() {
+        let problem = format!("{}.", BackupError::MissingKeys(missing));
+        report.problems.push(problem);
+    } else if found.has_secrets && report.opened == 0 && report.problems.is_empty() {
+        report.problems.push(
+            "It holds sealed values, and none of them was opened: give the encryption keys that the service runs with."
+                .to_owned(),
+        );
+    }
     Ok(())
+}
+
+/// The ids of the keys that are not configured, ascending.
+fn missing_keys(needed: &BTreeSet<u8>, keyring: Option<&Keyring>) -> Vec<u8> {
+    let is_configured =
+        |id: u8| keyring.is_some_and(|ring| ring.key_ids().any(|known| known == id));
+    needed
+        .iter()
+        .copied()
+        .filter(|id| !is_configured(*id))
+        .collect()
 }
 
 /// Restores a dump into a database without tables. See [`BackupError::ProgramFailed`] for a dump that cannot be

@@ -78,13 +78,14 @@ pub(crate) async fn run(
 ) -> Result<(), CommandError> {
     let DatabaseCommand::GrantReadonly { user, run } = command;
     let database = context.open_database().await?;
-    let columns = database.list_columns().await?;
+    let schema = database.tables_schema().await?.unwrap_or_default();
+    let columns = database.list_columns(&schema).await?;
     if columns.is_empty() {
         return Err(CommandError::failed(
             "the database has no tables yet: run `attesto migrate` first.",
         ));
     }
-    let statements = build_grant_statements(&user.0, &database.database_name(), &columns);
+    let statements = build_grant_statements(&user.0, &database.database_name(), &schema, &columns);
     let script = format!("{};", statements.join(";\n"));
     if !run {
         let shown = GrantScript {
@@ -122,8 +123,14 @@ struct GrantResult<'a> {
     columns: usize,
 }
 
-fn build_grant_statements(role: &str, database: &str, columns: &[(String, String)]) -> Vec<String> {
+fn build_grant_statements(
+    role: &str,
+    database: &str,
+    schema: &str,
+    columns: &[(String, String)],
+) -> Vec<String> {
     let database = database.replace('"', "\"\"");
+    let quoted_schema = format!("\"{}\"", schema.replace('"', "\"\""));
     let mut statements = vec![
         format!(
             "do $$ begin if not exists (select from pg_roles where rolname = '{role}') then \
@@ -137,10 +144,16 @@ fn build_grant_statements(role: &str, database: &str, columns: &[(String, String
             "alter role {role} in database \"{database}\" set idle_in_transaction_session_timeout = '60s'"
         ),
         format!("grant connect on database \"{database}\" to {role}"),
-        format!("grant usage on schema public to {role}"),
+        format!("grant usage on schema {quoted_schema} to {role}"),
         // An earlier release may have granted more.
-        format!("revoke all on all tables in schema public from {role}"),
+        format!("revoke all on all tables in schema {quoted_schema} from {role}"),
     ];
+    if schema != "public" {
+        // The documented queries name no schema.
+        statements.push(format!(
+            "alter role {role} in database \"{database}\" set search_path = {quoted_schema}"
+        ));
+    }
     let mut visible: BTreeMap<&str, Vec<String>> = BTreeMap::new();
     for (table, column) in columns {
         if !is_private_column(table, column) {
@@ -152,7 +165,7 @@ fn build_grant_statements(role: &str, database: &str, columns: &[(String, String
     }
     statements.extend(visible.into_iter().map(|(table, columns)| {
         format!(
-            "grant select ({}) on \"{table}\" to {role}",
+            "grant select ({}) on {quoted_schema}.\"{table}\" to {role}",
             columns.join(", ")
         )
     }));
@@ -172,9 +185,9 @@ mod tests {
         columns.push(("future".to_owned(), "other_enc".to_owned()));
         columns.push(("purchase_links".to_owned(), "token".to_owned()));
         columns.push(("tenants".to_owned(), "name".to_owned()));
-        let all = build_grant_statements("bi", "attesto", &columns).join("\n");
+        let all = build_grant_statements("bi", "attesto", "public", &columns).join("\n");
         assert!(!all.contains("_enc") && !all.contains("token"), "{all}");
-        assert!(all.ends_with("grant select (\"name\") on \"tenants\" to bi"));
+        assert!(all.ends_with("grant select (\"name\") on \"public\".\"tenants\" to bi"));
     }
 
     #[test]

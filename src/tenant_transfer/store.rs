@@ -69,7 +69,7 @@ pub(super) fn encoded_column(table: &str) -> Option<EncodedColumn> {
 async fn list_table_columns(with: impl PgExecutor<'_>, table: &str) -> Result<Vec<String>, Error> {
     sqlx::query_scalar(
         "select attname::text from pg_attribute
-          where attrelid = to_regclass('public.' || $1) and attnum > 0 and not attisdropped and attgenerated = ''
+          where attrelid = to_regclass($1) and attnum > 0 and not attisdropped and attgenerated = ''
           order by attnum",
     )
     .bind(table)

@@ -218,6 +218,36 @@ async fn a_damaged_backup_fails_verification() {
 }
 
 #[tokio::test]
+async fn a_backup_is_not_sound_if_it_has_sealed_values_and_none_was_opened() {
+    let place = Place::new().await;
+    place.world.tenant().await;
+    // Values that name no key.
+    for change in [
+        "update apple_credentials set private_key_enc = '\\x00' || sha256('x') || sha256('y')",
+        "update google_credentials set service_account_enc = '\\x00' || sha256('x') || sha256('y')",
+    ] {
+        sqlx::query(change)
+            .execute(place.world.database().pool())
+            .await
+            .unwrap();
+    }
+    let manifest = place.create("dump");
+    assert_eq!(manifest["keyIds"], json!([]));
+    let keyless = place.shell.clone().without("ATTESTO_ENCRYPTION_KEY");
+    let unsound = place.verify(&keyless, "dump");
+    let found = report(&unsound);
+    assert_eq!(
+        (unsound.exit, &found["sound"], &found["opened"]),
+        (1, &json!(false), &json!(0))
+    );
+    assert!(
+        unsound.complained.contains("none of them was opened"),
+        "{}",
+        unsound.complained
+    );
+}
+
+#[tokio::test]
 async fn missing_programs_are_named() {
     let place = Place::new().await;
     let shell = place.shell.clone().set("ATTESTO_PG_BIN", "/nowhere");

@@ -47,6 +47,7 @@ mod migration_sql;
 mod migrations;
 mod openapi;
 mod operators;
+mod other_schema;
 mod pgbouncer;
 mod read_only_role;
 mod receiver_examples;
