@@ -15,8 +15,12 @@ use attesto::deliveries::{
 use attesto::egress::{AllowList, EgressPolicy, LookupError, Resolver};
 use futures_util::FutureExt as _;
 use futures_util::future::{BoxFuture, join_all};
+use rustls::pki_types::PrivateKeyDer;
+use rustls::server::WebPkiClientVerifier;
+use rustls::{RootCertStore, ServerConfig};
 use tokio::io::AsyncWriteExt as _;
 use tokio::net::TcpListener;
+use tokio_rustls::TlsAcceptor;
 
 use crate::world::receiver::{Manner, Place, Receiver, Wire, certificate, say};
 use crate::world::wait::{self, HANG_LIMIT, finished};
@@ -388,6 +392,43 @@ fn odd() -> Vec<Hostile> {
             Http3xx,
             304,
             say(b"HTTP/1.1 304 Not Modified\r\n\r\n"),
+        ),
+        // Malformed header lines. The length behind them counts: the connection stays open.
+        hostile(
+            "a header line without a colon",
+            Success,
+            200,
+            say(b"HTTP/1.1 200 OK\r\nnot a header\r\nContent-Length: 2\r\n\r\nok"),
+        ),
+        hostile(
+            "a header name with blanks",
+            Success,
+            200,
+            say(b"HTTP/1.1 200 OK\r\nX Powered By: x\r\nContent-Length: 2\r\n\r\nok"),
+        ),
+        hostile(
+            "a header name that is not ASCII",
+            Success,
+            200,
+            say("HTTP/1.1 200 OK\r\nGrüße: x\r\nContent-Length: 2\r\n\r\nok".as_bytes()),
+        ),
+        hostile(
+            "a control character in a header",
+            Success,
+            200,
+            say(b"HTTP/1.1 200 OK\r\nX-A: \x01\r\nContent-Length: 2\r\n\r\nok"),
+        ),
+        hostile(
+            "a folded header line",
+            Success,
+            200,
+            say(b"HTTP/1.1 200 OK\r\nX-A: 1\r\n  2\r\nContent-Length: 2\r\n\r\nok"),
+        ),
+        hostile(
+            "a blank before the colon",
+            Success,
+            200,
+            say(b"HTTP/1.1 200 OK\r\nContent-Length : 2\r\n\r\nok"),
         ),
     ]
 }
@@ -959,4 +1000,47 @@ async fn certificates_are_verified() {
             }
         }
     }
+}
+
+#[tokio::test]
+async fn a_receiver_that_asks_for_a_client_certificate_is_a_problem_of_tls() {
+    let (roots, config) = server_with_client_certificates("hooks.example.com");
+    let place = Place::at(GOOD, 0).with_tls(TlsAcceptor::from(Arc::new(config)));
+    let receiver = Receiver::new(place, Arc::new(say(OK))).await;
+    let sender = sender_with(
+        HANG_LIMIT,
+        EgressPolicy::new(true),
+        flipping(vec![vec![GOOD]]),
+        TlsTrust::OnlyRoots(roots),
+    );
+    let url = format!("https://hooks.example.com:{}/", receiver.address.port());
+    // The refusal arrives before the request is sent, or after.
+    for _ in 0..20 {
+        let outcome = attempt(&url).send(&sender).await;
+        let AttemptOutcome::Refused { class, detail, .. } = outcome else {
+            panic!("{outcome:?}");
+        };
+        assert_eq!(class, OutcomeClass::Tls, "{detail}");
+        assert!(detail.contains("client certificate"), "{detail}");
+    }
+    assert!(receiver.requests().is_empty());
+}
+
+/// A server that accepts clients with its own certificate only.
+fn server_with_client_certificates(name: &str) -> (RootCertStore, ServerConfig) {
+    let made = rcgen::generate_simple_self_signed([name.to_owned()]).unwrap();
+    let certificate = made.cert.der().clone();
+    let key = PrivateKeyDer::try_from(made.signing_key.serialize_der()).unwrap();
+    let mut roots = RootCertStore::empty();
+    roots.add(certificate.clone()).unwrap();
+    let provider = Arc::new(rustls::crypto::aws_lc_rs::default_provider());
+    let clients = Arc::new(roots.clone());
+    let clients = WebPkiClientVerifier::builder_with_provider(clients, provider.clone());
+    let config = ServerConfig::builder_with_provider(provider)
+        .with_safe_default_protocol_versions()
+        .unwrap()
+        .with_client_cert_verifier(clients.build().unwrap())
+        .with_single_cert(vec![certificate], key)
+        .unwrap();
+    (roots, config)
 }

@@ -78,7 +78,16 @@ pub(super) struct CallbackConnection {
     pub(super) request_sender: SendRequest<Full<Bytes>>,
     pub(super) read_budget: ReadBudget,
     pub(super) peer_address: SocketAddr,
-    _driver: AbortOnDropHandle<()>,
+    /// Ends with the connection, and with its error, if any.
+    driver: AbortOnDropHandle<Option<hyper::Error>>,
+}
+
+impl CallbackConnection {
+    /// Waits until the connection has ended. Returns why, if it ended before it took a request: the request's own error does not
+    /// say it.
+    pub(super) async fn wait_for_end(&mut self) -> Option<hyper::Error> {
+        (&mut self.driver).await.ok().flatten()
+    }
 }
 
 /// Connects to one of the checked addresses and to nothing else.
@@ -183,17 +192,19 @@ async fn http_handshake<S: AsyncRead + AsyncWrite + Send + Unpin + 'static>(
         .max_buf_size(MAX_RESPONSE_HEAD_BYTES)
         .max_headers(MAX_RESPONSE_HEADERS)
         .title_case_headers(true)
+        // A receiver that answers 200 has taken the event, whatever else its server writes: browsers and other clients pass over
+        // such lines too. What decides where the answer ends is still refused when it is wrong.
+        .allow_spaces_after_header_name_in_responses(true)
+        .allow_obsolete_multiline_headers_in_responses(true)
+        .ignore_invalid_headers_in_responses(true)
         .handshake(TokioIo::new(stream))
         .await
         .map_err(ConnectError::Http)?;
-    let driver = tokio::spawn(async move {
-        // The task that waits for the answer gets the error too.
-        let _ = connection.await;
-    });
+    let driver = tokio::spawn(async move { connection.await.err() });
     Ok(CallbackConnection {
         request_sender: requests,
         read_budget,
         peer_address: peer,
-        _driver: AbortOnDropHandle::new(driver),
+        driver: AbortOnDropHandle::new(driver),
     })
 }

@@ -1,5 +1,7 @@
 //! The sender itself.
 
+use std::error::Error as _;
+use std::io;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -7,7 +9,7 @@ use http_body_util::{BodyExt as _, Full};
 use hyper::body::{Bytes, Incoming};
 use hyper::http::header::RETRY_AFTER;
 use hyper::{Request, Response};
-use rustls::ClientConfig;
+use rustls::{AlertDescription, ClientConfig};
 use tokio::time::{Instant, timeout_at};
 use x509_cert::Certificate;
 use x509_cert::der::Decode as _;
@@ -222,6 +224,11 @@ impl Sender {
         let sending = send_on_connection(&mut connection, build()?);
         match timeout_at(deadline, sending).await.map_err(late)? {
             Ok(response) => Ok((connection, response)),
+            Err(error) if error.is_canceled() || error.is_closed() => {
+                let end = timeout_at(deadline, connection.wait_for_end()).await;
+                let cause = end.ok().flatten().unwrap_or(error);
+                Err(connection_error(&cause, &connection))
+            }
             Err(error) => Err(connection_error(&error, &connection)),
         }
     }
@@ -319,11 +326,38 @@ fn connection_error(error: &hyper::Error, connection: &CallbackConnection) -> At
         let detail = "the head of the answer is too large".to_owned();
         return AttemptError::Refused(OutcomeClass::BodyLimit, detail);
     }
+    if let Some(cause) = find_tls_error(error) {
+        let detail = match cause {
+            rustls::Error::AlertReceived(AlertDescription::CertificateRequired) => {
+                "the receiver asks for a client certificate, and deliveries have none".to_owned()
+            }
+            cause => format!("the TLS connection failed: {cause}"),
+        };
+        return AttemptError::Refused(OutcomeClass::Tls, detail);
+    }
     let detail = match error {
         error if error.is_parse() => format!("the answer is not HTTP: {error}"),
         error => format!("the connection ended before an answer: {error}"),
     };
     AttemptError::Refused(OutcomeClass::Connect, detail)
+}
+
+/// With TLS 1.3 a receiver refuses a client only after the client's side of the handshake is done: the alert arrives instead of
+/// the answer.
+fn find_tls_error(error: &hyper::Error) -> Option<&rustls::Error> {
+    let mut cause = error.source();
+    while let Some(found) = cause {
+        // An `io::Error` does not show the error inside it as its source.
+        let inner = found
+            .downcast_ref::<io::Error>()
+            .and_then(io::Error::get_ref);
+        let tls = inner.and_then(|inner| inner.downcast_ref::<rustls::Error>());
+        if tls.is_some() {
+            return tls;
+        }
+        cause = found.source();
+    }
+    None
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
