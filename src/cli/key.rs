@@ -1,8 +1,11 @@
 //! `attesto key`: a tenant's API keys.
 
+use std::io;
+
 use serde_json::json;
 
 use super::context::{CommandContext, CommandError, ensure_tenant_exists};
+use crate::base::clock::Timestamp;
 use crate::base::id::{KeyId, MalformedIdError, TenantId};
 use crate::db::Database;
 use crate::tenants::api_key::ApiKeyHash;
@@ -63,7 +66,7 @@ pub(crate) async fn run(command: KeyCommand, context: &CommandContext) -> Result
             let raw = RawApiKey::generate(env);
             let key =
                 store::create_api_key(&database, &tenant, name.as_ref(), env, &raw, now).await?;
-            output.write_json_or_text(
+            let shown = output.write_one_time_secret(
                 &json!({
                     "id": key.id,
                     "tenantId": key.tenant,
@@ -77,7 +80,10 @@ pub(crate) async fn run(command: KeyCommand, context: &CommandContext) -> Result
                     key.id,
                     raw.expose()
                 ),
-            )?;
+            );
+            if let Err(error) = shown {
+                return Err(revoke_unshown_key(&database, &key.id, &error, now).await);
+            }
         }
         KeyCommand::List {
             tenant,
@@ -125,6 +131,23 @@ pub(crate) async fn run(command: KeyCommand, context: &CommandContext) -> Result
         }
     }
     Ok(())
+}
+
+/// Revokes a key that could not be shown: it would stay valid, and nothing could use it.
+async fn revoke_unshown_key(
+    database: &Database,
+    key: &KeyId,
+    cause: &io::Error,
+    now: Timestamp,
+) -> CommandError {
+    CommandError::failed(match store::revoke_api_key(database, key, now).await {
+        Ok(_) => format!(
+            "the new key {key} could not be shown ({cause}), so it was revoked: run the command again with an output that can be written."
+        ),
+        Err(_) => format!(
+            "the new key {key} could not be shown ({cause}) and is still valid, because revoking it failed too: attesto key revoke {key}"
+        ),
+    })
 }
 
 async fn revoke_tenant_keys(

@@ -12,6 +12,7 @@
 //! - [`output`]: JSON lines, or tables and text; [`progress`]: a progress bar
 //! - [`operator`]: the user name for the operator audit
 //! - [`duration`], [`input_file`]: how arguments are read
+//! - [`missing_key`]: tells a lost encryption key from one that was not made yet
 //! - [`store_credentials`]: what [`apple`] and [`google`] share
 //!
 //! The commands:
@@ -45,6 +46,7 @@ mod inspect;
 mod jobs;
 mod key;
 mod migrate;
+mod missing_key;
 mod openapi;
 mod operator;
 mod output;

@@ -4,6 +4,7 @@ use std::io::{self, IsTerminal as _, Write};
 use std::sync::{Mutex, PoisonError};
 
 use comfy_table::{ColumnConstraint, ContentArrangement, Table, Width, presets};
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use serde::Serialize;
 use serde_json::Value;
 
@@ -27,6 +28,14 @@ pub(crate) struct OutputWriter {
     /// Columns of the terminal. `None`: stdout is no terminal, lines may have any length.
     width: Option<u16>,
     writer: Mutex<Box<dyn Write + Send>>,
+}
+
+/// Whether a pipe whose other end is closed is an error. Not where a line only informs: `attesto key list … | head -1` closes
+/// the pipe early.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum ClosedPipe {
+    Ignored,
+    Error,
 }
 
 impl OutputWriter {
@@ -79,6 +88,21 @@ impl OutputWriter {
         } else {
             self.write_json_line(result)
         }
+    }
+
+    /// Like [`write_json_or_text`](Self::write_json_or_text), for a secret that cannot be shown again: an error also when
+    /// the other end of the pipe is closed.
+    pub(crate) fn write_one_time_secret<T: Serialize>(
+        &self,
+        result: &T,
+        text: &str,
+    ) -> io::Result<()> {
+        let text = if self.is_human_readable {
+            replace_control_chars(text)
+        } else {
+            serde_json::to_string(result)?
+        };
+        self.write_text(&text, ClosedPipe::Error)
     }
 
     /// Writes one result that is meant to become a file: `text` unchanged, also into a pipe; a JSON line only with
@@ -170,13 +194,32 @@ impl OutputWriter {
     }
 
     fn write_line(&self, text: &str) -> io::Result<()> {
+        self.write_text(text, ClosedPipe::Ignored)
+    }
+
+    fn write_text(&self, text: &str, closed_pipe: ClosedPipe) -> io::Result<()> {
         let mut writer = self.writer.lock().unwrap_or_else(PoisonError::into_inner);
         match writeln!(writer, "{text}").and_then(|()| writer.flush()) {
-            // `attesto key list … | head -1` closes the pipe early, which is no failure.
-            Err(error) if error.kind() == io::ErrorKind::BrokenPipe => Ok(()),
+            Err(error)
+                if error.kind() == io::ErrorKind::BrokenPipe
+                    && closed_pipe == ClosedPipe::Ignored =>
+            {
+                Ok(())
+            }
             result => result,
         }
     }
+}
+
+/// Whether stdout is a pipe that no process reads any more, as in `attesto tail … | head -1` after the first line.
+pub(crate) fn is_stdout_closed() -> bool {
+    let stdout = io::stdout();
+    // Errors are reported without being asked for.
+    let mut pipe = [PollFd::new(&stdout, PollFlags::empty())];
+    poll(&mut pipe, Some(&Timespec::default())).is_ok_and(|count| count > 0)
+        && pipe[0]
+            .revents()
+            .intersects(PollFlags::ERR | PollFlags::HUP)
 }
 
 fn terminal_width() -> Option<u16> {

@@ -16,6 +16,7 @@ use tokio_util::sync::CancellationToken;
 use tokio_util::task::AbortOnDropHandle;
 
 use super::context::{CommandContext, CommandError};
+use super::missing_key::explain_missing_key;
 use crate::app::{App, RunningApp};
 use crate::base::backoff::Backoff;
 use crate::base::clock::{Clock, Timestamp};
@@ -175,7 +176,9 @@ pub(crate) async fn run(args: ServeArgs, context: &CommandContext) -> Result<(),
         Ok(settings) => (settings.log, Ok(settings)),
         Err(problems) => (
             LogSettings::best_effort(&raw),
-            Err(CommandError::invalid_settings(problems)),
+            Err(CommandError::invalid_settings(
+                explain_missing_key(&raw, problems).await,
+            )),
         ),
     };
     let collector = settings.as_ref().ok().and_then(|it| it.traces.clone());

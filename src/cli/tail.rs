@@ -5,6 +5,7 @@ use std::time::Duration;
 use tokio::time::sleep;
 
 use super::context::{CommandContext, CommandError, ensure_tenant_exists};
+use super::output::is_stdout_closed;
 use crate::base::id::TenantId;
 use crate::tail::TailWatcher;
 
@@ -38,7 +39,8 @@ pub(crate) async fn run(args: TailArgs, context: &CommandContext) -> Result<(), 
         for line in lines {
             context.output.write_json_or_text(&line, &line.to_text())?;
         }
-        if args.no_follow {
+        // A closed pipe is noticed here also when nothing happens that could be written.
+        if args.no_follow || is_stdout_closed() {
             return Ok(());
         }
         tokio::select! {

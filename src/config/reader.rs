@@ -347,8 +347,8 @@ impl SettingsReader<'_> {
             Ok(None) => {
                 self.add_problem(
                     "ATTESTO_ENCRYPTION_KEY",
-                    "is missing: make one with `openssl rand -base64 32`, keep it as safe as a backup, and set it, or \
-                     ATTESTO_ENCRYPTION_KEY_FILE to a file that holds it",
+                    "is missing: set it to the key of this installation, or ATTESTO_ENCRYPTION_KEY_FILE to a file that holds it; \
+                     only for a new database, make one with `openssl rand -base64 32` and keep it as safe as a backup",
                 );
                 None
             }

@@ -66,12 +66,12 @@ pub enum MasterKeyError {
     Id,
     /// The key is not standard base64.
     #[error(
-        "the key must be standard base64 with padding (make one with: openssl rand -base64 32)"
+        "the key must be standard base64 with padding (as `openssl rand -base64 32` prints one)"
     )]
     Base64,
     /// The decoded key is not 32 bytes long.
     #[error(
-        "the key must decode to exactly 32 bytes, this one decodes to {0} (make one with: openssl rand -base64 32)"
+        "the key must decode to exactly 32 bytes, this one decodes to {0} (as `openssl rand -base64 32` prints one)"
     )]
     Length(usize),
 }

@@ -2,6 +2,11 @@
 
 #![expect(clippy::unwrap_used, reason = "a helper of a test fails like the test")]
 
+use std::fs::OpenOptions;
+use std::process::Stdio;
+
+use base64::Engine as _;
+use base64::engine::general_purpose::STANDARD;
 use serde_json::{Value, json};
 
 use crate::world::postgres::{empty_database, fresh_database};
@@ -83,6 +88,59 @@ async fn tenants_are_created_listed_and_changed() {
         json!({"id": one, "rateLimitPerSecond": 5, "rateLimitBurst": null})
     );
     assert_eq!(answer(&shell, &limits)["rateLimitPerSecond"], 5);
+}
+
+/// Outputs that cannot be written: a full disk, and a pipe that no process reads.
+fn unwritable_outputs() -> [Stdio; 2] {
+    let full = OpenOptions::new().write(true).open("/dev/full").unwrap();
+    let (reader, writer) = std::io::pipe().unwrap();
+    drop(reader);
+    [full.into(), writer.into()]
+}
+
+#[tokio::test]
+async fn an_api_key_that_could_not_be_shown_is_revoked() {
+    let shell = fresh_database().await.shell();
+    let tenant = answer(&shell, &["tenant", "create", "--name", "Acme"]);
+    let tenant = tenant["id"].as_str().unwrap();
+    for (number, output) in (1..).zip(unwritable_outputs()) {
+        let ran = shell
+            .command(&["key", "create", tenant])
+            .stdout(output)
+            .output()
+            .unwrap();
+        let complained = String::from_utf8(ran.stderr).unwrap();
+        assert_eq!(ran.status.code(), Some(1), "{complained}");
+        assert!(complained.contains("so it was revoked"), "{complained}");
+        let keys = shell.rows(&["key", "list", tenant]);
+        assert_eq!(keys.len(), number);
+        for key in keys {
+            assert!(key["revokedAt"].is_string(), "{key}");
+        }
+    }
+}
+
+#[tokio::test]
+async fn a_signing_secret_that_could_not_be_shown_is_reported() {
+    let shell = fresh_database().await.shell();
+    for output in unwritable_outputs() {
+        let tenant = answer(&shell, &["tenant", "create", "--name", "Acme"]);
+        let tenant = tenant["id"].as_str().unwrap();
+        let url = "https://93.184.216.34/hook";
+        let ran = shell
+            .command(&["webhook", "set-config", tenant, "--callback-url", url])
+            .env("ATTESTO_ENCRYPTION_KEY", STANDARD.encode([7; 32]))
+            .stdout(output)
+            .output()
+            .unwrap();
+        let complained = String::from_utf8(ran.stderr).unwrap();
+        assert_eq!(ran.status.code(), Some(1), "{complained}");
+        let advice = format!("attesto webhook set-config {tenant} --secret-path FILE");
+        assert!(complained.contains(&advice), "{complained}");
+        // What the message says is so.
+        let found = answer(&shell, &["webhook", "get", tenant]);
+        assert_eq!(found["secrets"].as_array().unwrap().len(), 1);
+    }
 }
 
 #[tokio::test]

@@ -16,6 +16,7 @@ use tokio::net::{TcpListener, UnixStream};
 use url::Url;
 
 use crate::tls::{DAY, Made};
+use crate::world::attesto::World;
 use crate::world::folder::Folder;
 use crate::world::postgres::{empty_database, fresh_database};
 use crate::world::wait::{wait_for, wait_until};
@@ -504,6 +505,31 @@ async fn all_start_errors_are_reported_at_once() {
     assert_eq!(line["level"], "fatal");
     assert_eq!(line["msg"], "startup_failed");
     assert!(!(errors + &log).contains("hunter2"));
+}
+
+/// With the advice to make a key, an operator who lost the key would add a second loss to the first.
+#[tokio::test]
+async fn a_lost_key_is_not_taken_for_one_that_was_never_made() {
+    let world = World::with(&[("WEBHOOK_DISPATCHER_DISABLED", "true")]).await;
+    world.tenant().await;
+    let empty = empty_database().await;
+    for (url, expected, unexpected) in [
+        (
+            &world.fresh.url,
+            "holds values sealed with encryption key 1: set it to that key",
+            "make one",
+        ),
+        (&empty.url, "only for a new database, make one", "sealed"),
+    ] {
+        let ran = attesto(&["serve"], &[("DATABASE_URL", url)])
+            .output()
+            .expect("the binary runs");
+        assert_eq!(ran.status.code(), Some(2));
+        let errors = String::from_utf8(ran.stderr).expect("text");
+        assert_eq!(errors.lines().count(), 1, "{errors}");
+        assert!(errors.contains(expected), "{errors}");
+        assert!(!errors.contains(unexpected), "{errors}");
+    }
 }
 
 #[tokio::test]

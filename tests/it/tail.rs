@@ -1,5 +1,8 @@
 //! `attesto tail` shows the changes of a tenant.
 
+use std::io::{BufRead as _, BufReader};
+use std::process::Stdio;
+
 use attesto::base::clock::Timestamp;
 use attesto::events::purchase_state::{StateBasis, StateStatus};
 use attesto::events::{
@@ -10,6 +13,7 @@ use serde_json::{Value, json};
 
 use crate::world::attesto::World;
 use crate::world::event::test_event;
+use crate::world::wait::wait_for;
 
 const QUIET: [(&str, &str); 1] = [("WEBHOOK_DISPATCHER_DISABLED", "true")];
 
@@ -268,5 +272,29 @@ async fn the_command_shows_the_latest_changes() {
 
     let nobody = shell.run(&["tail", "--tenant", "tenant_01J9ZQ4T5W6X7Y8Z9A0B1C2D3E"]);
     assert_eq!(nobody.exit, 1, "{}", nobody.complained);
+    watched.world.end().await;
+}
+
+#[tokio::test]
+async fn the_command_ends_when_its_output_is_no_longer_read() {
+    let watched = Watched::new().await;
+    watched.happens("1").await;
+    let tenant = watched.tenant.to_string();
+    let mut child = watched
+        .world
+        .shell()
+        .command(&["tail", "--tenant", &tenant])
+        .stdin(Stdio::null())
+        .stdout(Stdio::piped())
+        .spawn()
+        .unwrap();
+    // As `head -1` does; nothing is written afterwards.
+    let mut line = String::new();
+    let mut output = BufReader::new(child.stdout.take().unwrap());
+    output.read_line(&mut line).unwrap();
+    assert!(line.contains("google.subscription_renewed"), "{line}");
+    drop(output);
+    let status = wait_for("the command ends", async || child.try_wait().unwrap()).await;
+    assert!(status.success(), "{status}");
     watched.world.end().await;
 }

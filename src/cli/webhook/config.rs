@@ -117,10 +117,17 @@ pub(super) async fn set_webhook_config(
         secret: made,
         warning: made.map(|_| ONE_TIME_SECRET_WARNING),
     };
-    context
-        .output
-        .write_json_or_text(&configured, &format_webhook_config(&endpoint, made))?;
-    Ok(())
+    let text = format_webhook_config(&endpoint, made);
+    if made.is_none() {
+        context.output.write_json_or_text(&configured, &text)?;
+        return Ok(());
+    }
+    let shown = context.output.write_one_time_secret(&configured, &text);
+    shown.map_err(|error| {
+        CommandError::failed(format!(
+            "the new signing secret could not be shown ({error}), and deliveries are signed with it from now on: set one that you know with attesto webhook set-config {tenant} --secret-path FILE"
+        ))
+    })
 }
 
 fn format_webhook_config(endpoint: &EndpointSummary, made: Option<&str>) -> String {

@@ -64,13 +64,21 @@ impl Shell {
         self.run_with(words, "")
     }
 
-    /// With `input` on its standard input.
-    pub(crate) fn run_with(&self, words: &[&str], input: impl AsRef<[u8]>) -> Ran {
+    /// The command, for a test that chooses its input and output.
+    pub(crate) fn command(&self, words: &[&str]) -> Command {
         let this = OsStr::new(env!("CARGO_BIN_EXE_attesto"));
-        let mut child = Command::new(self.program.as_deref().unwrap_or(this))
+        let mut command = Command::new(self.program.as_deref().unwrap_or(this));
+        command
             .env_clear()
             .envs(self.environment.iter().map(|(name, value)| (name, value)))
-            .args(words)
+            .args(words);
+        command
+    }
+
+    /// With `input` on its standard input.
+    pub(crate) fn run_with(&self, words: &[&str], input: impl AsRef<[u8]>) -> Ran {
+        let mut child = self
+            .command(words)
             .stdin(Stdio::piped())
             .stdout(Stdio::piped())
             .stderr(Stdio::piped())
