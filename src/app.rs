@@ -117,6 +117,17 @@ struct AppMetrics {
     listener: Option<TcpListener>,
 }
 
+impl AppMetrics {
+    fn new(registry: &MetricsRegistry, gauges: DatabaseGauges) -> Self {
+        Self {
+            requests: RequestMetrics::new(registry),
+            statistics: Arc::new(gauges),
+            registry: registry.clone(),
+            listener: None,
+        }
+    }
+}
+
 impl App {
     /// Builds every feature, within a Tokio runtime. The database is not used yet.
     pub fn build(
@@ -206,18 +217,10 @@ impl App {
             delivery_metrics: DeliveryMetrics::new(&registry),
             tls_metrics: tls::TlsMetrics::new(&registry),
             body_budget,
-            metrics: AppMetrics {
-                requests: RequestMetrics::new(&registry),
-                statistics: Arc::new(DatabaseGauges::new(
-                    database,
-                    keyring,
-                    clock,
-                    &certificate_expiries,
-                    &registry,
-                )),
-                registry,
-                listener: None,
-            },
+            metrics: AppMetrics::new(
+                &registry,
+                DatabaseGauges::new(database, keyring, clock, &certificate_expiries, &registry),
+            ),
             presence,
             certificate_expiries,
             sender,

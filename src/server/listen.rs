@@ -102,10 +102,6 @@ pub enum BindError {
 }
 
 /// Starts to listen: connections are taken by the system from now on, and served after [`start_server`].
-#[expect(
-    clippy::unused_async,
-    reason = "it needs a runtime, as every function that is awaited has"
-)]
 pub async fn bind_listener(listen: ListenSettings) -> Result<TcpListener, BindError> {
     let address = listen.bind_addr();
     match listen_at(address) {
