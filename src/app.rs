@@ -181,13 +181,7 @@ impl App {
         let wake = WorkNotifier::from_changes(&changes);
         let notifier = wake.clone();
         let record = EventRecorder::new(database, clock, move || notifier.notify_work());
-        let sender = Sender::new(
-            SenderSettings::new(
-                settings.webhooks.callback_timeout,
-                build_address_guard(settings, database),
-            ),
-            clock,
-        )?;
+        let sender = build_sender(settings, database, clock)?;
         let apple_notifications =
             apple::AppleNotifications::new(&apple, record.clone(), &changes, refusals);
         let google_notifications = google::GoogleNotifications::new(
@@ -583,6 +577,17 @@ fn build_verifications(
     } else {
         VerificationLog::disabled(clock)
     }
+}
+
+fn build_sender(
+    settings: &AppSettings,
+    database: &Database,
+    clock: &Clock,
+) -> Result<Sender, BuildError> {
+    let timeout = settings.webhooks.callback_timeout;
+    let address_guard = build_address_guard(settings, database);
+    let sender = Sender::new(SenderSettings::new(timeout, address_guard), clock)?;
+    Ok(sender)
 }
 
 /// Which callback addresses may be called: never this service's own, and never the database's.

@@ -161,17 +161,17 @@ impl fmt::Debug for Database {
 impl Database {
     /// A pool that connects on first use, so that a database that is unavailable at start-up is not an error.
     pub fn open(settings: &ConnectSettings) -> Self {
-        Self::open_with(settings, "attesto".to_owned(), None)
+        Self::open_with(settings, "attesto", None)
     }
 
     /// The same; changes are attributed to `operator` in the log of changes.
     pub fn open_for_operator(settings: &ConnectSettings, operator: &Operator) -> Self {
         // A unique name, by which the trigger recognises that the session's operator is still this one.
         let name = format!("attesto-cli/{:08x}", fastrand::u32(..));
-        Self::open_with(settings, name, Some(operator.clone()))
+        Self::open_with(settings, &name, Some(operator.clone()))
     }
 
-    fn open_with(settings: &ConnectSettings, name: String, operator: Option<Operator>) -> Self {
+    fn open_with(settings: &ConnectSettings, name: &str, operator: Option<Operator>) -> Self {
         let direct_server = settings.direct_servers.clone().map(ServerWatch::new);
         let from_url = ServerWatch::new(settings.servers.clone());
         let pooler = direct_server.is_some().then(|| from_url.clone());
@@ -181,8 +181,8 @@ impl Database {
             _ => from_url,
         };
         let is_shared = direct_server.is_some() && operator.is_none();
-        let options = server.current_options().application_name(&name);
-        let operator = operator.map(|operator| Arc::new((name.clone(), operator)));
+        let options = server.current_options().application_name(name);
+        let operator = operator.map(|operator| Arc::new((name.to_owned(), operator)));
         let most = match operator {
             None if settings.max_connections >= MIN_CONNECTIONS_TO_RESERVE => {
                 settings.max_connections - DELIVERY_CONNECTIONS
@@ -200,7 +200,7 @@ impl Database {
             .idle_timeout(settings.idle_timeout)
             .acquire_timeout(settings.connect_timeout);
         let pool = hooks.install(pool).connect_lazy_with(options);
-        server.add_pool(&pool, &name);
+        server.add_pool(&pool, name);
         Self {
             pool: DbPool::new(pool, server.clone(), is_shared),
             server,

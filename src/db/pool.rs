@@ -114,27 +114,29 @@ impl DbPool {
         }))
     }
 
-    /// A connection of the pool to the current server.
-    pub(super) async fn acquire(&self) -> Result<PooledSession, Error> {
-        self.server.choose_first().await?;
-        loop {
-            let replaced = self.server.replaced();
-            let acquiring = self.server.run_while_suitable(self.inner.acquire());
-            let acquired = self.server.run_until_replaced(&replaced, acquiring).await;
-            if replaced.is_cancelled() {
-                // What the pool waited for was a connection to the server before.
-                if let Ok(connection) = acquired {
-                    drop(connection.detach());
+    /// A connection of the pool to the current server. In a box: every statement of a request waits in this large future.
+    pub(super) fn acquire(&self) -> BoxFuture<'_, Result<PooledSession, Error>> {
+        Box::pin(async {
+            self.server.choose_first().await?;
+            loop {
+                let replaced = self.server.replaced();
+                let acquiring = Box::pin(self.server.run_while_suitable(self.inner.acquire()));
+                let acquired = self.server.run_until_replaced(&replaced, acquiring).await;
+                if replaced.is_cancelled() {
+                    // What the pool waited for was a connection to the server before.
+                    if let Ok(connection) = acquired {
+                        drop(connection.detach());
+                    }
+                    continue;
                 }
-                continue;
+                return Ok(PooledSession {
+                    connection: Some(acquired?),
+                    server: self.server.clone(),
+                    replaced,
+                    is_in_transaction: false,
+                });
             }
-            return Ok(PooledSession {
-                connection: Some(acquired?),
-                server: self.server.clone(),
-                replaced,
-                is_in_transaction: false,
-            });
-        }
+        })
     }
 
     /// Runs one statement in a transaction of its own. When Postgres ended it to resolve a deadlock or a conflict, nothing was
@@ -488,7 +490,7 @@ impl RepeatableStatement {
     }
 }
 
-impl<'q> Execute<'q, Postgres> for RepeatableStatement {
+impl Execute<'_, Postgres> for RepeatableStatement {
     fn sql(self) -> SqlStr {
         self.sql
     }

@@ -167,13 +167,11 @@ impl ServerWatch {
         connecting: impl Future<Output = Result<T, Error>>,
     ) -> Result<T, Error> {
         let unsuitable = self.state.current.lock().unsuitable.clone();
-        match unsuitable.run_until_cancelled(connecting).await {
-            Some(connected) => connected,
-            None => {
-                self.suspect();
-                Err(unusable_server_error(self.state.list.target))
-            }
+        if let Some(connected) = unsuitable.run_until_cancelled(connecting).await {
+            return connected;
         }
+        self.suspect();
+        Err(unusable_server_error(self.state.list.target))
     }
 
     /// Whether the last session that was asked may not write.

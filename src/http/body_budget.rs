@@ -356,8 +356,8 @@ mod tests {
         room_timeout: Duration::ZERO,
     };
 
-    fn peer(number: u8) -> Option<PeerNetwork> {
-        Some(PeerNetwork::from_address([192, 0, 2, number].into()))
+    fn peer(number: u8) -> PeerNetwork {
+        PeerNetwork::from_address([192, 0, 2, number].into())
     }
 
     fn take(claim: &mut BodyClaim, bytes: usize) -> Option<Result<(), NoRoomError>> {
@@ -367,7 +367,7 @@ mod tests {
     #[tokio::test]
     async fn a_peer_has_a_part_and_strangers_leave_room_for_callers() {
         let budget = BodyBudget::new(LIMITS);
-        let claim = |kind, number| budget.start_claim(kind, peer(number));
+        let claim = |kind, number| budget.start_claim(kind, Some(peer(number)));
         let mut first = claim(BodyKind::Unauthenticated, 1);
         assert_eq!(take(&mut first, 1000), Some(Ok(())));
         assert_eq!(take(&mut first, 500), Some(Ok(())));
