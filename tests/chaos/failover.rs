@@ -38,7 +38,7 @@ const MAX_REVOCATION: Duration = Duration::from_secs(6);
 /// Pushes each second.
 const RATE: u32 = 40;
 /// A replica that does not serve again within this time never will.
-const PATIENCE: Duration = Duration::from_secs(60);
+const PATIENCE: Duration = Duration::from_mins(1);
 
 /// How long the parts of a round take, and whether times are judged.
 #[derive(Clone, Copy, Debug)]

@@ -457,7 +457,7 @@ impl Actor {
         self.play.change_subscription(&token, change).ok()?;
         match change {
             SubscriptionChange::Renew {} | SubscriptionChange::Restore {} => {
-                self.is_canceled = false
+                self.is_canceled = false;
             }
             SubscriptionChange::Cancel { .. } => self.is_canceled = true,
             SubscriptionChange::Expire {} | SubscriptionChange::Revoke {} => self.has_ended = true,

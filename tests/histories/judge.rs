@@ -90,7 +90,7 @@ fn orders(count: usize, shuffled: usize, rng: &mut Rng) -> Vec<Vec<usize>> {
 pub(crate) async fn install(database: &Database, page: &PageStatements) {
     page.create_table(database).await;
     let functions = format!(
-        r#"
+        r"
         create function keep_message(text, jsonb) returns void language sql as $page$ {} $page$;
 
         create function play_orders(store text, messages jsonb[], keys text[], orders int[])
@@ -114,7 +114,7 @@ pub(crate) async fn install(database: &Database, page: &PageStatements) {
             end loop;
         end
         $$;
-        "#,
+        ",
         page.upsert
     );
     database

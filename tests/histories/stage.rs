@@ -389,23 +389,20 @@ impl<'a> Stage<'a> {
                 self.set_faults();
                 true
             }
-            action => match self.playing[number].played.actor.question(action) {
-                Some(question) => {
+            action => if let Some(question) = self.playing[number].played.actor.question(action) {
+                self.ask(number, question).await;
+                true
+            } else {
+                let actor = &mut self.playing[number].played.actor;
+                let is_done = actor.perform(action).is_some();
+                let is_consumed =
+                    matches!(action, Action::ProductChange(ProductChange::Consume {}));
+                // No notification tells what the app did itself: its backend asks.
+                let again = actor.question(&Action::PlayVerify { back: 0 });
+                if let Some(question) = again.filter(|_| is_done && is_consumed) {
                     self.ask(number, question).await;
-                    true
                 }
-                None => {
-                    let actor = &mut self.playing[number].played.actor;
-                    let is_done = actor.perform(action).is_some();
-                    let is_consumed =
-                        matches!(action, Action::ProductChange(ProductChange::Consume {}));
-                    // No notification tells what the app did itself: its backend asks.
-                    let again = actor.question(&Action::PlayVerify { back: 0 });
-                    if let Some(question) = again.filter(|_| is_done && is_consumed) {
-                        self.ask(number, question).await;
-                    }
-                    is_done
-                }
+                is_done
             },
         };
         let now = self.now();
@@ -461,7 +458,7 @@ impl<'a> Stage<'a> {
             let block = content.values().find(|value| value.is_object());
             let block = block.cloned().unwrap_or_default();
             let token = block["purchaseToken"].as_str().map(str::to_owned);
-            let kind = content.keys().last().cloned().unwrap_or_default();
+            let kind = content.keys().next_back().cloned().unwrap_or_default();
             let name = match block["notificationType"].as_u64() {
                 Some(kind) => format!("type {kind}"),
                 None => kind,

@@ -92,7 +92,7 @@ impl Server {
         let mut stream = self.connect().await;
         let head = "POST /notify HTTP/1.1\r\nHost: a\r\nContent-Type: application/json\r\nContent-Length: 1000000\r\n\r\n";
         stream.write_all(head.as_bytes()).await.unwrap();
-        stream.write_all(&[b' '; 999_999]).await.unwrap();
+        stream.write_all(&vec![b' '; 999_999]).await.unwrap();
         stream
     }
 
@@ -293,7 +293,7 @@ async fn a_tenant_is_answered_beside_unfinished_notifications() {
         .unwrap();
     let head = format!("POST {path} HTTP/1.1\r\nHost: a\r\nContent-Length: 1000000\r\n\r\n");
     unfinished.write_all(head.as_bytes()).await.unwrap();
-    unfinished.write_all(&[b' '; 999_000]).await.unwrap();
+    unfinished.write_all(&vec![b' '; 999_000]).await.unwrap();
     let in_hand = async || {
         let page = world.metrics().await;
         count(

@@ -118,7 +118,7 @@ async fn stored_credentials_are_shown_without_the_key() {
     again["updatedAt"] = shown["updatedAt"].clone();
     assert_eq!(again, shown, "twice is the same as once");
 
-    let other = desk.set(&key_file(), &[&NAMES, &["--environment", "sandbox"]]);
+    let other = desk.set(key_file(), &[&NAMES, &["--environment", "sandbox"]]);
     assert_eq!(
         (other.exit, other.complained.as_str()),
         (0, ""),
@@ -215,7 +215,7 @@ async fn set_credentials_warns_about_production_without_app_apple_id() {
         ("auto", "only sandbox transactions are found"),
         ("production", "nothing can be verified"),
     ] {
-        let ran = desk.set(&key_file(), &[&NAMES, &["--environment", environment]]);
+        let ran = desk.set(key_file(), &[&NAMES, &["--environment", environment]]);
         assert_eq!(ran.exit, 0, "{ran:?}");
         assert!(ran.complained.contains("--app-apple-id"), "{ran:?}");
         assert!(ran.complained.contains(warning), "{ran:?}");
@@ -229,7 +229,7 @@ async fn set_credentials_warns_about_production_without_app_apple_id() {
 async fn stored_credentials_open_only_with_the_right_encryption_key() {
     let desk = Desk::open().await;
     let choice = ["--environment", "production"];
-    let set = desk.set(&key_file(), &[&NAMES, &APP_APPLE_ID, &choice]);
+    let set = desk.set(key_file(), &[&NAMES, &APP_APPLE_ID, &choice]);
     let shown: Value = serde_json::from_str(&set.said).unwrap();
     let (database, tenant) = (&desk.fresh.database, &desk.tenant);
     let found = store::load_credentials(database, &keyring(0), tenant)
@@ -266,7 +266,7 @@ async fn stored_credentials_open_only_with_the_right_encryption_key() {
     let other = STANDARD.encode([1; 32]);
     let ran = desk.attesto(
         &[&words[..], &NAMES].concat(),
-        &key_file(),
+        key_file(),
         &[("ATTESTO_ENCRYPTION_KEY", &other)],
     );
     assert_eq!((ran.exit, ran.said.as_str()), (1, ""), "{ran:?}");

@@ -113,7 +113,7 @@ async fn each_verification_is_logged_and_the_last_ones_are_written_before_stoppi
         "--identifier-path",
         "-",
     ];
-    let found = shell.run_with(&list, &format!("{token}\n")).rows();
+    let found = shell.run_with(&list, format!("{token}\n")).rows();
     assert_eq!(found, rows[..2]);
 
     // Both columns of the contract are present, and nothing of the purchase.

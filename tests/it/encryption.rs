@@ -665,7 +665,7 @@ async fn every_sealed_column_is_written_sealed() {
         "--service-account-path",
         "-",
     ];
-    assert_eq!(shell.run_with(&words, &account.to_string()).exit, 0);
+    assert_eq!(shell.run_with(&words, account.to_string()).exit, 0);
     for letter in ["a", "b"] {
         let words = [
             "webhook",
@@ -676,7 +676,7 @@ async fn every_sealed_column_is_written_sealed() {
             "--secret-path",
             "-",
         ];
-        assert_eq!(shell.run_with(&words, &letter.repeat(40)).exit, 0);
+        assert_eq!(shell.run_with(&words, letter.repeat(40)).exit, 0);
     }
     // The key of the validation log is created with the first entry; the canary on the first check.
     world

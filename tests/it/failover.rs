@@ -1,7 +1,5 @@
 //! A standby takes over: with a real primary and a real streaming standby, and what can be shown on one server.
 
-use std::time::{Duration, Instant};
-
 use attesto::base::clock::{Clock, Timestamp};
 use attesto::db::{ConnectSettings, Database};
 use attesto::simulator::state::google::NewSubscription;
@@ -16,21 +14,13 @@ use crate::world::attesto::{APP, Tenant, World};
 use crate::world::pgbouncer::Pooler;
 use crate::world::postgres::{Fresh, fresh_database};
 use crate::world::receiver::Receiver;
+use crate::world::wait::wait_until;
 
 const OK: &[u8] = b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nok";
 const SETTINGS: [(&str, &str); 2] = [
     ("WEBHOOK_DISPATCH_INTERVAL_SECONDS", "1"),
     ("WEBHOOK_ALLOW_PRIVATE_CALLBACKS", "1"),
 ];
-
-/// Waits until the condition holds. The limit is for a test that fails.
-async fn until(what: &str, mut is_so: impl AsyncFnMut() -> bool) {
-    let begun = Instant::now();
-    while !is_so().await {
-        assert!(begun.elapsed() < Duration::from_mins(2), "never: {what}");
-        tokio::time::sleep(Duration::from_millis(20)).await;
-    }
-}
 
 /// The only value of a statement's only row.
 async fn count(server: &Postgres, statement: &'static str) -> i64 {
@@ -52,7 +42,7 @@ async fn start_pair() -> (Postgres, Postgres) {
         (primary, standby)
     };
     let (primary, standby) = tokio::task::spawn_blocking(start).await.unwrap();
-    until("streaming", async || {
+    wait_until("streaming", async || {
         count(
             &primary,
             "select count(*) from pg_stat_replication where state = 'streaming'",
@@ -115,7 +105,7 @@ impl Shop {
                 "--pubsub-service-account",
                 google.push_account(),
             ],
-            &world.simulator.google_service_account().to_string(),
+            world.simulator.google_service_account().to_string(),
         );
         assert_eq!(told.exit, 0, "{}", told.complained);
         Self { world, tenant }
@@ -137,7 +127,7 @@ impl Shop {
     /// Sends it until it is taken, as the store does.
     async fn push_until_taken(&self, message: &str) -> Value {
         let mut taken = None;
-        until("taken", async || {
+        wait_until("taken", async || {
             let (status, body) = self.push(message).await;
             assert!(matches!(status, 0 | 200 | 503), "{status} {body}");
             if status == 200 {
@@ -175,7 +165,7 @@ async fn a_synchronous_standby_takes_over_with_everything_that_was_answered() {
         .await;
     let first = shop.next_message();
     let told = shop.push_until_taken(&first).await;
-    until("ready", async || shop.ready().await.0 == 200).await;
+    wait_until("ready", async || shop.ready().await.0 == 200).await;
     assert_eq!(shop.verify().await, 200);
 
     // The standby is away: no commit completes, and neither does the answer to a repeat.
@@ -183,7 +173,7 @@ async fn a_synchronous_standby_takes_over_with_everything_that_was_answered() {
     let second = shop.next_message();
     let pushes = async { tokio::join!(shop.push(&first), shop.push(&second)) };
     let mut pushes = Box::pin(pushes.fuse());
-    let held_back = until("the repeat waits for the standby", async || {
+    let held_back = wait_until("the repeat waits for the standby", async || {
         let waiting = "select count(*) from pg_stat_activity where wait_event = 'SyncRep' \
             and query like '%for key share%'";
         count(&primary, waiting).await == 1
@@ -192,13 +182,13 @@ async fn a_synchronous_standby_takes_over_with_everything_that_was_answered() {
         told = &mut pushes => panic!("{told:?} before the standby has it"),
         () = held_back => {}
     }
-    until("not ready", async || {
+    wait_until("not ready", async || {
         let (status, checks) = shop.ready().await;
         assert_eq!(checks["encryption"], "ok");
         status == 503 && checks["db"] == "fail: writes do not complete"
     })
     .await;
-    until("not trusted", async || shop.verify().await == 503).await;
+    wait_until("not trusted", async || shop.verify().await == 503).await;
     standby.thaw();
     let ((status, again), _) = pushes.as_mut().await;
     drop(pushes);
@@ -207,13 +197,13 @@ async fn a_synchronous_standby_takes_over_with_everything_that_was_answered() {
         assert_eq!(again["isNew"], false);
     }
     shop.push_until_taken(&second).await;
-    until("ready again", async || shop.ready().await.0 == 200).await;
+    wait_until("ready again", async || shop.ready().await.0 == 200).await;
 
     // The operator fences the primary; what is not replicated yet may still come.
     primary
         .set_parameter("default_transaction_read_only", Some("on"))
         .await;
-    until("fenced", async || {
+    wait_until("fenced", async || {
         let (status, checks) = shop.ready().await;
         status == 503
             && checks["db"]
@@ -223,18 +213,18 @@ async fn a_synchronous_standby_takes_over_with_everything_that_was_answered() {
     .await;
     let third = shop.next_message();
     assert_eq!(shop.push(&third).await.0, 503);
-    until("keys are not trusted", async || shop.verify().await == 503).await;
+    wait_until("keys are not trusted", async || shop.verify().await == 503).await;
 
     standby.execute("select pg_promote(true, 60)").await;
     shop.push_until_taken(&third).await;
-    until("ready on the new primary", async || {
+    wait_until("ready on the new primary", async || {
         shop.ready().await.0 == 200
     })
     .await;
-    until("keys are known", async || shop.verify().await == 200).await;
+    wait_until("keys are known", async || shop.verify().await == 200).await;
     let events = "select count(*) from webhook_events";
     assert_eq!(count(&standby, events).await, 3);
-    until("all are delivered", async || {
+    wait_until("all are delivered", async || {
         let delivered = "select count(*) from webhook_deliveries where status = 'delivered'";
         count(&standby, delivered).await == 3
     })
@@ -244,7 +234,7 @@ async fn a_synchronous_standby_takes_over_with_everything_that_was_answered() {
     standby
         .execute("update api_keys set revoked_at = now()")
         .await;
-    until("revoked", async || shop.verify().await == 401).await;
+    wait_until("revoked", async || shop.verify().await == 401).await;
     let active = "select count(*) from api_keys where revoked_at is null";
     assert_eq!(count(&primary, active).await, 1);
     shop.world.end().await;
@@ -265,14 +255,14 @@ async fn a_primary_that_vanishes_takes_no_connection_with_it() {
     let (status, checks) = shop.ready().await;
     assert_eq!(status, 200, "{checks}");
     assert_eq!(checks["deliveries"], "off: this process only receives");
-    until("the standby has the tenant", async || {
+    wait_until("the standby has the tenant", async || {
         let behind = "select count(*) from api_keys";
         count(&standby, behind).await == 1
     })
     .await;
     let clock = shop.world.clock.clone();
     let deliverer = World::upon(reach(&[&standby]), clock, &SETTINGS).await;
-    until("it waits", async || {
+    wait_until("it waits", async || {
         let ready = deliverer.ask("GET", "/ready", None, None).await;
         ready.status == 503 && ready.body["checks"]["db"] == "fail: read-only"
     })
@@ -286,16 +276,16 @@ async fn a_primary_that_vanishes_takes_no_connection_with_it() {
         .map(|message| shop.push_until_taken(message));
     let pushes = futures_util::future::join_all(pushes);
     let promoted = async {
-        until("it looks gone", async || shop.ready().await.0 == 503).await;
+        wait_until("it looks gone", async || shop.ready().await.0 == 503).await;
         standby.execute("select pg_promote(true, 60)").await;
     };
     tokio::join!(pushes, promoted);
-    until("ready", async || shop.ready().await.0 == 200).await;
-    until("given back", async || {
+    wait_until("ready", async || shop.ready().await.0 == 200).await;
+    wait_until("given back", async || {
         shop.world.database().connection_counts().0 == 0
     })
     .await;
-    until("all are delivered", async || {
+    wait_until("all are delivered", async || {
         let delivered = "select count(*) from webhook_deliveries where status = 'delivered'";
         count(&standby, delivered).await == 12
     })
@@ -379,7 +369,7 @@ async fn a_session_that_may_no_longer_write_is_replaced() {
     database.pool().execute(fence).await.unwrap();
     let write = "create table written ()";
     // At once it may fail; a session that was just opened is not replaced yet.
-    until("a session that may write", async || {
+    wait_until("a session that may write", async || {
         match database.pool().execute(write).await {
             Ok(_) => true,
             Err(error) => {

@@ -157,7 +157,7 @@ async fn a_complete_server_works_behind_pgbouncer() {
             "--pubsub-service-account",
             play.push_account(),
         ],
-        &world.simulator.google_service_account().to_string(),
+        world.simulator.google_service_account().to_string(),
     );
     assert_eq!(told.exit, 0, "{}", told.complained);
     let endpoint = world.url(&format!("/v1/webhooks/google/{}", tenant.id));

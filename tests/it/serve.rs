@@ -21,8 +21,6 @@ use crate::world::folder::Folder;
 use crate::world::postgres::{empty_database, fresh_database};
 use crate::world::wait::{wait_for, wait_until};
 
-/// Everything expected must have happened by then, on a busy machine too.
-
 /// A server process.
 pub(crate) struct Served {
     child: Child,

@@ -346,7 +346,7 @@ async fn a_crowd_with_made_up_keys_keeps_no_known_key_out() {
         .collect();
     let at_once: Vec<_> = calls
         .iter_mut()
-        .filter_map(|call| call.now_or_never())
+        .filter_map(futures_util::FutureExt::now_or_never)
         .collect();
     assert_eq!(at_once.len(), 600 - 1 - 512);
     for answer in at_once {

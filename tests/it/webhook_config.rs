@@ -600,6 +600,10 @@ async fn a_ping_is_signed_sent_now_and_leaves_no_rows() {
         "environment",
         "subject",
         "appUserId",
+        "appUserIdSource",
+        "sequence",
+        "state",
+        "stateError",
         "data",
         "raw",
     ];
