@@ -17,6 +17,7 @@ use crate::backup::manifest::hash_file;
 use crate::backup::partial_file::PartialFile as Unfinished;
 use crate::base::clock::Timestamp;
 use crate::base::id::TenantId;
+use crate::credentials::sealed_columns::SealedColumn;
 use crate::crypto::ExposeSecret as _;
 use crate::crypto::keyring::Keyring;
 use crate::crypto::sealed_file::{SealTarget, SealedFileWriter};
@@ -105,22 +106,15 @@ pub async fn export_tenant(
         let encoded_column = store::encoded_column(part.name);
         let mut count = 0;
         let each = |fields: Box<RawValue>, encoded: Option<Vec<u8>>| {
-            let (mut secret, mut body) = (None, None);
-            match encoded_column.zip(encoded) {
-                None => {}
+            let (secret, body) = match encoded_column.zip(encoded) {
+                None => (None, None),
                 Some((EncodedColumn::Body, stored)) => {
-                    body = Some(decode_body(&bodies, &fields, stored)?);
+                    (None, Some(decode_body(&bodies, &fields, stored)?))
                 }
                 Some((EncodedColumn::Sealed(column), blob)) => {
-                    let opened = keyring.open(column.context_for(tenant.as_str()), &blob);
-                    let opened = opened.map_err(|cause| TransferError::SecretNotOpened {
-                        column: format!("{}.{}", column.table, column.column),
-                        tenant: tenant.clone(),
-                        cause,
-                    })?;
-                    secret = Some(EncodedSecret::from_bytes(opened.expose_secret()));
+                    (Some(unseal_secret(keyring, tenant, column, &blob)?), None)
                 }
-            }
+            };
             count += 1;
             let line = ExportLine::Row {
                 fields,
@@ -164,6 +158,21 @@ pub async fn export_tenant(
     store::record_export(database, tenant, &note).await?;
     unfinished.persist_as(file).map_err(failed)?;
     Ok(exported)
+}
+
+fn unseal_secret(
+    keyring: &Keyring,
+    tenant: &TenantId,
+    column: SealedColumn,
+    blob: &[u8],
+) -> Result<EncodedSecret, TransferError> {
+    let opened = keyring.open(column.context_for(tenant.as_str()), blob);
+    let opened = opened.map_err(|cause| TransferError::SecretNotOpened {
+        column: format!("{}.{}", column.table, column.column),
+        tenant: tenant.clone(),
+        cause,
+    })?;
+    Ok(EncodedSecret::from_bytes(opened.expose_secret()))
 }
 
 /// The text of a stored body. `fields` are the other columns of its row.

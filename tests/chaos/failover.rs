@@ -193,10 +193,13 @@ async fn run_round(way: Failover, pace: Pace, seed: u64) -> Outcome {
     let mut recovery = Vec::new();
     let (mut wrongly_ready, mut looks) = (0, 0);
     for watch in watching {
-        let seen = watch.end();
-        recovery.push(first_ready(&seen, promoted_at));
+        let looks = watch.end();
+        recovery.push(first_ready(&looks, promoted_at));
         let failing = failed_at + MAX_UNNOTICED..promoted_at;
-        let failing: Vec<_> = seen.iter().filter(|(at, _)| failing.contains(at)).collect();
+        let failing: Vec<_> = looks
+            .iter()
+            .filter(|(at, _)| failing.contains(at))
+            .collect();
         looks += failing.len();
         wrongly_ready += failing.iter().filter(|(_, is_ready)| *is_ready).count();
     }

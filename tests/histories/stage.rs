@@ -389,21 +389,23 @@ impl<'a> Stage<'a> {
                 self.set_faults();
                 true
             }
-            action => if let Some(question) = self.playing[number].played.actor.question(action) {
-                self.ask(number, question).await;
-                true
-            } else {
-                let actor = &mut self.playing[number].played.actor;
-                let is_done = actor.perform(action).is_some();
-                let is_consumed =
-                    matches!(action, Action::ProductChange(ProductChange::Consume {}));
-                // No notification tells what the app did itself: its backend asks.
-                let again = actor.question(&Action::PlayVerify { back: 0 });
-                if let Some(question) = again.filter(|_| is_done && is_consumed) {
+            action => {
+                if let Some(question) = self.playing[number].played.actor.question(action) {
                     self.ask(number, question).await;
+                    true
+                } else {
+                    let actor = &mut self.playing[number].played.actor;
+                    let is_done = actor.perform(action).is_some();
+                    let is_consumed =
+                        matches!(action, Action::ProductChange(ProductChange::Consume {}));
+                    // No notification tells what the app did itself: its backend asks.
+                    let again = actor.question(&Action::PlayVerify { back: 0 });
+                    if let Some(question) = again.filter(|_| is_done && is_consumed) {
+                        self.ask(number, question).await;
+                    }
+                    is_done
                 }
-                is_done
-            },
+            }
         };
         let now = self.now();
         let emitted = self.schedule_notifications(number, &taken.arrivals);
@@ -411,11 +413,11 @@ impl<'a> Stage<'a> {
         if is_done {
             played.records.push((now, played.actor.records()));
             played.steps.push(taken.action.kind());
-            let mut line = format!("{now}  {}", describe(&taken.action));
+            let mut entry = format!("{now}  {}", describe(&taken.action));
             for (name, at) in emitted {
-                let _ = write!(line, "; {name} arrives at {at}");
+                let _ = write!(entry, "; {name} arrives at {at}");
             }
-            played.story.push(line);
+            played.story.push(entry);
         }
         played.end = played.end.max(now);
         if let Some(next) = life.steps.get(step + 1) {

@@ -344,6 +344,7 @@ async fn silent_connections_do_not_hold_the_metrics() {
 /// Numbers that Postgres does not store are refused with their place, however often they are sent, wherever they are.
 #[tokio::test]
 async fn what_postgres_does_not_store_is_refused_by_name_or_stored_as_unknown() {
+    let client = attesto::outbound::build_http_client().unwrap();
     let world = World::new().await;
     let tenant = world.tenant().await;
     let path = format!("/v1/webhooks/apple/{}", tenant.id);
@@ -359,7 +360,7 @@ async fn what_postgres_does_not_store_is_refused_by_name_or_stored_as_unknown() 
         let inside = format!(r#"{{"signedPayload":"{signed}"}}"#);
         let beside = format!(r#"{{"signedPayload":"x.y.z","x":[{number}]}}"#);
         for body in [&inside, &inside, &beside] {
-            let request = reqwest::Client::new().post(world.url(&path));
+            let request = client.post(world.url(&path));
             let answer = request.body(body.clone()).send().await.unwrap();
             let status = answer.status();
             let answer: Value = serde_json::from_slice(&answer.bytes().await.unwrap()).unwrap();

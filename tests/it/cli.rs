@@ -249,7 +249,6 @@ async fn all_keys_of_a_tenant_are_revoked_at_once() {
     assert_eq!(spared["revokedAt"], Value::Null);
 }
 
-#[expect(clippy::too_many_lines, reason = "one walk through a command")]
 #[test]
 fn config_check_shows_settings_before_they_are_used() {
     let folder = std::env::temp_dir().join(format!("attesto-config-{}", std::process::id()));

@@ -83,6 +83,7 @@ fn buys(simulator: &Simulator) -> SimulatedTransaction {
     simulator.apple().create_transaction(new).unwrap()
 }
 
+#[expect(clippy::too_many_lines, reason = "one walk through a command")]
 #[tokio::test]
 async fn inspect_decodes_a_transaction() {
     let (world, folder) = (World::today().await, Folder::new());
@@ -250,6 +251,7 @@ async fn inspect_reports_why_a_forgery_is_refused() {
     world.end().await;
 }
 
+#[expect(clippy::too_many_lines, reason = "one walk through a command")]
 #[tokio::test]
 async fn inspect_decodes_a_notification_and_its_parts() {
     let (world, folder) = (World::today().await, Folder::new());

@@ -286,8 +286,8 @@ async fn a_primary_that_vanishes_takes_no_connection_with_it() {
     })
     .await;
     wait_until("all are delivered", async || {
-        let delivered = "select count(*) from webhook_deliveries where status = 'delivered'";
-        count(&standby, delivered).await == 12
+        let arrived = "select count(*) from webhook_deliveries where status = 'delivered'";
+        count(&standby, arrived).await == 12
     })
     .await;
     deliverer.end().await;
@@ -303,8 +303,8 @@ async fn every_transaction_is_read_committed_whatever_the_default_is() {
     let change = sqlx::AssertSqlSafe(change);
     fresh.database.pool().execute(change).await.unwrap();
     let pooler = Pooler::start();
-    let pooled = pooler.before(&fresh);
-    for database in [&Database::open(&fresh.settings), &pooled.database] {
+    let behind_pooler = pooler.before(&fresh);
+    for database in [&Database::open(&fresh.settings), &behind_pooler.database] {
         let level = "select current_setting('transaction_isolation')";
         let alone: String = sqlx::query_scalar(level)
             .fetch_one(database.pool())

@@ -29,6 +29,12 @@ use crate::world::folder::Folder;
 use crate::world::receiver::Receiver;
 use crate::world::wait::finished;
 
+#[expect(
+    clippy::disallowed_methods,
+    clippy::format_collect,
+    clippy::struct_field_names,
+    reason = "the lints are for this product, and the example is for readers who copy it"
+)]
 #[path = "../../docs/receivers/rust/src/main.rs"]
 mod rust;
 

@@ -242,8 +242,8 @@ async fn the_command_shows_the_latest_changes() {
     assert!(told.said.contains(about), "{}", told.said);
 
     // The list of events shows the same, each fact in a column.
-    let list = ["webhook", "list-events", &tenant];
-    let rows = shell.rows(&list);
+    let events = ["webhook", "list-events", &tenant];
+    let rows = shell.rows(&events);
     assert_eq!(
         (&rows[0]["sequence"], &rows[0]["state"]),
         (&json!(3), &json!(state))
@@ -257,7 +257,7 @@ async fn the_command_shows_the_latest_changes() {
         (&json!(2), &Value::Null, &json!("store_unavailable"))
     );
     let table = shell
-        .run(&[&list[..], &["--output", "table"]].concat())
+        .run(&[&events[..], &["--output", "table"]].concat())
         .said;
     let mut lines = table.lines();
     let header = lines.next().unwrap();

@@ -71,12 +71,11 @@ pub fn encode_body(parts: BodyParts<'_>, dictionary: &BodyDictionary) -> Vec<u8>
         return compressed;
     }
     let mut stored = Vec::with_capacity(length + 12);
-    match after {
-        None => stored.push(WHOLE_TEXT),
-        Some(_) => {
-            stored.push(TEXT_IN_PARTS);
-            segments::push_number(&mut stored, before.len() as u64);
-        }
+    if after.is_some() {
+        stored.push(TEXT_IN_PARTS);
+        segments::push_number(&mut stored, before.len() as u64);
+    } else {
+        stored.push(WHOLE_TEXT);
     }
     stored.extend_from_slice(before.as_bytes());
     stored.extend_from_slice(after.unwrap_or_default().as_bytes());

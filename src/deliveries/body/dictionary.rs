@@ -93,17 +93,14 @@ impl SharedContent {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::crypto::token::encode_hex;
 
     #[test]
     fn the_built_in_dictionary_never_changes() {
         assert_eq!(
-            hex(&sha256(BUILT_IN_CONTENT)),
+            encode_hex(&sha256(BUILT_IN_CONTENT)),
             "d1ec7c72d6be7359f10506593220ac763b7ca3a5a547c0c9244a9ffe0c9310dc",
             "stored bodies are decompressed with it: add a new dictionary under a new format instead"
         );
-    }
-
-    fn hex(bytes: &[u8]) -> String {
-        bytes.iter().map(|byte| format!("{byte:02x}")).collect()
     }
 }

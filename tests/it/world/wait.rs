@@ -28,7 +28,8 @@ pub(crate) async fn wait_for<T>(what: &str, mut find: impl AsyncFnMut() -> Optio
 
 /// The output of a future that ends by itself.
 pub(crate) async fn finished<T>(what: &str, future: impl Future<Output = T>) -> T {
-    tokio::time::timeout(HANG_LIMIT, future)
+    // In a box: what is waited for can be large.
+    tokio::time::timeout(HANG_LIMIT, Box::pin(future))
         .await
         .unwrap_or_else(|_| panic!("waits in vain until {what}"))
 }
