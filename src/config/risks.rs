@@ -59,12 +59,15 @@ mod tests {
 
     use super::*;
 
+    /// Settings, and what is said of them.
+    type Case<'a> = (&'a [(&'a str, &'a str)], &'a [&'a str]);
+
     #[test]
     fn what_is_dangerous_is_found_and_nothing_else() {
         let (good, zero) = (STANDARD.encode([7; 32]), STANDARD.encode([0; 32]));
         let (key, url, env) = ("ATTESTO_ENCRYPTION_KEY", "DATABASE_URL", "ATTESTO_ENV");
         let (environment, tls) = ("settings.environment", "settings.database_tls");
-        let cases: [(&[(&str, &str)], &[&str]); 19] = [
+        let cases: [Case<'_>; 19] = [
             (&[], &[environment]),
             (&[("BIND_ADDRESS", "10.1.2.3")], &[environment]),
             (&[("BIND_ADDRESS", "127.0.0.1")], &[]),

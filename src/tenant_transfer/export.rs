@@ -132,12 +132,8 @@ pub async fn export_tenant(
     ExportLine::End { rows: rows.clone() }
         .write_to(&mut sealer)
         .map_err(failed)?;
-    let writer = sealer.finish_file().map_err(failed)?;
-    drop(
-        writer
-            .into_inner()
-            .map_err(|error| failed(error.into_error()))?,
-    );
+    let flushed = sealer.finish_file().map_err(failed)?.into_inner();
+    drop(flushed.map_err(|error| failed(error.into_error()))?);
 
     let (bytes, sha256) = hash_file(unfinished.path()).map_err(failed)?;
     let exported = ExportReport {

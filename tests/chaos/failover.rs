@@ -193,10 +193,10 @@ async fn run_round(way: Failover, pace: Pace, seed: u64) -> Outcome {
     let mut recovery = Vec::new();
     let (mut wrongly_ready, mut looks) = (0, 0);
     for watch in watching {
-        let looks = watch.end();
-        recovery.push(first_ready(&looks, promoted_at));
+        let watched = watch.end();
+        recovery.push(first_ready(&watched, promoted_at));
         let failing = failed_at + MAX_UNNOTICED..promoted_at;
-        let failing: Vec<_> = looks
+        let failing: Vec<_> = watched
             .iter()
             .filter(|(at, _)| failing.contains(at))
             .collect();

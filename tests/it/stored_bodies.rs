@@ -15,7 +15,8 @@ impl Shop {
         let url = self
             .world
             .url(&format!("/v1/webhooks/apple/{}", self.tenant.id));
-        let request = reqwest::Client::new().post(url).body(text.to_owned());
+        let client = attesto::outbound::build_http_client().unwrap();
+        let request = client.post(url).body(text.to_owned());
         let answer = request.header("content-type", "application/json").send();
         let answer: Value = answer.await.unwrap().json().await.unwrap();
         answer["eventId"].as_str().unwrap().to_owned()
