@@ -66,7 +66,7 @@ impl Scene {
             .await
             .unwrap()
         };
-        wait_until("both replicas listen", async || listening().await == 2).await;
+        wait_until("both replicas listen", async || listening().await >= 2).await;
     }
 
     fn urls(&self, path: &str) -> [String; 2] {
@@ -209,7 +209,7 @@ fn raw_key(said: &str) -> String {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_revoked_api_key_is_refused_by_every_replica_until_both_answer() {
+async fn a_revoked_api_key_is_refused_by_every_replica() {
     let scene = Scene::new().await;
     let (leaked, others) = (scene.tenant.key.expose(), scene.witness.key.expose());
     assert_eq!(scene.let_in(leaked).await, [true; 2]);
@@ -254,7 +254,7 @@ async fn a_revoked_api_key_is_refused_by_every_replica_until_both_answer() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_deactivated_tenant_is_refused_by_every_replica_until_both_answer() {
+async fn a_deactivated_tenant_is_refused_by_every_replica() {
     let scene = Scene::new().await;
     let (leaked, others) = (scene.tenant.key.expose(), scene.witness.key.expose());
     assert_eq!(scene.let_in(leaked).await, [true; 2]);
@@ -318,7 +318,7 @@ async fn a_replaced_webhook_secret_no_longer_signs() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn store_credentials_are_replaced_in_every_replica_until_both_answer() {
+async fn store_credentials_are_replaced_in_every_replica() {
     let scene = Scene::new().await;
     let (apple, google) = (
         scene.world.simulator.apple(),
