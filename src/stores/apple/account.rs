@@ -222,7 +222,7 @@ pub enum SigningKeyError {
     CutOff,
     /// A PEM block whose first or last line was changed.
     #[error(
-        "the file names a PRIVATE KEY, and its first line is not -----BEGIN PRIVATE KEY----- or its last one not -----END PRIVATE KEY-----: it was changed where it was copied, perhaps the hyphens, five on each side. Restore both lines; the key is between them"
+        "the file names a PRIVATE KEY, and its first line, BEGIN PRIVATE KEY, or its last one, END PRIVATE KEY, was changed where it was copied: each has five hyphens before and behind its words. Restore both lines; the key is between them"
     )]
     LinesChanged,
     /// The file contains no PEM block.
