@@ -158,7 +158,7 @@ async fn a12_a_key_file_that_was_changed_in_copying_is_read() {
     }
     // What cannot be restored is explained, and the file that exists only once is not asked for again.
     for (changed, what) in [
-        (file.replace("-----", "\u{2014}"), "perhaps the hyphens"),
+        (file.replace("-----", "\u{2014}"), "five hyphens"),
         (file[..120].to_owned(), "it was cut off where it was copied"),
     ] {
         let ran = desk.set(&changed, &[&NAMES]);
