@@ -1,8 +1,9 @@
 //! The loop that tells the states which were not known when their events were stored. Any number of processes can run one on
 //! the same database.
 //!
-//! A round takes due events off the list of [`unresolved`], asks their stores, and stores an event `purchase.state` for each
-//! state that is known now. A process that dies leaves leases behind, which others take over when they have expired.
+//! A round takes due events off the list of [`unresolved`](crate::events::unresolved), asks their stores, and stores an event
+//! `purchase.state` for each state that is known now. A process that dies leaves leases behind, which others take over when they
+//! have expired.
 //!
 //! While a store gives no answer for an account, the other events of that account are not asked about either: after each
 //! failure the account rests, at most half a minute, or as long as the store says.
