@@ -52,7 +52,7 @@ impl LookupLimits {
 #[error("too many look-ups wait for the database")]
 pub struct LookupQueueFullError;
 
-/// Both lanes.
+/// One lane for keys that were found before, and one for all others.
 pub(crate) struct LookupLanes<K> {
     found_keys: Cache<K, ()>,
     found: LookupLane,

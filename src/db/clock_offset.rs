@@ -14,7 +14,7 @@ const MAX_MEASURING_TIME: Duration = Duration::from_secs(1);
 /// Not measured yet.
 const NEVER: i64 = -1;
 
-/// In milliseconds.
+/// How far the database's clock is ahead of this process' clock, in milliseconds.
 #[derive(Debug)]
 pub(super) struct ClockOffset {
     ahead: AtomicI64,

@@ -22,7 +22,7 @@ pub struct ConnectSettings {
 /// The servers of one URL, in its order, of which one is used at a time. All else (user, database, TLS) is the same for all.
 #[derive(Clone)]
 pub(super) struct ServerList {
-    /// Never empty.
+    /// In the order of the URL, at least one.
     pub(super) servers: Vec<PgConnectOptions>,
     pub(super) target: TargetSession,
 }

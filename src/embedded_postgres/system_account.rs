@@ -5,8 +5,8 @@ use std::process::{Command, Stdio};
 
 use super::error::EmbeddedError;
 
-/// Tried in this order. Debian's package creates the second one. The user `nobody` is not used, because other programs
-/// that run as that user could read the data.
+/// Tried in this order. Debian's package creates the second one. The system's account for programs
+/// without rights is not used, because other programs that run under it could read the data.
 const DEFAULT_ACCOUNTS: [&str; 2] = ["attesto", "postgres"];
 
 /// A user of this machine other than the one that this process runs as.

@@ -11,7 +11,7 @@ use crate::deliveries::Sender;
 /// The input of jobs.
 #[derive(Clone)]
 pub struct JobContext {
-    /// The database.
+    /// The database that the jobs read and clean up.
     pub database: Database,
     /// The encryption keys. `None` if none is configured: jobs that need them fail.
     pub keyring: Option<Arc<Keyring>>,

@@ -94,7 +94,7 @@ pub enum TransferError {
     BodyUnreadable {
         /// The event's id.
         event: String,
-        /// Why.
+        /// What is wrong with the stored bytes.
         cause: BodyError,
     },
     /// A query failed.

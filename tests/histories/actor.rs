@@ -53,7 +53,7 @@ pub(crate) struct PlayToken {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Follows {
     Nothing,
-    /// By `linkedPurchaseToken`.
+    /// The new purchase names the earlier one in `linkedPurchaseToken`.
     Linked(usize),
     /// By `outOfAppPurchaseContext`, until it is acknowledged. The earlier purchase says nothing of it.
     OutOfApp(usize),

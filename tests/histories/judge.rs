@@ -15,14 +15,14 @@ use super::reference_receiver::PageStatements;
 use super::stage::PlayedLife;
 
 const MILLISECOND: Duration = Duration::from_millis(1);
-/// After everything.
+/// Longer than any purchase of a life runs.
 const FAR: Duration = Duration::from_hours(24 * 3650);
 
 /// What a message says of a subject, as far as it can be compared.
 struct Said {
     key: String,
     subject: usize,
-    /// `None`: null.
+    /// `None` where the message has a null state.
     state: Option<SaidState>,
     told_at: Timestamp,
 }

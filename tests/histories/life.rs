@@ -104,7 +104,7 @@ pub(crate) enum Action {
 #[derive(Clone, Copy, Debug)]
 pub(crate) enum VerifyBy {
     Id,
-    /// Signed now.
+    /// A JWS that Apple signs at the time of the request.
     Jws,
     /// Signed when the transaction was made.
     StoredJws,

@@ -1,4 +1,4 @@
-//! `webhook show`.
+//! `webhook show`: prints an event as it is sent, or what the store sent.
 
 use serde::Serialize;
 

@@ -68,7 +68,7 @@ impl std::fmt::Debug for BodyDictionary {
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct SharedContent {
     pub(super) content: Vec<u8>,
-    /// SHA-256.
+    /// The SHA-256 of `content`, by which equal contents are stored once.
     pub(super) hash: [u8; 32],
 }
 

@@ -187,9 +187,9 @@ pub enum EventBodyError {
     /// The stored body cannot be decoded.
     #[error("{event}: {cause}")]
     Unreadable {
-        /// The event.
+        /// The event whose body it is.
         event: EventId,
-        /// Why.
+        /// What is wrong with the stored bytes.
         cause: BodyError,
     },
 }
