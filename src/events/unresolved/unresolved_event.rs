@@ -80,6 +80,17 @@ pub(crate) enum StateAnswer {
     },
 }
 
+impl StateAnswer {
+    /// No answer, from a store that did not say when to ask again.
+    pub(crate) fn unavailable(class: &str, cause: impl Into<String>) -> Self {
+        Self::Unavailable {
+            class: class.to_owned(),
+            cause: cause.into(),
+            retry_after: None,
+        }
+    }
+}
+
 /// What is known of a purchase now.
 #[derive(Debug)]
 pub(crate) struct LatePurchase {

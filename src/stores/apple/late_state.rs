@@ -29,9 +29,9 @@ impl AppleStates {
         let credentials = match self.apple.get_credentials(&event.tenant).await {
             Ok(Some(credentials)) => credentials,
             Ok(None) => {
-                return no_answer("apple no credentials", "no credentials".to_owned(), None);
+                return StateAnswer::unavailable("apple no credentials", "no credentials");
             }
-            Err(error) => return no_answer("apple credentials", error.to_string(), None),
+            Err(error) => return StateAnswer::unavailable("apple credentials", error.to_string()),
         };
         let environment = match event.environment {
             Some(EventEnvironment::Sandbox) => AppleEnvironment::Sandbox,
@@ -57,9 +57,13 @@ impl AppleStates {
                     AppleApiError::Unexpected { retry_after, .. } => *retry_after,
                     _ => None,
                 };
-                return no_answer("apple api", error.to_string(), retry_after);
+                return StateAnswer::Unavailable {
+                    class: "apple api".to_owned(),
+                    cause: error.to_string(),
+                    retry_after,
+                };
             }
-            Err(error) => return no_answer("apple answer", error.to_string(), None),
+            Err(error) => return StateAnswer::unavailable("apple answer", error.to_string()),
         };
         let now = self.apple.clock.now();
         let Some(state) = purchase_state(&whole.facts(now), now) else {
@@ -82,14 +86,6 @@ impl AppleStates {
                 .or(app_user)
                 .map(|user| (user, AppUserIdSource::Purchase)),
         }))
-    }
-}
-
-fn no_answer(class: &str, cause: String, retry_after: Option<std::time::Duration>) -> StateAnswer {
-    StateAnswer::Unavailable {
-        class: class.to_owned(),
-        cause,
-        retry_after,
     }
 }
 

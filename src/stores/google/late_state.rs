@@ -26,15 +26,14 @@ impl GoogleStates {
 
     /// Asks as if the notification had just been received.
     async fn look_up(&self, event: &UnresolvedEvent) -> StateAnswer {
-        let no_answer = |class: &str, cause: String| StateAnswer::Unavailable {
-            class: class.to_owned(),
-            cause,
-            retry_after: None,
-        };
         let credentials = match self.google.get_credentials(&event.tenant).await {
             Ok(Some(credentials)) => credentials,
-            Ok(None) => return no_answer("google no credentials", "no credentials".to_owned()),
-            Err(error) => return no_answer("google credentials", error.to_string()),
+            Ok(None) => {
+                return StateAnswer::unavailable("google no credentials", "no credentials");
+            }
+            Err(error) => {
+                return StateAnswer::unavailable("google credentials", error.to_string());
+            }
         };
         let Ok(notification) = serde_json::from_str::<DeveloperNotification>(event.data.get())
         else {
