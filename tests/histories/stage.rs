@@ -197,8 +197,8 @@ impl<'a> Stage<'a> {
         transaction.commit().await.expect("the database answers");
     }
 
-    /// A round of what tells states later, and another one in a minute if something is left.
-    async fn complete_states(&mut self, number: usize) {
+    /// Tells the states that can be told now, and notes which.
+    async fn tell_late_states(&mut self) {
         while self
             .completer
             .tick()
@@ -208,6 +208,11 @@ impl<'a> Stage<'a> {
             > 0
         {}
         self.note_late_states().await;
+    }
+
+    /// A round of what tells states later, and another one in a minute if something is left.
+    async fn complete_states(&mut self, number: usize) {
+        self.tell_late_states().await;
         let next = self.now().plus(COMPLETION_INTERVAL);
         let is_planned = self.next_completion.is_some_and(|at| at > self.now());
         if !is_planned && self.count_unresolved().await > 0 {
@@ -570,15 +575,7 @@ impl<'a> Stage<'a> {
         for _ in 0..2 {
             self.advance_to(self.now().plus(COMPLETION_INTERVAL), false)
                 .await;
-            while self
-                .completer
-                .tick()
-                .await
-                .expect("the database answers")
-                .completed
-                > 0
-            {}
-            self.note_late_states().await;
+            self.tell_late_states().await;
         }
         for number in 0..self.playing.len() {
             for (store, body, told_at) in self.load_events(number).await {
