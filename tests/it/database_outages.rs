@@ -24,12 +24,11 @@ use crate::world::receiver::Receiver;
 use crate::world::wait::wait_until;
 
 const OK: &[u8] = b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nok";
-const OPEN: [(&str, &str); 4] = [
+const OPEN: [(&str, &str); 3] = [
     // Polling finds work within this time when a notification was missed.
     ("WEBHOOK_DISPATCH_INTERVAL_SECONDS", "1"),
     ("WEBHOOK_ALLOW_PRIVATE_CALLBACKS", "1"),
     ("METRICS_ADDRESS", "127.0.0.1:0"),
-    ("RATE_LIMIT_BURST", "10000"),
 ];
 
 fn value(page: &str, series: &str) -> f64 {

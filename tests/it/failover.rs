@@ -3,7 +3,6 @@
 use attesto::base::clock::{Clock, Timestamp};
 use attesto::db::{ConnectSettings, Database};
 use attesto::simulator::state::google::NewSubscription;
-use attesto::simulator::state::google_notifications::PushSubscription;
 use futures_util::FutureExt as _;
 use serde_json::{Value, json};
 use sqlx::{Connection as _, Executor as _, PgConnection};
@@ -85,29 +84,7 @@ impl Shop {
         let clock = Clock::fixed(Timestamp::parse("2026-04-10T14:22:10.000Z").unwrap());
         let world = World::upon(fresh, clock, settings).await;
         let tenant = world.tenant().await;
-        let endpoint = world.url(&format!("/v1/webhooks/google/{}", tenant.id));
-        let to = PushSubscription {
-            manual: true,
-            ..PushSubscription::for_endpoint(&endpoint)
-        };
-        let google = world.simulator.google();
-        google.set_push_subscription(APP, to).unwrap();
-        let shell = world.shell();
-        let told = shell.run_with(
-            &[
-                "google",
-                "set-credentials",
-                &tenant.id.to_string(),
-                "--package-name",
-                APP,
-                "--service-account-path",
-                "/dev/stdin",
-                "--pubsub-service-account",
-                google.push_account(),
-            ],
-            world.simulator.google_service_account().to_string(),
-        );
-        assert_eq!(told.exit, 0, "{}", told.complained);
+        world.set_google_by_command(&tenant);
         Self { world, tenant }
     }
 

@@ -57,19 +57,9 @@ impl Shop {
     }
 
     async fn name(&self, audience: Option<&str>, account: Option<&str>) {
-        let file = self.world.simulator.google_service_account().to_string();
-        let new = NewGoogleCredentials {
-            package_name: APP,
-            key_file: file.as_bytes(),
-            account: &GoogleServiceAccount::parse(file.as_bytes()).unwrap(),
-            pubsub_audience: audience,
-            pubsub_service_account: account,
-            pubsub_topic: None,
-        };
-        let (database, keyring) = (self.world.database(), self.world.keyring());
-        store::set_credentials(database, keyring, &self.tenant.id, &new)
-            .await
-            .unwrap();
+        self.world
+            .set_google_push(&self.tenant, audience, account)
+            .await;
     }
 
     fn play(&self) -> attesto::simulator::control::GoogleScenario {

@@ -9,9 +9,6 @@ use attesto::simulator::control::GoogleScenario;
 use attesto::simulator::state::google::{
     NewProduct, NewSubscription, ProductChange, SubscriptionChange, SubscriptionReplacement,
 };
-use attesto::simulator::state::google_notifications::PushSubscription;
-use attesto::stores::google::account::GoogleServiceAccount;
-use attesto::stores::google::store::{self, NewGoogleCredentials};
 use serde_json::{Map, Value, json};
 
 use crate::world::attesto::{APP, Answer, Tenant, World};
@@ -35,25 +32,9 @@ impl Shop {
     pub(crate) async fn open_with(settings: &[(&str, &str)]) -> Self {
         let world = World::with(settings).await;
         let tenant = world.tenant().await;
-        let play = world.simulator.google();
-        let file = world.simulator.google_service_account().to_string();
-        let new = NewGoogleCredentials {
-            package_name: APP,
-            key_file: file.as_bytes(),
-            account: &GoogleServiceAccount::parse(file.as_bytes()).unwrap(),
-            pubsub_audience: None,
-            pubsub_service_account: Some(play.push_account()),
-            pubsub_topic: None,
-        };
-        store::set_credentials(world.database(), world.keyring(), &tenant.id, &new)
-            .await
-            .unwrap();
-        let endpoint = world.url(&format!("/v1/webhooks/google/{}", tenant.id));
-        let to = PushSubscription {
-            manual: true,
-            ..PushSubscription::for_endpoint(&endpoint)
-        };
-        play.set_push_subscription(APP, to).unwrap();
+        let pusher = world.simulator.google().push_account();
+        world.set_google_push(&tenant, None, Some(pusher)).await;
+        world.push_google_manually(&tenant);
         Self { world, tenant }
     }
 

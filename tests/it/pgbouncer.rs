@@ -2,7 +2,6 @@
 
 use attesto::db::{ConnectSettings, Database};
 use attesto::simulator::state::google::NewSubscription;
-use attesto::simulator::state::google_notifications::PushSubscription;
 use futures_util::future::join_all;
 use serde_json::{Value, json};
 
@@ -131,8 +130,6 @@ async fn a_complete_server_works_behind_pgbouncer() {
         &[
             ("WEBHOOK_ALLOW_PRIVATE_CALLBACKS", "1"),
             ("JOBS_DISABLED", "0"),
-            ("RATE_LIMIT_PER_SECOND", "10000"),
-            ("RATE_LIMIT_BURST", "10000"),
         ],
     )
     .await;
@@ -145,27 +142,7 @@ async fn a_complete_server_works_behind_pgbouncer() {
     let receiver = Receiver::answering(OK).await;
     set_callback(&world, &tenant.id, &receiver.url()).await;
     let play = world.simulator.google();
-    let told = shell.run_with(
-        &[
-            "google",
-            "set-credentials",
-            &tenant.id.to_string(),
-            "--package-name",
-            APP,
-            "--service-account-path",
-            "/dev/stdin",
-            "--pubsub-service-account",
-            play.push_account(),
-        ],
-        world.simulator.google_service_account().to_string(),
-    );
-    assert_eq!(told.exit, 0, "{}", told.complained);
-    let endpoint = world.url(&format!("/v1/webhooks/google/{}", tenant.id));
-    let to = PushSubscription {
-        manual: true,
-        ..PushSubscription::for_endpoint(&endpoint)
-    };
-    play.set_push_subscription(APP, to).unwrap();
+    world.set_google_by_command(&tenant);
     let bought = play.buy_subscription(NewSubscription::default()).unwrap();
     let pushed = play
         .push_message(&play.published_messages().pop().unwrap().message_id)

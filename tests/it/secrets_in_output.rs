@@ -171,7 +171,7 @@ async fn no_secret_is_in_the_log_or_in_an_error_response() {
         };
         let (writer, _logging) = logging(&log, &page);
 
-        let world = World::with(&[("RATE_LIMIT_BURST", "1000")]).await;
+        let world = World::new().await;
         let tenant = world.tenant().await;
         let apple = world.simulator.apple();
         let bought = apple

@@ -13,6 +13,7 @@ use attesto::config::{AppSettings, RawSettings};
 use attesto::crypto::keyring::Keyring;
 use attesto::db::Database;
 use attesto::server::{ConnectionLimits, scrape};
+use attesto::simulator::state::google_notifications::PushSubscription;
 use attesto::simulator::{Simulator, SimulatorIdentity, SimulatorOptions};
 use attesto::stores::apple::account::{AppleCredentials, EnvironmentChoice, SigningKey};
 use attesto::stores::google::account::GoogleServiceAccount;
@@ -140,6 +141,8 @@ impl World {
         given.insert("ATTESTO_ENV".to_owned(), "test".to_owned());
         // Jobs compare ages with the database's time, which is far ahead of a world's clock.
         given.insert("JOBS_DISABLED".to_owned(), "1".to_owned());
+        // A test that waits asks as often as the machine is fast, while the fixed clock refills no bucket.
+        given.insert("RATE_LIMIT_BURST".to_owned(), "1000000".to_owned());
         given.extend(
             settings
                 .iter()
@@ -315,6 +318,16 @@ impl World {
 
     /// Sets the simulated service account for a tenant.
     pub(crate) async fn set_google(&self, tenant: &Tenant) {
+        self.set_google_push(tenant, None, None).await;
+    }
+
+    /// The same, with the audience and the account of the pushes that are accepted.
+    pub(crate) async fn set_google_push(
+        &self,
+        tenant: &Tenant,
+        audience: Option<&str>,
+        pusher: Option<&str>,
+    ) {
         let file = self.simulator.google_service_account().to_string();
         let account =
             GoogleServiceAccount::parse(file.as_bytes()).expect("the simulated account is good");
@@ -322,13 +335,46 @@ impl World {
             package_name: APP,
             key_file: file.as_bytes(),
             account: &account,
-            pubsub_audience: None,
-            pubsub_service_account: None,
+            pubsub_audience: audience,
+            pubsub_service_account: pusher,
             pubsub_topic: None,
         };
         google::store::set_credentials(self.database(), self.keyring(), &tenant.id, &new)
             .await
             .expect("credentials");
+    }
+
+    /// Sets the simulated team's service account by command, as an operator does, and lets a test push notifications about the
+    /// app to the tenant.
+    pub(crate) fn set_google_by_command(&self, tenant: &Tenant) {
+        let google = self.simulator.google();
+        let ran = self.shell().run_with(
+            &[
+                "google",
+                "set-credentials",
+                tenant.id.as_str(),
+                "--package-name",
+                APP,
+                "--service-account-path",
+                "/dev/stdin",
+                "--pubsub-service-account",
+                google.push_account(),
+            ],
+            self.simulator.google_service_account().to_string(),
+        );
+        assert_eq!(ran.exit, 0, "{}", ran.complained);
+        self.push_google_manually(tenant);
+    }
+
+    /// From now on the simulated Google Play pushes to this tenant when a test asks for it.
+    pub(crate) fn push_google_manually(&self, tenant: &Tenant) {
+        let endpoint = self.url(&format!("/v1/webhooks/google/{}", tenant.id));
+        let to = PushSubscription {
+            manual: true,
+            ..PushSubscription::for_endpoint(&endpoint)
+        };
+        let google = self.simulator.google();
+        google.set_push_subscription(APP, to).expect("a known app");
     }
 
     /// Sends a request, with an API key or without.
