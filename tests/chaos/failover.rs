@@ -28,6 +28,7 @@ use super::judge;
 use super::postgres::Postgres;
 use super::pusher::{Accepted, Port, push};
 use super::stage::Stage;
+use crate::world::wait::{HANG_LIMIT, wait_until};
 
 /// Within this time of the promotion every replica serves again.
 const MAX_RECOVERY: Duration = Duration::from_secs(15);
@@ -37,14 +38,16 @@ const MAX_UNNOTICED: Duration = Duration::from_millis(3500);
 const MAX_REVOCATION: Duration = Duration::from_secs(6);
 /// Pushes each second.
 const RATE: u32 = 40;
-/// A replica that does not serve again within this time never will.
-const PATIENCE: Duration = Duration::from_mins(1);
+/// A replica that does not serve again within this time never will, on the slowest machine.
+const PATIENCE: Duration = HANG_LIMIT;
+/// How long a request of the judge may take where times count.
+const TIMED_REQUEST: Duration = Duration::from_secs(3);
 
 /// How long the parts of a round take, and whether times are judged.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Pace {
-    /// Before the primary stops to serve.
-    pub(crate) calm: Duration,
+    /// How many notifications are accepted before the primary stops to serve.
+    pub(crate) accepted_before: usize,
     /// From then until the standby is promoted.
     pub(crate) away: Duration,
     /// Whether times count, or only what is lost and what is trusted.
@@ -159,7 +162,11 @@ async fn run_round(way: Failover, pace: Pace, seed: u64) -> Outcome {
         .collect();
     let client = Client::builder()
         .no_proxy()
-        .timeout(Duration::from_secs(3))
+        .timeout(if pace.is_timed {
+            TIMED_REQUEST
+        } else {
+            HANG_LIMIT
+        })
         .build()
         .expect("a client can be made");
     let watching: Vec<_> = ports
@@ -167,7 +174,10 @@ async fn run_round(way: Failover, pace: Pace, seed: u64) -> Outcome {
         .map(|port| Watching::begin(&client, port))
         .collect();
     let pushing = Pushing::begin(&stage, seed);
-    sleep(pace.calm).await;
+    wait_until("notifications are accepted", async || {
+        pushing.accepted.all().len() >= pace.accepted_before
+    })
+    .await;
 
     let failed_at = Instant::now();
     fail(way, pace.away, &mut stage.postgres, &standby).await;

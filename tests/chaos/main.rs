@@ -2,6 +2,12 @@
 
 #[path = "mod.rs"]
 mod chaos;
+/// What the test suite shares.
+#[expect(dead_code, reason = "the suite uses more of it")]
+#[path = "../it/world"]
+mod world {
+    pub(crate) mod wait;
+}
 
 use std::process::ExitCode;
 use std::time::Duration;
@@ -62,7 +68,7 @@ fn main() -> ExitCode {
             some => some,
         };
         let pace = chaos::failover::Pace {
-            calm: Duration::from_secs(3),
+            accepted_before: 120,
             away: Duration::from_secs(6),
             is_timed: true,
         };

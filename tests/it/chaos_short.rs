@@ -40,7 +40,7 @@ async fn cancelled_requests_leave_no_open_transaction() {
 async fn a_standby_takes_over_with_everything_that_was_accepted() {
     let _ = rustls::crypto::aws_lc_rs::default_provider().install_default();
     let pace = Pace {
-        calm: Duration::from_millis(500),
+        accepted_before: 20,
         away: Duration::from_secs(1),
         is_timed: false,
     };
