@@ -12,9 +12,6 @@ use attesto::server::{
 };
 use attesto::simulator::state::apple::NewTransaction;
 use attesto::simulator::state::google_notifications::PushSubscription;
-use attesto::stores::google;
-use attesto::stores::google::account::GoogleServiceAccount;
-use attesto::stores::google::store::NewGoogleCredentials;
 use attesto::telemetry::metrics::MetricsRegistry;
 use axum::Router;
 use axum::routing::{get, post};
@@ -39,10 +36,10 @@ const PATIENT: ConnectionLimits = ConnectionLimits {
     max_connections_per_peer: 64,
 };
 
-/// Any object.
-struct AnyBody;
+/// A body whose fields are not read.
+struct UnreadBody;
 
-impl FromJson for AnyBody {
+impl FromJson for UnreadBody {
     fn from_json(_: &mut JsonFields<'_>) -> Option<Self> {
         Some(Self)
     }
@@ -57,7 +54,7 @@ struct Server {
 impl Server {
     async fn start(limits: ConnectionLimits, budget: BodyBudgetLimits) -> Self {
         let registry = MetricsRegistry::default();
-        let read = async |JsonBody(AnyBody): JsonBody<AnyBody>| axum::Json(json!({}));
+        let read = async |JsonBody(UnreadBody): JsonBody<UnreadBody>| axum::Json(json!({}));
         let routes = Router::new()
             .route("/notify", post(read).layer(accept_notifications(1 << 20)))
             .route("/ask", post(read))
@@ -388,18 +385,10 @@ async fn what_postgres_does_not_store_is_refused_by_name_or_stored_as_unknown() 
 /// Names the simulated account that pushes, and returns a token of it.
 async fn name_pusher(world: &World, tenant: &Tenant) -> String {
     let play = world.simulator.google();
-    let file = world.simulator.google_service_account().to_string();
-    let new = NewGoogleCredentials {
-        package_name: APP,
-        key_file: file.as_bytes(),
-        account: &GoogleServiceAccount::parse(file.as_bytes()).unwrap(),
-        pubsub_audience: Some("https://push.example"),
-        pubsub_service_account: Some(play.push_account()),
-        pubsub_topic: None,
-    };
-    google::store::set_credentials(world.database(), world.keyring(), &tenant.id, &new)
-        .await
-        .unwrap();
+    let audience = Some("https://push.example");
+    world
+        .set_google_push(tenant, audience, Some(play.push_account()))
+        .await;
     let subscription = PushSubscription {
         manual: true,
         ..PushSubscription::for_endpoint("https://push.example")

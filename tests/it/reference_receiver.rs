@@ -111,7 +111,7 @@ async fn a_change_of_plan_in_play_keeps_the_customer_in() {
 }
 
 #[tokio::test]
-async fn one_signed_transaction_lets_in_and_shuts_nobody_out() {
+async fn one_signed_transaction_opens_the_gate_and_never_closes_it() {
     let shop = Shop::open().await;
     shop.report_here(true);
     let backend = Backend::new(&shop.world).await;
