@@ -70,6 +70,15 @@ pub(crate) enum Records {
     PlayProduct(SimulatedProductPurchase),
 }
 
+/// What a store's record says of a purchase besides access.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct Terms {
+    pub(crate) will_renew: bool,
+    pub(crate) must_be_acknowledged: bool,
+    /// The user that the app gave with the purchase.
+    pub(crate) user: Option<String>,
+}
+
 /// A question of the app's backend.
 pub(crate) struct Question {
     pub(crate) store: &'static str,
@@ -265,6 +274,44 @@ impl Actor {
                 }
             }
             Records::Nothing => None,
+        }
+    }
+
+    /// What else is known of the purchase that the customer may use at a time, where it is only one.
+    pub(crate) fn terms_in_use(
+        &self,
+        records: &Records,
+        subject: usize,
+        at: Timestamp,
+    ) -> Option<Terms> {
+        self.product_in_use(records, subject, at)?;
+        match records {
+            Records::Nothing => None,
+            Records::Apple(one) => Some(Terms {
+                will_renew: one.will_renew(at),
+                must_be_acknowledged: false,
+                user: one.latest.app_account_token().map(str::to_owned),
+            }),
+            Records::AppleProduct(one) => Some(Terms {
+                will_renew: false,
+                must_be_acknowledged: false,
+                user: one.app_account_token().map(str::to_owned),
+            }),
+            Records::PlayProduct(one) => Some(Terms {
+                will_renew: false,
+                must_be_acknowledged: !one.acknowledged,
+                user: one.account_id().map(str::to_owned),
+            }),
+            Records::Play(all) => {
+                let mut in_use = all.iter().enumerate().filter(|(number, one)| {
+                    self.subject_of_token(*number) == subject && one.has_access(at)
+                });
+                in_use.next().map(|(_, one)| Terms {
+                    will_renew: one.will_renew(at),
+                    must_be_acknowledged: !one.acknowledged,
+                    user: one.account_id().map(str::to_owned),
+                })
+            }
         }
     }
 

@@ -11,6 +11,7 @@ use sqlx::{AssertSqlSafe, Executor as _};
 use time::OffsetDateTime;
 
 use super::actor::Records;
+use super::life::USER;
 use super::reference_receiver::PageStatements;
 use super::stage::PlayedLife;
 
@@ -24,6 +25,7 @@ struct Said {
     subject: usize,
     /// `None` where the message has a null state.
     state: Option<SaidState>,
+    user: Option<String>,
     told_at: Timestamp,
 }
 
@@ -31,6 +33,8 @@ struct Said {
 struct SaidState {
     gate: Gate,
     product_id: Option<String>,
+    will_renew: Option<bool>,
+    must_be_acknowledged: bool,
     as_of: Timestamp,
     sequence: i64,
     is_of_store: bool,
@@ -207,6 +211,8 @@ fn read_message(life: &PlayedLife, told_at: Timestamp, body: &str) -> Result<Opt
         Some(SaidState {
             gate: Gate::new(entitled, time("entitledUntil")),
             product_id: state["productId"].as_str().map(str::to_owned),
+            will_renew: state["willRenew"].as_bool(),
+            must_be_acknowledged: !state["acknowledgeBy"].is_null(),
             as_of: time("asOf").ok_or("no asOf")?,
             sequence: body["sequence"].as_i64().unwrap_or(0),
             is_of_store: state["basis"] == "store",
@@ -216,6 +222,7 @@ fn read_message(life: &PlayedLife, told_at: Timestamp, body: &str) -> Result<Opt
         key: key.to_owned(),
         subject,
         state,
+        user: body["appUserId"].as_str().map(str::to_owned),
         told_at,
     }))
 }
@@ -271,6 +278,41 @@ fn check_message(life: &PlayedLife, said: &Said, title: &str, wrong: &mut Vec<St
         wrong.push(format!(
             "{title}, told at {}, names {:?}; in use is {in_use:?}",
             said.told_at, state.product_id
+        ));
+    }
+    check_terms(life, said, state, title, wrong);
+}
+
+/// Whether it renews, and whether it must be acknowledged, are as the store's record says; the user is the customer, and is
+/// named where the purchase in use names one.
+fn check_terms(
+    life: &PlayedLife,
+    said: &Said,
+    state: &SaidState,
+    title: &str,
+    wrong: &mut Vec<String>,
+) {
+    let records = records_at(life, state.as_of);
+    let from = state.as_of.max(said.told_at);
+    if said.user.as_deref().is_some_and(|user| user != USER) {
+        wrong.push(format!("{title} names another user: {:?}", said.user));
+    }
+    let terms = life.actor.terms_in_use(records, said.subject, from);
+    let Some(terms) = terms.filter(|_| state.gate.is_open(from)) else {
+        return;
+    };
+    let (renews, acknowledge) = (Some(terms.will_renew), terms.must_be_acknowledged);
+    if state.will_renew != renews || state.must_be_acknowledged != acknowledge {
+        wrong.push(format!(
+            "{title}, told at {}, says that it renews: {:?}, and must be acknowledged: {}; the store says {terms:?}",
+            said.told_at, state.will_renew, state.must_be_acknowledged
+        ));
+    }
+    // A purchase that follows another may name no user of its own.
+    if life.actor.tokens.len() <= 1 && said.user != terms.user {
+        wrong.push(format!(
+            "{title} names the user {:?}; the purchase names {:?}",
+            said.user, terms.user
         ));
     }
 }

@@ -211,6 +211,12 @@ impl SimulatedAppleSubscription {
     pub fn has_access(&self, at: Timestamp) -> bool {
         matches!(status_at(&self.latest, &self.renewal, at), 1 | 4)
     }
+
+    /// Whether the App Store will try to renew it, if nothing happens until then.
+    pub fn will_renew(&self, at: Timestamp) -> bool {
+        let status = status_at(&self.latest, &self.renewal, at);
+        self.renewal.auto_renews && matches!(status, 1 | 3 | 4)
+    }
 }
 
 fn status_at(latest: &SimulatedTransaction, renewal: &SimulatedRenewal, at: Timestamp) -> u8 {
@@ -762,6 +768,11 @@ impl SimulatedTransaction {
     /// Whether the customer may use this product or non-renewing subscription at a time, if nothing happens until then.
     pub fn has_access(&self, at: Timestamp) -> bool {
         self.revocation.is_none() && self.expires_date.is_none_or(|end| end > at)
+    }
+
+    /// The `appAccountToken` that the app gave with the purchase.
+    pub fn app_account_token(&self) -> Option<&str> {
+        self.bought.app_account_token.as_deref()
     }
 
     /// The payload that is signed at `now`.

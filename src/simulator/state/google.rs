@@ -758,6 +758,20 @@ impl SimulatedSubscription {
         )
     }
 
+    /// Whether Play will try to renew it, if nothing happens until then.
+    pub fn will_renew(&self, at: Timestamp) -> bool {
+        let is_renewable = matches!(
+            self.state_name(at),
+            "ACTIVE" | "IN_GRACE_PERIOD" | "ON_HOLD" | "PAUSED"
+        );
+        is_renewable && !self.is_prepaid()
+    }
+
+    /// The `obfuscatedExternalAccountId` that the app gave with the purchase.
+    pub fn account_id(&self) -> Option<&str> {
+        self.sold.obfuscated_external_account_id.as_deref()
+    }
+
     /// Whether its first item is prepaid, and does not renew.
     pub fn is_prepaid(&self) -> bool {
         self.items[0].prepaid
@@ -1134,6 +1148,11 @@ impl SimulatedProductPurchase {
     /// Google's order id.
     pub fn order_id(&self) -> &str {
         &self.order_id
+    }
+
+    /// The `obfuscatedExternalAccountId` that the app gave with the purchase.
+    pub fn account_id(&self) -> Option<&str> {
+        self.sold.obfuscated_external_account_id.as_deref()
     }
 
     /// How many were bought.
