@@ -13,7 +13,15 @@ const CONNECT_TIMEOUT: Duration = Duration::from_secs(3);
 
 /// The HTTP client for calls to stores.
 pub fn build_http_client() -> Result<reqwest::Client, HttpClientError> {
-    Ok(client_builder().build()?)
+    let provider = Arc::new(rustls::crypto::aws_lc_rs::default_provider());
+    let mut tls = rustls::ClientConfig::builder_with_provider(provider)
+        .with_safe_default_protocol_versions()
+        .expect("the provider has the default versions")
+        .dangerous()
+        .with_custom_certificate_verifier(super::system_verifier()?)
+        .with_no_client_auth();
+    tls.alpn_protocols = vec![b"h2".to_vec(), b"http/1.1".to_vec()];
+    Ok(client_builder().tls_backend_preconfigured(tls).build()?)
 }
 
 /// A client for a service of the operator on this machine. Its certificate is compared with the expected one; the
@@ -42,6 +50,16 @@ pub fn build_local_http_client(
     "no server can be called over TLS ({0}): install the system's root certificates (the package ca-certificates), or correct SSL_CERT_FILE and SSL_CERT_DIR where they are set"
 )]
 pub struct HttpClientError(String);
+
+impl From<rustls::Error> for HttpClientError {
+    fn from(error: rustls::Error) -> Self {
+        let cause = match error {
+            rustls::Error::General(cause) => cause,
+            other => other.to_string(),
+        };
+        Self(cause.trim_end_matches('.').to_owned())
+    }
+}
 
 impl From<reqwest::Error> for HttpClientError {
     fn from(error: reqwest::Error) -> Self {

@@ -11,12 +11,14 @@ pub use crate::base::error::root_cause;
 
 mod bulkhead;
 mod http_client;
+mod system_trust;
 mod upstream;
 
 pub use bulkhead::Bulkhead;
 pub use http_client::{
     CertificateTrust, HttpClientError, build_http_client, build_local_http_client,
 };
+pub(crate) use system_trust::system_verifier;
 pub use upstream::{
     RetryDecision, Upstream, UpstreamError, UpstreamResponse, describe_json_error,
     parse_retry_after, push_path_segment,

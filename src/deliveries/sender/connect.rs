@@ -14,7 +14,6 @@ use hyper_util::rt::TokioIo;
 use rustls::crypto::aws_lc_rs;
 use rustls::pki_types::{CertificateDer, ServerName};
 use rustls::{ClientConfig, RootCertStore};
-use rustls_platform_verifier::Verifier;
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::TcpStream;
 use tokio::time::sleep;
@@ -24,6 +23,7 @@ use tokio_util::task::AbortOnDropHandle;
 
 use super::read_budget::{BudgetedStream, ReadBudget};
 use crate::egress::{AllowedAddresses, CallbackHost, CallbackTarget};
+use crate::outbound::system_verifier;
 
 /// How long to wait for one address before the next is tried in parallel, as RFC 8305 recommends.
 const CONNECTION_ATTEMPT_DELAY: Duration = Duration::from_millis(250);
@@ -43,13 +43,13 @@ pub enum TlsTrust {
 impl TlsTrust {
     pub(super) fn client_config(self) -> Result<Arc<ClientConfig>, rustls::Error> {
         let provider = Arc::new(aws_lc_rs::default_provider());
-        let builder = ClientConfig::builder_with_provider(provider.clone())
-            .with_safe_default_protocol_versions()?;
+        let builder =
+            ClientConfig::builder_with_provider(provider).with_safe_default_protocol_versions()?;
         let builder = match self {
             Self::OnlyRoots(roots) => builder.with_root_certificates(roots),
             Self::System => builder
                 .dangerous()
-                .with_custom_certificate_verifier(Arc::new(Verifier::new(provider)?)),
+                .with_custom_certificate_verifier(system_verifier()?),
         };
         let mut config = builder.with_no_client_auth();
         // One request at a time on a connection: with HTTP/2 the requests to one receiver would fail together.
