@@ -31,6 +31,7 @@ use crate::deliveries::{
     SigningSender, WorkNotifier, hold,
 };
 use crate::egress::EgressPolicy;
+use crate::events::feed::{self, EventFeed};
 use crate::events::{EventRecorder, NotificationMetrics};
 use crate::http::body_budget::BodyBudget;
 use crate::http::health::{HealthState, ReadinessCheck, ReadinessNotice};
@@ -51,6 +52,8 @@ use crate::stores::apple::{self, AppleVerifier};
 use crate::stores::google::trust::GoogleKeys;
 use crate::stores::google::{self, GoogleVerifier};
 use crate::stores::shared::state_completer::{StateCompleter, StateSources};
+use crate::stores::shared::subject_routes;
+use crate::stores::shared::subject_source::SubjectSources;
 use crate::telemetry::TraceMetrics;
 use crate::telemetry::metrics::MetricsRegistry;
 use crate::tenants::Authenticator;
@@ -88,6 +91,7 @@ pub struct App {
     apple_notifications: apple::AppleNotifications,
     google_notifications: google::GoogleNotifications,
     recorder: EventRecorder,
+    feed: EventFeed,
     verifications: VerificationLog,
     notification_metrics: NotificationMetrics,
     delivery_metrics: DeliveryMetrics,
@@ -181,6 +185,9 @@ impl App {
         let wake = WorkNotifier::from_changes(&changes);
         let notifier = wake.clone();
         let record = EventRecorder::new(database, clock, move || notifier.notify_work());
+        let feed = EventFeed::new(database, clock);
+        let waiting = feed.clone();
+        let record = record.with_stored_hook(move |tenant| waiting.notify_stored(tenant));
         let sender = build_sender(settings, database, clock)?;
         let apple_notifications =
             apple::AppleNotifications::new(&apple, record.clone(), &changes, refusals);
@@ -206,6 +213,7 @@ impl App {
             apple_notifications,
             google_notifications,
             recorder: record,
+            feed,
             verifications: build_verifications(settings, database, clock).with_metrics(&registry),
             notification_metrics: NotificationMetrics::new(&registry),
             delivery_metrics: DeliveryMetrics::new(&registry),
@@ -351,6 +359,7 @@ impl App {
             callers,
             database,
             wake,
+            feed,
             verifications,
             metrics,
             tls,
@@ -378,6 +387,10 @@ impl App {
                 run_with(stop, |stop| async move {
                     wake.run_remote_notifications(&database, stop).await;
                 }),
+            ),
+            (
+                "event_feeds",
+                run_with(stop, |stop| async move { feed.run_watcher(stop).await }),
             ),
             (
                 "verification_log",
@@ -430,7 +443,7 @@ impl App {
     /// Every route, with the layer around each answer. `/ready` fails once `shutting_down` is cancelled.
     pub fn build_request_layer(&self, shutting_down: CancellationToken) -> RequestLayer {
         let features = [
-            HealthState::new(self.readiness_checks(), shutting_down)
+            HealthState::new(self.readiness_checks(), shutting_down.clone())
                 .with_notices(vec![("deliveries", self.delivery_notice())])
                 .into_routes(),
             apple::verify_routes(
@@ -451,6 +464,13 @@ impl App {
                 self.google_notifications.clone(),
                 self.notification_metrics.clone(),
             ),
+            feed::event_routes(self.feed.clone(), self.callers.clone(), shutting_down),
+            subject_routes::subject_routes(
+                self.feed.clone(),
+                self.subject_sources(),
+                self.callers.clone(),
+                self.verifications.clone(),
+            ),
         ];
         let routes = server::routes::build_router(features);
         let layer = RequestLayer::new(routes, self.clock.clone(), BODY_TIMEOUT)
@@ -462,6 +482,13 @@ impl App {
         match self.trace_metrics {
             Some(_) => layer.with_tracing(),
             None => layer,
+        }
+    }
+
+    fn subject_sources(&self) -> SubjectSources {
+        SubjectSources {
+            apple: Arc::new(self.apple.clone()),
+            google: Arc::new(self.google.clone()),
         }
     }
 
@@ -497,6 +524,8 @@ pub fn openapi_document() -> serde_json::Value {
         HealthState::openapi_document(),
         apple::openapi_document(),
         google::openapi_document(),
+        feed::openapi_document(),
+        subject_routes::openapi_document(),
     ])
 }
 

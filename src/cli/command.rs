@@ -10,8 +10,8 @@ use super::context::{CommandContext, CommandError};
 use super::output::OutputFormat;
 use super::{
     apple, audit, backup, colon_aliases, completions, config, database, deliveries, dev, doctor,
-    encryption, google, health, inspect, jobs, key, migrate, openapi, prune, serve, simulator,
-    tail, tenant, verify, webhook,
+    encryption, event, google, health, inspect, jobs, key, migrate, openapi, prune, serve,
+    simulator, subject, tail, tenant, verify, webhook,
 };
 
 /// Verify App Store and Google Play purchases, and forward the stores' notifications to your backend
@@ -73,6 +73,12 @@ enum CliCommand {
     /// Manage a tenant's webhook: callback, secrets, events, deliveries
     #[command(subcommand)]
     Webhook(webhook::WebhookCommand),
+    /// Read a tenant's events, as `GET /v1/events` does
+    #[command(subcommand)]
+    Event(event::EventCommand),
+    /// Read what a purchase is worth, as `GET /v1/subjects` does
+    #[command(subcommand)]
+    Subject(subject::SubjectCommand),
     /// Create, verify and restore backups of the database
     #[command(subcommand)]
     Backup(backup::BackupCommand),
@@ -180,6 +186,8 @@ async fn dispatch_command(
         CliCommand::Apple(command) => apple::run(command, context).await,
         CliCommand::Google(command) => google::run(command, context).await,
         CliCommand::Webhook(command) => webhook::run(command, context).await,
+        CliCommand::Event(command) => event::run(command, context).await,
+        CliCommand::Subject(command) => subject::run(command, context).await,
         CliCommand::Backup(command) => backup::run(command, context).await,
         CliCommand::Db(command) => database::run(command, context).await,
         CliCommand::Deliveries(command) => deliveries::run(command, context).await,
@@ -221,6 +229,8 @@ mod tests {
             "webhook set-config",
             "webhook list-events",
             "webhook redeliver",
+            "event list",
+            "subject show",
             "verify apple",
             "verify google",
             "doctor",

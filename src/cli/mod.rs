@@ -19,7 +19,7 @@
 //!
 //! - [`serve`], [`dev`], [`simulator`]: programs that run until they are stopped
 //! - [`tenant`], [`key`], [`apple`], [`google`], [`webhook`]: what belongs to a tenant
-//! - [`verify`], [`inspect`], [`tail`], [`audit`]: purchases and what happened to them
+//! - [`verify`], [`inspect`], [`event`], [`subject`], [`tail`], [`audit`]: purchases and what happened to them
 //! - [`migrate`], [`database`], [`backup`], [`encryption`]: the database and its keys
 //! - [`deliveries`], [`jobs`], [`prune`]: what the service does in the background
 //! - [`doctor`], [`health`], [`config`]: diagnosis
@@ -39,6 +39,7 @@ mod dev;
 mod doctor;
 mod duration;
 mod encryption;
+mod event;
 mod google;
 mod health;
 mod input_file;
@@ -56,6 +57,7 @@ mod serve;
 mod simulator;
 mod state_text;
 mod store_credentials;
+mod subject;
 mod tail;
 mod tenant;
 mod verify;

@@ -105,8 +105,8 @@ pub(crate) enum PurchaseTypeArg {
 }
 
 /// What both stores need.
-struct VerifyDependencies {
-    database: Database,
+pub(super) struct VerifyDependencies {
+    pub(super) database: Database,
     keyring: Arc<Keyring>,
     changes: ChangeListener,
     upstream: Upstream,
@@ -114,7 +114,7 @@ struct VerifyDependencies {
 }
 
 impl VerifyDependencies {
-    async fn load(context: &CommandContext) -> Result<Self, CommandError> {
+    pub(super) async fn load(context: &CommandContext) -> Result<Self, CommandError> {
         let stores = context.read_settings(StoreSettings::from_raw)?;
         let database = context.open_database().await?;
         let keyring = context.load_verified_keyring(&database).await?;
@@ -126,6 +126,51 @@ impl VerifyDependencies {
             keyring,
             stores,
         })
+    }
+
+    pub(super) fn build_apple(
+        &self,
+        context: &CommandContext,
+    ) -> Result<AppleVerifier, CommandError> {
+        let verifier = match &self.stores.apple_root_certificates {
+            Some(path) => JwsVerifier::with_roots_from(path).map_err(|problem| {
+                CommandError::usage_error(format!("APPLE_ROOT_CERTIFICATES: {problem}."))
+            })?,
+            None => JwsVerifier::with_apple_roots(),
+        };
+        let policy = ResponderPolicy::for_roots(self.stores.apple_root_certificates.is_some());
+        let revocations = RevocationChecker::new(&self.upstream, &context.clock, policy);
+        let settings = apple::AppleSettings {
+            revocation_checker: self.stores.is_apple_ocsp_enabled.then_some(revocations),
+            production_url: self.stores.apple_production_url.clone(),
+            sandbox_url: self.stores.apple_sandbox_url.clone(),
+            credential_ttl: std::time::Duration::ZERO,
+        };
+        Ok(AppleVerifier::new(
+            &self.database,
+            &self.keyring,
+            &self.changes,
+            self.upstream.clone(),
+            verifier,
+            &context.clock,
+            settings,
+        ))
+    }
+
+    pub(super) fn build_google(&self, context: &CommandContext) -> GoogleVerifier {
+        let settings = google::GoogleSettings {
+            play_url: self.stores.google_play_url.clone(),
+            token_url: self.stores.google_token_url.clone(),
+            credential_ttl: std::time::Duration::ZERO,
+        };
+        GoogleVerifier::new(
+            &self.database,
+            &self.keyring,
+            &self.changes,
+            self.upstream.clone(),
+            &context.clock,
+            settings,
+        )
     }
 }
 
@@ -149,32 +194,7 @@ async fn verify_apple(args: VerifyAppleArgs, context: &CommandContext) -> Result
         (None, None) => unreachable!("clap requires one of them"),
     };
     let dependencies = VerifyDependencies::load(context).await?;
-    let verifier = match &dependencies.stores.apple_root_certificates {
-        Some(path) => JwsVerifier::with_roots_from(path).map_err(|problem| {
-            CommandError::usage_error(format!("APPLE_ROOT_CERTIFICATES: {problem}."))
-        })?,
-        None => JwsVerifier::with_apple_roots(),
-    };
-    let policy = ResponderPolicy::for_roots(dependencies.stores.apple_root_certificates.is_some());
-    let revocations = RevocationChecker::new(&dependencies.upstream, &context.clock, policy);
-    let settings = apple::AppleSettings {
-        revocation_checker: dependencies
-            .stores
-            .is_apple_ocsp_enabled
-            .then_some(revocations),
-        production_url: dependencies.stores.apple_production_url,
-        sandbox_url: dependencies.stores.apple_sandbox_url,
-        credential_ttl: std::time::Duration::ZERO,
-    };
-    let apple = AppleVerifier::new(
-        &dependencies.database,
-        &dependencies.keyring,
-        &dependencies.changes,
-        dependencies.upstream,
-        verifier,
-        &context.clock,
-        settings,
-    );
+    let apple = dependencies.build_apple(context)?;
     let request = apple::verify::AppleVerifyRequest {
         purchase,
         environment: args.environment,
@@ -215,19 +235,7 @@ async fn verify_google(
             .map(|stored| stored.package_name)
             .unwrap_or_default(),
     };
-    let settings = google::GoogleSettings {
-        play_url: dependencies.stores.google_play_url,
-        token_url: dependencies.stores.google_token_url,
-        credential_ttl: std::time::Duration::ZERO,
-    };
-    let google = GoogleVerifier::new(
-        &dependencies.database,
-        &dependencies.keyring,
-        &dependencies.changes,
-        dependencies.upstream,
-        &context.clock,
-        settings,
-    );
+    let google = dependencies.build_google(context);
     let kind = args.r#type.map(|kind| match kind {
         PurchaseTypeArg::Subscription => SubjectType::Subscription,
         PurchaseTypeArg::Product => SubjectType::Product,
@@ -270,7 +278,10 @@ fn read_single_line(path: &std::path::Path) -> Result<String, CommandError> {
     Ok(text.to_owned())
 }
 
-fn print_rejection(context: &CommandContext, problem: Problem) -> Result<(), CommandError> {
+pub(super) fn print_rejection(
+    context: &CommandContext,
+    problem: Problem,
+) -> Result<(), CommandError> {
     let code = problem.code.as_str();
     let message = match problem.cause {
         // An operator may see the cause, which HTTP callers do not.

@@ -11,9 +11,11 @@
 //! - [`notification_metrics`]: counts the notifications of the stores
 //! - [`store`]: the queries
 //! - [`unresolved`]: events whose state is told later
+//! - [`feed`]: reading events back
 
 mod event;
 mod event_type;
+pub mod feed;
 mod notification_metrics;
 pub mod purchase_state;
 mod recorder;

@@ -8,7 +8,7 @@ use utoipa::ToSchema;
 use super::event::NewEvent;
 use super::store::{self, RecordError, StoredEvent};
 use crate::base::clock::Clock;
-use crate::base::id::{DeliveryId, EventId};
+use crate::base::id::{DeliveryId, EventId, TenantId};
 use crate::db::Database;
 use crate::deliveries::body::{BodyParts, BodyStore};
 
@@ -19,6 +19,7 @@ pub struct EventRecorder {
     bodies: BodyStore,
     clock: Clock,
     on_delivery_enqueued: Arc<dyn Fn() + Send + Sync>,
+    on_stored: Arc<dyn Fn(&TenantId) + Send + Sync>,
 }
 
 impl EventRecorder {
@@ -33,6 +34,16 @@ impl EventRecorder {
             bodies: BodyStore::new(database),
             clock: clock.clone(),
             on_delivery_enqueued: Arc::new(on_delivery_enqueued),
+            on_stored: Arc::new(|_| {}),
+        }
+    }
+
+    /// The same, and `on_stored` is called with the tenant after each commit of a new event. It must return at once.
+    #[must_use]
+    pub fn with_stored_hook(self, on_stored: impl Fn(&TenantId) + Send + Sync + 'static) -> Self {
+        Self {
+            on_stored: Arc::new(on_stored),
+            ..self
         }
     }
 
@@ -51,6 +62,9 @@ impl EventRecorder {
             store::insert_event(&self.database, event, &event_id, &delivery_id, &body).await?;
         if stored.enqueued {
             (self.on_delivery_enqueued)();
+        }
+        if stored.is_new {
+            (self.on_stored)(&event.tenant);
         }
         Ok(stored)
     }

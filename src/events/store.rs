@@ -231,7 +231,7 @@ fn replace_nul(text: &str) -> Cow<'_, str> {
 }
 
 /// For an indexed column: see [`MAX_KEY_BYTES`].
-fn truncate_index_key(text: &str) -> Cow<'_, str> {
+pub(super) fn truncate_index_key(text: &str) -> Cow<'_, str> {
     replace_nul(&text[..text.floor_char_boundary(MAX_KEY_BYTES)])
 }
 

@@ -392,14 +392,15 @@ fn error_body_bytes(
 }
 
 /// A path as it may be logged: the query is gone already; a segment that is long enough to be a
-/// secret is cut too.
+/// secret is cut too, and so is the key of a purchase, which can be its token.
 fn redact_path(path: &str) -> String {
+    let names_purchase = path.starts_with("/v1/subjects/");
     let mut shown = String::with_capacity(path.len().min(MAX_LOGGED_PATH_LEN));
     for (position, segment) in path.split('/').enumerate() {
         if position > 0 {
             shown.push('/');
         }
-        if segment.len() > MAX_LOGGED_SEGMENT_LEN {
+        if segment.len() > MAX_LOGGED_SEGMENT_LEN || (names_purchase && position > 3) {
             shown.push('…');
         } else {
             shown.push_str(segment);
@@ -695,6 +696,14 @@ mod tests {
         let tenant = id::TenantId::mint(Timestamp::from_millis(1));
         let path = format!("/v1/webhooks/apple/{tenant}");
         assert_eq!(redact_path(&path), path);
+        assert_eq!(
+            redact_path("/v1/subjects/google/to%2Fken"),
+            "/v1/subjects/google/…"
+        );
+        assert_eq!(
+            redact_path("/v1/subjects/apple/1/2"),
+            "/v1/subjects/apple/…/…"
+        );
         assert!(redact_path(&"/a".repeat(10_000)).len() < 210);
     }
 }

@@ -133,6 +133,8 @@ pub const TRANSFERRED_TABLES: [TransferTable; 14] = [
     },
     TransferTable {
         full_history_filter: ALL_ROWS,
+        // Events are numbered in the order in which one database got them.
+        overrides: r#"{"feed_position": null}"#,
         is_audited_once: true,
         match_condition: "here.id = line.id or (here.source, here.external_id) = (line.source, line.external_id)",
         ..transfer_table(
@@ -159,12 +161,16 @@ pub const TRANSFERRED_TABLES: [TransferTable; 14] = [
 ];
 
 /// The tables that are not exported, and why.
-pub const EXCLUDED_TABLES: [(&str, &str); 15] = [
+pub const EXCLUDED_TABLES: [(&str, &str); 16] = [
     (
         "apple_test_notifications",
         "Apple sends to another address from then on",
     ),
     ("callback_probes", "is collected again, like webhook_health"),
+    (
+        "event_feeds",
+        "numbers the events of one database: a reader begins again, and recognises by eventId what it has",
+    ),
     (
         "unresolved_states",
         "is made anew of the events that the import brings",

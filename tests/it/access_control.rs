@@ -16,7 +16,10 @@ async fn each_route_answers_each_caller_as_the_table_says() {
 
     // Method, path, body; then the status without a key, with an unknown key, for a tenant without
     // credentials, and for a tenant that asks about an object that does not exist.
-    let table: [(&str, &str, Option<&Value>, [u16; 4]); 5] = [
+    let event = "/v1/events/evt_01J9ZQ4T5W6X7Y8Z9A0B1C2D3E";
+    let redeliver = format!("{event}/redeliver");
+    let subject = "/v1/subjects/apple/1";
+    let table: [(&str, &str, Option<&Value>, [u16; 4]); 9] = [
         ("/health", "GET", None, [200, 200, 200, 200]),
         ("/ready", "GET", None, [200, 200, 200, 200]),
         ("/openapi.json", "GET", None, [200, 200, 200, 200]),
@@ -32,6 +35,10 @@ async fn each_route_answers_each_caller_as_the_table_says() {
             Some(&google),
             [401, 401, 400, 200],
         ),
+        ("/v1/events", "GET", None, [401, 401, 200, 200]),
+        (event, "GET", None, [401, 401, 404, 404]),
+        (&redeliver, "POST", None, [401, 401, 404, 404]),
+        (subject, "GET", None, [401, 401, 404, 404]),
     ];
     let keys = [
         None,
@@ -59,6 +66,7 @@ async fn each_route_answers_each_caller_as_the_table_says() {
             match expected {
                 400 => assert_eq!(answer.body["error"], "CREDENTIALS_MISSING"),
                 401 => assert_eq!(answer.body["error"], "UNAUTHENTICATED"),
+                404 => assert_eq!(answer.body["error"], "NOT_FOUND"),
                 _ => {}
             }
         }
@@ -87,8 +95,11 @@ async fn each_route_answers_each_caller_as_the_table_says() {
         .keys()
         .collect();
     for path in &paths {
+        let path = path
+            .replace("{eventId}", "evt_01J9ZQ4T5W6X7Y8Z9A0B1C2D3E")
+            .replace("{source}/{key}", "apple/1");
         assert!(
-            path.starts_with("/v1/webhooks/") || table.iter().any(|(known, ..)| known == path),
+            path.starts_with("/v1/webhooks/") || table.iter().any(|(known, ..)| *known == path),
             "{path} is missing in the table"
         );
     }

@@ -30,6 +30,7 @@ mod docs;
 mod doctor;
 mod embedded;
 mod encryption;
+mod event_feed;
 mod failover;
 mod google_credentials;
 mod google_notifications;

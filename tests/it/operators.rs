@@ -457,6 +457,7 @@ async fn every_table_is_audited_or_has_a_reason_not_to_be() {
         ("body_dictionaries", "the stores' doing"),
         ("callback_probes", "written by itself"),
         ("encryption_canaries", "written by itself"),
+        ("event_feeds", "the callers' doing"),
         (
             "google_previous_credentials",
             "what a noted change of google_credentials put aside",

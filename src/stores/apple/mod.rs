@@ -37,6 +37,7 @@ mod request_body;
 pub mod routes;
 pub(crate) mod state;
 pub mod store;
+mod subject_source;
 mod subscription;
 pub mod test_notification;
 pub mod translate;

@@ -43,6 +43,7 @@ mod response_body;
 mod routes;
 pub(crate) mod state;
 pub mod store;
+mod subject_source;
 pub mod translate;
 pub mod trust;
 pub(crate) mod verify;

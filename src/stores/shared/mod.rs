@@ -7,6 +7,8 @@
 //! - [`fresh_ids`]: asking again about a purchase that its store does not know yet
 //! - [`notifications`]: which tenants receive notifications
 //! - [`state_completer`]: tells the states of purchases that were not known when their events were stored
+//! - [`subject_source`]: asks a store about the purchase that events are about
+//! - [`subject_routes`]: reading the state of a purchase back
 //! - [`routes`]: the parts of the verify and notification routes that are the same for both stores
 
 pub(crate) mod client;
@@ -15,3 +17,5 @@ pub(crate) mod fresh_ids;
 pub(crate) mod notifications;
 pub(crate) mod routes;
 pub mod state_completer;
+pub(crate) mod subject_routes;
+pub(crate) mod subject_source;

@@ -14,8 +14,18 @@ use serde_json::{Value, json};
 use self::schema::objections;
 use crate::world::attesto::{APP, World};
 
+/// Those of a route on one event.
+const READING: [&str; 6] = [
+    "INTERNAL_ERROR",
+    "INVALID_REQUEST",
+    "NOT_FOUND",
+    "RATE_LIMITED",
+    "UNAUTHENTICATED",
+    "UNAVAILABLE",
+];
+
 /// The error codes that each route may answer, by the contract.
-const ERRORS: [(&str, &[&str]); 7] = [
+const ERRORS: [(&str, &[&str]); 11] = [
     ("/health", &["INTERNAL_ERROR"]),
     ("/ready", &["INTERNAL_ERROR"]),
     ("/openapi.json", &["INTERNAL_ERROR"]),
@@ -38,6 +48,32 @@ const ERRORS: [(&str, &[&str]); 7] = [
             "GOOGLE_API_ERROR",
             "INTERNAL_ERROR",
             "INVALID_REQUEST",
+            "RATE_LIMITED",
+            "UNAUTHENTICATED",
+            "UNAVAILABLE",
+        ],
+    ),
+    (
+        "/v1/events",
+        &[
+            "INTERNAL_ERROR",
+            "INVALID_REQUEST",
+            "RATE_LIMITED",
+            "UNAUTHENTICATED",
+            "UNAVAILABLE",
+        ],
+    ),
+    ("/v1/events/{eventId}", &READING),
+    ("/v1/events/{eventId}/redeliver", &READING),
+    (
+        "/v1/subjects/{source}/{key}",
+        &[
+            "APPLE_API_ERROR",
+            "CREDENTIALS_MISSING",
+            "GOOGLE_API_ERROR",
+            "INTERNAL_ERROR",
+            "INVALID_REQUEST",
+            "NOT_FOUND",
             "RATE_LIMITED",
             "UNAUTHENTICATED",
             "UNAVAILABLE",
@@ -140,7 +176,12 @@ fn the_description_is_whole() {
         );
         let security = &operation["security"][0];
         let expected = match path {
-            "/v1/apple/verify" | "/v1/google/verify" => "apiKey",
+            "/v1/apple/verify"
+            | "/v1/google/verify"
+            | "/v1/events"
+            | "/v1/events/{eventId}"
+            | "/v1/events/{eventId}/redeliver"
+            | "/v1/subjects/{source}/{key}" => "apiKey",
             "/v1/webhooks/google/{tenantId}" => "googlePush",
             // Apple has no API key either; it signs what it posts.
             _ => {

@@ -34,6 +34,7 @@ fn judge(schema: &Value, value: &Value, document: &Value, at: &str, found: &mut 
             "minLength" => !value.is_string() || length() >= number(),
             "maxLength" => !value.is_string() || length() <= number(),
             "minimum" => value.as_f64().is_none_or(|it| it >= number()),
+            "maximum" => value.as_f64().is_none_or(|it| it <= number()),
             "format" => match (bound.as_str(), value.as_str()) {
                 (Some("date-time"), Some(text)) => {
                     attesto::base::clock::Timestamp::parse(text).is_some()

@@ -417,6 +417,13 @@ impl World {
         }
     }
 
+    /// The text of the answer to a `GET`.
+    pub(crate) async fn ask_for_text(&self, path: &str, key: &str) -> String {
+        let request = self.client.get(self.url(path)).bearer_auth(key);
+        let answer = request.send().await.expect("an answer");
+        answer.text().await.expect("text")
+    }
+
     /// Sends a verify request.
     pub(crate) async fn verify(&self, store: &str, tenant: &Tenant, body: &Value) -> Answer {
         self.ask(
