@@ -376,6 +376,13 @@ impl App {
                 ),
             ),
             (
+                "write_heartbeat",
+                run_with(stop, {
+                    let database = database.clone();
+                    |stop| async move { database.run_write_heartbeat(stop).await }
+                }),
+            ),
+            (
                 "api_key_usage",
                 run_with(
                     stop,
@@ -493,7 +500,7 @@ impl App {
     }
 
     fn readiness_checks(&self) -> Vec<(&'static str, ReadinessCheck)> {
-        let (database, keyring) = (self.database.clone(), self.keyring.clone());
+        let (database, keyring) = (self.database.for_readiness(), self.keyring.clone());
         let prepared = Arc::new(AtomicBool::new(false));
         let db: ReadinessCheck = Arc::new({
             let database = database.clone();

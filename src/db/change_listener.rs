@@ -25,6 +25,7 @@ use sqlx::{ConnectOptions as _, Connection as _, Executor as _, Row as _};
 use tokio::time::{Instant, sleep, timeout, timeout_at};
 use tokio_util::sync::CancellationToken;
 
+use super::write_watch::{HEARTBEAT_INTERVAL, HEARTBEAT_SQL};
 use super::{Database, Error, error_class};
 use crate::base::backoff::Backoff;
 use crate::base::id::TenantId;
@@ -34,11 +35,6 @@ use crate::crypto::{ExposeSecret as _, token};
 const CHANGES_CHANNEL: &str = "attesto_changes";
 /// The name of the listening session.
 const APPLICATION_NAME: &str = "attesto-changes";
-const HEARTBEAT_INTERVAL: Duration = Duration::from_secs(1);
-/// Writes something that changes no row and is seen by no reader; its commit waits for the disk and for synchronous standbys as any
-/// other. Null where nothing may be written.
-const HEARTBEAT_SQL: &str = "select case when not (pg_is_in_recovery() or current_setting('transaction_read_only')::bool) \
-    then pg_logical_emit_message(true, 'attesto', '')::text end";
 /// How long a check of the connection may take.
 const PROOF_TIMEOUT: Duration = Duration::from_secs(2);
 /// How long after the start of a successful check the process may assume that it receives all notifications.
@@ -269,7 +265,13 @@ impl ChangeListener {
         replaced: &CancellationToken,
     ) -> Result<(), ListenError> {
         let database = &self.state.database;
-        let beat = database.writes().observe(listener.fetch_one(HEARTBEAT_SQL));
+        let write = database.writes().begin();
+        let beat = async {
+            let row = listener.fetch_one(HEARTBEAT_SQL).await;
+            let written: Result<Option<String>, _> = row.and_then(|row| row.try_get(0));
+            write.finish_heartbeat(&written);
+            written
+        };
         let mut beat = std::pin::pin!(beat);
         let written = loop {
             tokio::select! {
@@ -284,7 +286,6 @@ impl ChangeListener {
                 }
             }
         };
-        let written: Option<String> = written.try_get(0)?;
         database.direct_server().set_read_only(written.is_none());
         written.map(drop).ok_or(ListenError::ReadOnly)
     }

@@ -31,12 +31,16 @@ pub struct Operator {
 
 /// Connections reserved for deliveries: one for claims and results, one for renewing leases, one for reading bodies.
 const DELIVERY_CONNECTIONS: u32 = 3;
-/// The lifetime of a reserved connection: the same as sqlx gives the others.
-const DELIVERY_CONNECTION_TTL: Duration = Duration::from_mins(30);
 /// The name of their sessions.
 const DELIVERY_APPLICATION: &str = "attesto-deliveries";
-/// In a smaller pool than this, no connection is reserved.
+/// The name of the session that `/ready` asks.
+const READINESS_APPLICATION: &str = "attesto-readiness";
+/// The connections for `/ready` and for notifications of changes.
+const WATCH_CONNECTIONS: u32 = 2;
+/// In a smaller pool than this, no connection is reserved for deliveries, and those of [`WATCH_CONNECTIONS`] come on top.
 const MIN_CONNECTIONS_TO_RESERVE: u32 = 8;
+/// The lifetime of a reserved connection: the same as sqlx gives the others.
+const RESERVED_CONNECTION_TTL: Duration = Duration::from_mins(30);
 
 /// How long a connection of the pool may take to show that it is alive, before another is opened.
 const LIVENESS_TIMEOUT: Duration = Duration::from_secs(1);
@@ -58,13 +62,15 @@ pub struct Database {
     writes: WriteWatch,
     /// Connections reserved for deliveries.
     delivery_pool: Arc<OnceLock<DbPool>>,
+    /// The connection of `/ready`.
+    readiness_pool: Arc<OnceLock<DbPool>>,
     settings: Arc<ConnectSettings>,
     /// The servers of `DATABASE_URL`, if they are poolers.
     pooler: Option<ServerWatch>,
     /// The migrations of this release.
     pub(super) migrator: &'static Migrator,
     /// The lifetime of a reserved connection.
-    delivery_connection_ttl: Duration,
+    reserved_connection_ttl: Duration,
     /// How far the database's clock is ahead.
     pub(super) clock_offset: Arc<ClockOffset>,
 }
@@ -185,7 +191,7 @@ impl Database {
         let operator = operator.map(|operator| Arc::new((name.to_owned(), operator)));
         let most = match operator {
             None if settings.max_connections >= MIN_CONNECTIONS_TO_RESERVE => {
-                settings.max_connections - DELIVERY_CONNECTIONS
+                settings.max_connections - DELIVERY_CONNECTIONS - WATCH_CONNECTIONS
             }
             _ => settings.max_connections,
         };
@@ -207,10 +213,11 @@ impl Database {
             direct_server,
             writes: WriteWatch::default(),
             delivery_pool: Arc::default(),
+            readiness_pool: Arc::default(),
             settings: Arc::new(settings.clone()),
             pooler,
             migrator: &MIGRATOR,
-            delivery_connection_ttl: DELIVERY_CONNECTION_TTL,
+            reserved_connection_ttl: RESERVED_CONNECTION_TTL,
             clock_offset: Arc::default(),
         }
     }
@@ -222,39 +229,57 @@ impl Database {
         if self.settings.max_connections < MIN_CONNECTIONS_TO_RESERVE {
             return self.clone();
         }
-        let pool = self.delivery_pool.get_or_init(|| {
-            let is_shared = self.direct_server.is_some();
-            let hooks = SessionHooks {
-                server: self.server.downgrade(),
-                is_shared,
-                operator: None,
-                max_age: Some(self.delivery_connection_ttl),
-            };
-            let pool = PgPoolOptions::new()
-                .min_connections(DELIVERY_CONNECTIONS)
-                .max_connections(DELIVERY_CONNECTIONS)
-                .idle_timeout(None)
-                // With a lifetime, sqlx would open none before first use: the hook closes old ones instead.
-                .max_lifetime(None)
-                .acquire_timeout(self.settings.connect_timeout);
-            let options = self.server.current_options();
-            let pool = hooks
-                .install(pool)
-                .connect_lazy_with(options.application_name(DELIVERY_APPLICATION));
-            self.server.add_pool(&pool, DELIVERY_APPLICATION);
-            DbPool::new(pool, self.server.clone(), is_shared)
-        });
+        let pool = self
+            .delivery_pool
+            .get_or_init(|| self.reserve_pool(DELIVERY_APPLICATION, DELIVERY_CONNECTIONS));
+        self.with_pool(pool)
+    }
+
+    /// Reserves a connection in the same way for what watches the database: it gets an answer while requests use all others.
+    #[must_use]
+    pub fn for_readiness(&self) -> Self {
+        let pool = self
+            .readiness_pool
+            .get_or_init(|| self.reserve_pool(READINESS_APPLICATION, 1));
+        self.with_pool(pool)
+    }
+
+    fn with_pool(&self, pool: &DbPool) -> Self {
         Self {
             pool: pool.clone(),
             ..self.clone()
         }
     }
 
+    /// Opens this many connections at once, and keeps them.
+    fn reserve_pool(&self, application: &str, connections: u32) -> DbPool {
+        let is_shared = self.direct_server.is_some();
+        let hooks = SessionHooks {
+            server: self.server.downgrade(),
+            is_shared,
+            operator: None,
+            max_age: Some(self.reserved_connection_ttl),
+        };
+        let pool = PgPoolOptions::new()
+            .min_connections(connections)
+            .max_connections(connections)
+            .idle_timeout(None)
+            // With a lifetime, sqlx would open none before first use: the hook closes old ones instead.
+            .max_lifetime(None)
+            .acquire_timeout(self.settings.connect_timeout);
+        let options = self.server.current_options();
+        let pool = hooks
+            .install(pool)
+            .connect_lazy_with(options.application_name(application));
+        self.server.add_pool(&pool, application);
+        DbPool::new(pool, self.server.clone(), is_shared)
+    }
+
     /// Another lifetime for reserved connections, for tests.
     #[must_use]
-    pub fn with_delivery_connection_ttl(self, kept: Duration) -> Self {
+    pub fn with_reserved_connection_ttl(self, kept: Duration) -> Self {
         Self {
-            delivery_connection_ttl: kept,
+            reserved_connection_ttl: kept,
             ..self
         }
     }
@@ -312,14 +337,20 @@ impl Database {
                 .min(open);
             (open - idle, idle)
         };
-        let (used, idle) = of(&self.pool);
-        let (used_too, idle_too) = self.delivery_pool.get().map_or((0, 0), of);
-        (used + used_too, idle + idle_too)
+        let counts = self.all_pools().map(of);
+        counts.fold((0, 0), |sum, (used, idle)| (sum.0 + used, sum.1 + idle))
     }
 
     /// The maximum number of connections, including the reserved ones.
     pub fn max_connections(&self) -> u64 {
         u64::from(self.settings.max_connections)
+    }
+
+    /// The main pool, and those that were reserved.
+    fn all_pools(&self) -> impl Iterator<Item = &DbPool> {
+        let reserved = [&self.delivery_pool, &self.readiness_pool];
+        let reserved = reserved.into_iter().filter_map(|pool| pool.get());
+        std::iter::once(&self.pool).chain(reserved)
     }
 
     /// The connection pool of `DATABASE_URL`.
@@ -344,11 +375,35 @@ impl Database {
         }
     }
 
-    /// Whether the database answers within `patience` and takes writes; if not, the cause. Writes nothing: whether writes complete
-    /// is judged by those of this process.
+    /// Notes whether a session of the current server may write.
+    pub(super) fn note_session_mode(&self, is_read_only: bool) {
+        self.server.set_read_only(is_read_only);
+    }
+
+    /// Whether the database answers within `patience`, takes writes and has a connection for requests; if not, the cause. Writes
+    /// nothing: whether writes complete is judged by those of this process, and by
+    /// [`run_write_heartbeat`](Self::run_write_heartbeat).
     pub async fn check_writable(&self, patience: Duration) -> Result<(), DatabaseConnectError> {
-        self.ping(patience).await?;
-        self.write_problem().map_or(Ok(()), Err)
+        let answered = self.for_readiness().ping(patience).await;
+        match (answered, self.write_problem()) {
+            // A heartbeat waits on this connection.
+            (
+                Err(DatabaseConnectError::Timeout | DatabaseConnectError::PoolExhausted) | Ok(()),
+                Some(problem),
+            ) => return Err(problem),
+            (Err(DatabaseConnectError::PoolExhausted), None) => {
+                return Err(DatabaseConnectError::WritesStalled);
+            }
+            (answered, _) => answered?,
+        }
+        if let Some(problem) = self.writes.failure() {
+            return Err(problem);
+        }
+        // A flood may use all other connections, and each of them serves. When the server gives us none, this one answers alone.
+        if self.pool.was_refused() {
+            self.ping(patience).await?;
+        }
+        Ok(())
     }
 
     /// Whether the database answers within `patience`; if not, the cause.
@@ -415,8 +470,7 @@ impl Database {
 
     /// Closes every connection.
     pub async fn close_connections(&self) {
-        self.pool.sqlx_pool().close().await;
-        if let Some(pool) = self.delivery_pool.get() {
+        for pool in self.all_pools() {
             pool.sqlx_pool().close().await;
         }
     }

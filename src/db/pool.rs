@@ -11,17 +11,19 @@
 
 use std::fmt;
 use std::ops::{Deref, DerefMut};
+use std::sync::Arc;
 use std::time::Duration;
 
 use futures_util::future::BoxFuture;
 use futures_util::stream::{self, BoxStream};
 use futures_util::{StreamExt as _, TryStreamExt as _};
+use parking_lot::Mutex;
 use sqlx::pool::PoolConnection;
 use sqlx::postgres::{PgArguments, PgConnection, PgPool, PgQueryResult, PgRow, PgStatement};
 use sqlx::postgres::{PgTypeInfo, Postgres};
 use sqlx::{AssertSqlSafe, Describe, Either, Execute, Executor, SqlSafeStr as _, SqlStr};
 use tokio::runtime::Handle;
-use tokio::time::{sleep, timeout};
+use tokio::time::{Instant, sleep, timeout};
 use tokio_util::sync::CancellationToken;
 
 use super::server_watch::ServerWatch;
@@ -63,6 +65,27 @@ pub struct DbPool {
     server: ServerWatch,
     /// Whether the server's session may change after each transaction (a pooler in transaction mode).
     is_transaction_pooled: bool,
+    supply: Arc<Mutex<ConnectionSupply>>,
+}
+
+/// Whether callers of a pool get a connection.
+#[derive(Debug, Default)]
+struct ConnectionSupply {
+    /// When one was given last.
+    last_given: Option<Instant>,
+    /// Whether a caller got none who began to wait after that.
+    was_refused: bool,
+}
+
+impl ConnectionSupply {
+    fn note(&mut self, begun: Instant, was_given: bool) {
+        if was_given {
+            self.last_given = Some(Instant::now());
+            self.was_refused = false;
+        } else if self.last_given.is_none_or(|given| given < begun) {
+            self.was_refused = true;
+        }
+    }
 }
 
 impl fmt::Debug for DbPool {
@@ -77,7 +100,13 @@ impl DbPool {
             inner,
             server,
             is_transaction_pooled,
+            supply: Arc::default(),
         }
+    }
+
+    /// Whether the pool gave no connection to a caller, and to none since.
+    pub(super) fn was_refused(&self) -> bool {
+        self.supply.lock().was_refused
     }
 
     /// Begins a transaction.
@@ -119,6 +148,7 @@ impl DbPool {
         Box::pin(async {
             self.server.choose_first().await?;
             loop {
+                let begun = Instant::now();
                 let replaced = self.server.replaced();
                 let acquiring = Box::pin(self.server.run_while_suitable(self.inner.acquire()));
                 let acquired = self.server.run_until_replaced(&replaced, acquiring).await;
@@ -129,6 +159,7 @@ impl DbPool {
                     }
                     continue;
                 }
+                self.supply.lock().note(begun, acquired.is_ok());
                 return Ok(PooledSession {
                     connection: Some(acquired?),
                     server: self.server.clone(),

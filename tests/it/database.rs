@@ -109,7 +109,7 @@ async fn reserved_delivery_connections_are_replaced_when_old() {
         sessions.len()
     };
     assert!(sessions(Database::open(&settings)).await <= 3);
-    let old_at_once = Database::open(&settings).with_delivery_connection_ttl(Duration::ZERO);
+    let old_at_once = Database::open(&settings).with_reserved_connection_ttl(Duration::ZERO);
     assert_eq!(sessions(old_at_once).await, 8);
 }
 
