@@ -22,7 +22,7 @@ use crate::checks;
 use crate::checks::expiry::certificate_name;
 use crate::checks::gauges::DatabaseGauges;
 use crate::config::{AppSettings, WebhookSettings, compute_fingerprints};
-use crate::credentials::canary::{self, CanaryError};
+use crate::credentials::canary::{self, CanaryError, UnusedKeys};
 use crate::crypto::keyring::Keyring;
 use crate::db::change_listener::ChangeListener;
 use crate::db::{self, Database, DatabaseConnectError, SchemaState};
@@ -39,7 +39,10 @@ use crate::http::request_layer::RequestLayer;
 use crate::http::request_metrics::RequestMetrics;
 use crate::jobs::{Job, JobContext, JobScheduler, probe, reseal};
 use crate::outbound::{self, HttpClientError, Upstream};
-use crate::replicas::{CertificateExpiries, CertificateValidity, ReplicaHeartbeat, host_name};
+use crate::replicas::{
+    CertificateExpiries, CertificateValidity, NoticeSource, ReplicaHeartbeat, ReplicaNotices,
+    host_name,
+};
 use crate::retention;
 use crate::server::tls::{self, ReloadableTls};
 use crate::server::{self, RunningServer, scrape};
@@ -198,7 +201,10 @@ impl App {
             &changes,
             refusals,
         );
-        let presence = build_heartbeat(settings, database, clock, &certificate_expiries);
+        let dispatch_status = DispatchStatus::new(settings.webhooks.is_dispatcher_enabled);
+        dispatch_status.register_in(&registry);
+        let presence = build_heartbeat(settings, database, clock, &certificate_expiries)
+            .with_notices(replica_notices(&dispatch_status));
         let callers = Authenticator::new(database, &changes, clock, settings.rate_limit)
             .with_refusal_metrics(refusals)
             .with_rate_limit_scope(settings.admission.rate_limit_scope, &presence);
@@ -226,7 +232,7 @@ impl App {
             presence,
             certificate_expiries,
             sender,
-            dispatch_status: DispatchStatus::default(),
+            dispatch_status,
             wake,
             webhooks: settings.webhooks,
             jobs: settings.job_intervals.is_enabled.then(|| {
@@ -506,22 +512,17 @@ impl App {
             let database = database.clone();
             move || check_database(database.clone(), prepared.clone()).boxed()
         });
-        let encryption: ReadinessCheck =
-            Arc::new(move || check_encryption_key(database.clone(), keyring.clone()).boxed());
+        let unused = Arc::new(UnusedKeys::new(&self.clock));
+        let encryption: ReadinessCheck = Arc::new(move || {
+            check_encryption_key(database.clone(), keyring.clone(), unused.clone()).boxed()
+        });
         vec![("db", db), ("encryption", encryption)]
     }
 
     /// Says so when this process takes in notifications and does not deliver: because it should not, or because it cannot.
     fn delivery_notice(&self) -> ReadinessNotice {
         let status = self.dispatch_status.clone();
-        let is_dispatcher_enabled = self.webhooks.is_dispatcher_enabled;
-        Arc::new(move || {
-            if !is_dispatcher_enabled {
-                return Some("off: this process only receives".to_owned());
-            }
-            let problem = status.problem()?;
-            Some(format!("waiting: {problem}"))
-        })
+        Arc::new(move || status.notice())
     }
 }
 
@@ -589,6 +590,14 @@ pub fn all_jobs(tools: &JobContext) -> Vec<Job> {
     ]);
     jobs.sort_by_key(|job| job.name);
     jobs
+}
+
+/// What other processes are told that this one does not do.
+fn replica_notices(dispatch_status: &DispatchStatus) -> NoticeSource {
+    let status = dispatch_status.clone();
+    Arc::new(move || ReplicaNotices {
+        deliveries: status.notice(),
+    })
 }
 
 fn build_heartbeat(
@@ -659,10 +668,14 @@ async fn check_database(database: Database, prepared: Arc<AtomicBool>) -> Result
 
 /// Whether the keys open the canaries. A key that did once, since this process started, stays the right one while the database
 /// is away: what is wrong then stands in the check of the database, and looking for another key would be a mistake.
-async fn check_encryption_key(database: Database, keyring: Arc<Keyring>) -> Result<(), String> {
+async fn check_encryption_key(
+    database: Database,
+    keyring: Arc<Keyring>,
+    unused: Arc<UnusedKeys>,
+) -> Result<(), String> {
     let checked = timeout(
         DATABASE_PING_TIMEOUT,
-        canary::ensure_canaries(&database, &keyring),
+        canary::ensure_canaries_except(&database, &keyring, &unused),
     );
     match checked.await {
         Ok(Ok(())) => Ok(()),

@@ -144,6 +144,7 @@ pub(super) fn judge_server(server: &PostgresServer, now: Timestamp) -> Vec<Check
             format!("Create a new one with `create database … {UTF8_DATABASE_OPTIONS}` and move the data there."),
         ));
     }
+    checks.push(judge_write_mode(server));
     checks.push(if server.is_superuser {
         CheckResult::warn(
             "database.role",
@@ -189,6 +190,23 @@ pub(super) fn judge_server(server: &PostgresServer, now: Timestamp) -> Vec<Check
         CheckResult::ok("database.connections", message)
     });
     checks
+}
+
+fn judge_write_mode(server: &PostgresServer) -> CheckResult {
+    const NAME: &str = "database.writable";
+    match server.write_mode.as_str() {
+        "standby" => CheckResult::fail(
+            NAME,
+            "The server is a standby, which takes no writes.",
+            "Set DATABASE_URL to the primary, or name all servers in it with target_session_attrs=read-write.",
+        ),
+        "read_only" => CheckResult::fail(
+            NAME,
+            "Sessions of this role in this database are read-only (default_transaction_read_only is on).",
+            "If the server is to be replaced, set DATABASE_URL to the new primary; otherwise `alter database … reset default_transaction_read_only`, or the same for the role or the server.",
+        ),
+        _ => CheckResult::ok(NAME, "It takes writes."),
+    }
 }
 
 fn check_server_version(major: u32, now: Timestamp) -> CheckResult {

@@ -113,6 +113,7 @@ mod tests {
             seen_at: now,
             sealing_key_id: 1,
             opening_key_ids: vec![1],
+            notices: crate::replicas::ReplicaNotices::default(),
             settings: settings
                 .map(|(group, held)| (group.to_owned(), held.to_owned()))
                 .into(),

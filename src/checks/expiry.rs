@@ -221,6 +221,7 @@ mod tests {
             seen_at: now,
             sealing_key_id: 1,
             opening_key_ids: vec![1],
+            notices: crate::replicas::ReplicaNotices::default(),
             settings: BTreeMap::new(),
             certificates: certificates
                 .map(|(name, end)| ((*name).to_owned(), ends_at(end)))

@@ -25,6 +25,7 @@ pub(super) async fn load_job_runs(
 
 pub(super) fn judge_replicas(replicas: &[Replica], context: &DatabaseContext) -> Vec<CheckResult> {
     let mut results = judge_live_replicas(replicas);
+    results.extend(judge_delivering(replicas));
     if let Some(thresholds) = &context.thresholds {
         results.extend(judge_certificates(
             replicas,
@@ -95,6 +96,40 @@ fn judge_live_replicas(replicas: &[Replica]) -> Vec<CheckResult> {
         ));
     }
     checks
+}
+
+/// Whether the processes deliver what they take in. `None` without a process.
+fn judge_delivering(replicas: &[Replica]) -> Option<CheckResult> {
+    const NAME: &str = "processes.delivering";
+    const ADVICE: &str = "`waiting: too many connections` or `no free connection`: does the role have a connection limit? A process needs as many connections as `max` in its DATABASE_URL says. `off`: WEBHOOK_DISPATCHER_DISABLED is set there.";
+    let notice = |replica: &Replica| {
+        let notice = replica.notices.deliveries.as_deref()?;
+        Some(format!("{} ({notice})", replica.host))
+    };
+    let silent: Vec<_> = replicas.iter().filter_map(notice).collect();
+    let is_waiting = |replica: &Replica| {
+        let notice = replica.notices.deliveries.as_deref();
+        notice.is_some_and(|notice| !notice.starts_with("off"))
+    };
+    let names: BTreeSet<&str> = silent.iter().map(String::as_str).collect();
+    let names = format_name_list(&names);
+    if replicas.is_empty() {
+        None
+    } else if silent.len() == replicas.len() {
+        Some(CheckResult::fail(
+            NAME,
+            format!("Notifications are taken in, and no process delivers them: {names}."),
+            ADVICE,
+        ))
+    } else if replicas.iter().any(is_waiting) {
+        Some(CheckResult::warn(
+            NAME,
+            format!("Not every process delivers: {names}."),
+            ADVICE,
+        ))
+    } else {
+        Some(CheckResult::ok(NAME, "Deliveries are sent."))
+    }
 }
 
 /// Judges the certificates that processes report, except Apple's root: `stores.roots` checks that with the settings of
@@ -180,6 +215,32 @@ mod tests {
             opening_key_ids: opens.to_vec(),
             settings: BTreeMap::new(),
             certificates: BTreeMap::new(),
+            notices: crate::replicas::ReplicaNotices::default(),
+        }
+    }
+
+    #[test]
+    fn processes_that_only_receive_are_noticed() {
+        let with = |notice: Option<&str>| {
+            let mut replica = replica("a", "1", 1, &[1]);
+            replica.notices.deliveries = notice.map(str::to_owned);
+            replica
+        };
+        let (off, waiting) = (
+            Some("off: this process only receives"),
+            Some("waiting: too many connections"),
+        );
+        for (expected, notices) in [
+            (None, &[][..]),
+            (Some(CheckStatus::Ok), &[None, None][..]),
+            (Some(CheckStatus::Ok), &[None, off][..]),
+            (Some(CheckStatus::Warn), &[None, waiting][..]),
+            (Some(CheckStatus::Fail), &[off, waiting][..]),
+            (Some(CheckStatus::Fail), &[off][..]),
+        ] {
+            let replicas: Vec<_> = notices.iter().map(|notice| with(*notice)).collect();
+            let found = judge_delivering(&replicas).map(|check| check.status);
+            assert_eq!(found, expected, "{notices:?}");
         }
     }
 

@@ -18,6 +18,8 @@ pub(super) struct PostgresServer {
     pub(super) autovacuum: bool,
     pub(super) connections: i64,
     pub(super) max_connections: i64,
+    /// `read_write`, `read_only` or `standby`.
+    pub(super) write_mode: String,
 }
 
 pub(super) async fn load_postgres_server(database: &Database) -> Result<PostgresServer, Error> {
@@ -31,7 +33,12 @@ pub(super) async fn load_postgres_server(database: &Database) -> Result<Postgres
             current_setting('statement_timeout') as "statement_timeout!",
             current_setting('autovacuum') = 'on' as "autovacuum!",
             (select count(*) from pg_stat_activity where backend_type = 'client backend') as "connections!",
-            current_setting('max_connections')::int8 as "max_connections!"
+            current_setting('max_connections')::int8 as "max_connections!",
+            case
+                when pg_is_in_recovery() then 'standby'
+                when current_setting('transaction_read_only')::bool then 'read_only'
+                else 'read_write'
+            end as "write_mode!"
         "#
     )
     .fetch_one(database.pool())

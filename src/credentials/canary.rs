@@ -5,12 +5,20 @@
 //! noticed by that, before it seals a value that other processes cannot unseal, and before it serves without being able
 //! to unseal anything.
 
+use std::collections::HashMap;
+use std::time::Duration;
+
+use parking_lot::Mutex;
+
+use crate::base::clock::Clock;
 use crate::crypto::ExposeSecret as _;
 use crate::crypto::keyring::{Keyring, UnsealError};
 use crate::db::{Database, Error};
 
 use super::{reseal, sealed_columns, store};
 
+/// How long it is remembered that no value is sealed with a key that is not configured.
+const UNUSED_KEY_TTL: Duration = Duration::from_hours(1);
 /// The plaintext of every canary.
 const CANARY_TEXT: &[u8] = b"attesto canary";
 
@@ -97,9 +105,54 @@ fn check_canary(keyring: &Keyring, (id, blob): &(u8, Vec<u8>)) -> (u8, CanarySta
     (*id, status)
 }
 
+/// The keys with which no value was sealed when that was last looked for. After a finished rotation the old key still has its
+/// canary, and to look for its values reads every sealed table: too much for every `/ready`.
+#[derive(Debug)]
+pub(crate) struct UnusedKeys {
+    clock: Clock,
+    /// By the clock's uptime.
+    found_at: Mutex<HashMap<u8, Duration>>,
+}
+
+impl UnusedKeys {
+    pub(crate) fn new(clock: &Clock) -> Self {
+        Self {
+            clock: clock.clone(),
+            found_at: Mutex::default(),
+        }
+    }
+
+    fn contains(&self, id: u8) -> bool {
+        let found = self.found_at.lock().get(&id).copied();
+        found.is_some_and(|at| self.clock.uptime().saturating_sub(at) < UNUSED_KEY_TTL)
+    }
+
+    fn add(&self, id: u8) {
+        self.found_at.lock().insert(id, self.clock.uptime());
+    }
+}
+
+/// Like [`ensure_canaries`], for `/ready`: what is in `unused` is not looked for.
+pub(crate) async fn ensure_canaries_except(
+    database: &Database,
+    keyring: &Keyring,
+    unused: &UnusedKeys,
+) -> Result<(), CanaryError> {
+    let canaries = load_or_add_canaries(database, keyring).await?;
+    check_loaded_canaries(database, keyring, &canaries, Some(unused)).await
+}
+
 /// Checks the canary of every configured key. Writes that of the sealing key first if it has none. Called before a
-/// value is sealed, and by `/ready`.
+/// value is sealed.
 pub async fn ensure_canaries(database: &Database, keyring: &Keyring) -> Result<(), CanaryError> {
+    let canaries = load_or_add_canaries(database, keyring).await?;
+    check_loaded_canaries(database, keyring, &canaries, None).await
+}
+
+async fn load_or_add_canaries(
+    database: &Database,
+    keyring: &Keyring,
+) -> Result<Vec<(u8, Vec<u8>)>, Error> {
     let mut canaries = store::load_canaries(database).await?;
     let sealing = keyring.sealing_key_id();
     if !canaries.iter().any(|(id, _)| *id == sealing) {
@@ -112,19 +165,20 @@ pub async fn ensure_canaries(database: &Database, keyring: &Keyring) -> Result<(
         // Another process may have written the canary first, with another key: check the row that was stored.
         canaries = store::load_canaries(database).await?;
     }
-    check_loaded_canaries(database, keyring, &canaries).await
+    Ok(canaries)
 }
 
 /// Like [`ensure_canaries`], without writing anything.
 pub async fn check_canaries(database: &Database, keyring: &Keyring) -> Result<(), CanaryError> {
     let canaries = store::load_canaries(database).await?;
-    check_loaded_canaries(database, keyring, &canaries).await
+    check_loaded_canaries(database, keyring, &canaries, None).await
 }
 
 async fn check_loaded_canaries(
     database: &Database,
     keyring: &Keyring,
     canaries: &[(u8, Vec<u8>)],
+    unused: Option<&UnusedKeys>,
 ) -> Result<(), CanaryError> {
     let statuses: Vec<_> = canaries
         .iter()
@@ -139,8 +193,14 @@ async fn check_loaded_canaries(
     let mut ids = Vec::new();
     for (id, status) in statuses {
         // A retired key that no value is sealed with any more need not be configured.
-        if status == CanaryStatus::NotConfigured && store::is_key_in_use(database, id).await? {
+        if status != CanaryStatus::NotConfigured || unused.is_some_and(|unused| unused.contains(id))
+        {
+            continue;
+        }
+        if store::is_key_in_use(database, id).await? {
             ids.push(id);
+        } else if let Some(unused) = unused {
+            unused.add(id);
         }
     }
     if ids.is_empty() {

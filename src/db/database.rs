@@ -272,7 +272,7 @@ impl Database {
             .install(pool)
             .connect_lazy_with(options.application_name(application));
         self.server.add_pool(&pool, application);
-        DbPool::new(pool, self.server.clone(), is_shared)
+        DbPool::new(pool, self.server.clone(), is_shared).with_lender(&self.pool)
     }
 
     /// Another lifetime for reserved connections, for tests.

@@ -14,7 +14,7 @@ use std::ops::{Deref, DerefMut};
 use std::sync::Arc;
 use std::time::Duration;
 
-use futures_util::future::BoxFuture;
+use futures_util::future::{BoxFuture, Either as First, select};
 use futures_util::stream::{self, BoxStream};
 use futures_util::{StreamExt as _, TryStreamExt as _};
 use parking_lot::Mutex;
@@ -46,6 +46,9 @@ const MAX_STATEMENT_ATTEMPTS: u32 = 4;
 /// In milliseconds, before each further attempt: up to this, so that two that met do not meet again.
 const MAX_RETRY_DELAY_MILLIS: u64 = 50;
 
+/// How long a pool waits for its own connection before it borrows one.
+const BORROW_DELAY: Duration = Duration::from_millis(500);
+
 /// [`SESSION_TIMEOUTS`] as statements, each beginning with `set`.
 fn session_timeouts_sql(set: &str) -> String {
     let each = SESSION_TIMEOUTS.map(|(name, value)| format!("{set} {name} = '{value}';"));
@@ -66,6 +69,8 @@ pub struct DbPool {
     /// Whether the server's session may change after each transaction (a pooler in transaction mode).
     is_transaction_pooled: bool,
     supply: Arc<Mutex<ConnectionSupply>>,
+    /// The pool that lends a connection when this one gets none from the server.
+    lender: Option<PgPool>,
 }
 
 /// Whether callers of a pool get a connection.
@@ -101,6 +106,34 @@ impl DbPool {
             server,
             is_transaction_pooled,
             supply: Arc::default(),
+            lender: None,
+        }
+    }
+
+    /// The same, with connections of `lender` where the server has none left for this pool: it may have given all of them to the other one.
+    pub(super) fn with_lender(self, lender: &Self) -> Self {
+        Self {
+            lender: Some(lender.inner.clone()),
+            ..self
+        }
+    }
+
+    async fn acquire_or_borrow(&self) -> Result<PoolConnection<Postgres>, Error> {
+        let Some(lender) = &self.lender else {
+            return self.inner.acquire().await;
+        };
+        let mut own = std::pin::pin!(self.inner.acquire());
+        tokio::select! {
+            biased;
+            acquired = &mut own => return acquired,
+            () = sleep(BORROW_DELAY) => {}
+        }
+        let borrowed = std::pin::pin!(lender.acquire());
+        // The first that is given; the error of the last, if none is.
+        match select(own, borrowed).await {
+            First::Left((Ok(given), _)) | First::Right((Ok(given), _)) => Ok(given),
+            First::Left((Err(_), borrowed)) => borrowed.await,
+            First::Right((Err(_), own)) => own.await,
         }
     }
 
@@ -150,7 +183,7 @@ impl DbPool {
             loop {
                 let begun = Instant::now();
                 let replaced = self.server.replaced();
-                let acquiring = Box::pin(self.server.run_while_suitable(self.inner.acquire()));
+                let acquiring = Box::pin(self.server.run_while_suitable(self.acquire_or_borrow()));
                 let acquired = self.server.run_until_replaced(&replaced, acquiring).await;
                 if replaced.is_cancelled() {
                     // What the pool waited for was a connection to the server before.

@@ -36,7 +36,7 @@ use super::work_notifier::WorkNotifier;
 use crate::base::backoff::{Backoff, spread};
 use crate::base::clock::Clock;
 use crate::db::{Database, DatabaseConnectError, Error};
-use crate::telemetry::metrics::MetricsRegistry;
+use crate::telemetry::metrics::{MetricsRegistry, ObservableKind};
 
 /// Three renewals may fail before a lease is lost.
 const LEASE_RENEWAL_INTERVAL: Duration = Duration::from_millis(4500);
@@ -71,14 +71,45 @@ pub struct DispatcherSettings {
     pub shutdown_timeout: Duration,
 }
 
-/// Why the dispatcher of this process cannot work now, if so. Clones share it.
-#[derive(Clone, Debug, Default)]
-pub struct DispatchStatus(Arc<Mutex<Option<DatabaseConnectError>>>);
+/// Whether this process delivers. Clones share it.
+#[derive(Clone, Debug)]
+pub struct DispatchStatus {
+    is_enabled: bool,
+    /// What keeps the dispatcher from claiming deliveries. `None` while it works, and before its first attempt.
+    problem: Arc<Mutex<Option<DatabaseConnectError>>>,
+}
 
 impl DispatchStatus {
-    /// What keeps it from claiming deliveries. `None` while it works, and before its first attempt.
-    pub fn problem(&self) -> Option<DatabaseConnectError> {
-        *self.0.lock()
+    /// `is_enabled`: whether this process has a dispatcher.
+    pub fn new(is_enabled: bool) -> Self {
+        Self {
+            is_enabled,
+            problem: Arc::default(),
+        }
+    }
+
+    /// Why this process delivers nothing, if so, in words that may be public.
+    pub fn notice(&self) -> Option<String> {
+        if !self.is_enabled {
+            return Some("off: this process only receives".to_owned());
+        }
+        let problem = (*self.problem.lock())?;
+        Some(format!("waiting: {problem}"))
+    }
+
+    /// Shows it in `registry`.
+    pub fn register_in(&self, registry: &MetricsRegistry) {
+        let status = self.clone();
+        registry.register_observable(
+            "attesto_dispatcher_up",
+            "Whether this process delivers: 0 while its dispatcher is off or cannot use the database.",
+            move |report| report(None, f64::from(u8::from(status.notice().is_none()))),
+            ObservableKind::Gauge,
+        );
+    }
+
+    fn set_problem(&self, problem: Option<DatabaseConnectError>) {
+        *self.problem.lock() = problem;
     }
 }
 
@@ -141,7 +172,7 @@ impl Dispatcher {
             work_notifier,
             settings,
             metrics: DeliveryMetrics::new(&MetricsRegistry::default()),
-            status: DispatchStatus::default(),
+            status: DispatchStatus::new(true),
             request_tasks: JoinSet::new(),
             in_flight: HashMap::new(),
             unwritten_results: Vec::new(),
@@ -640,7 +671,7 @@ impl DatabaseOutage {
 
     fn next_delay(&mut self, error: &Error) -> Duration {
         let class = DatabaseConnectError::from_error(error);
-        *self.status.0.lock() = Some(class);
+        self.status.set_problem(Some(class));
         if !self.is_reported {
             tracing::warn!(
                 cause = %error,
@@ -655,7 +686,7 @@ impl DatabaseOutage {
 
     fn report_recovery(&mut self) {
         self.backoff.reset();
-        *self.status.0.lock() = None;
+        self.status.set_problem(None);
         if std::mem::take(&mut self.is_reported) {
             tracing::info!("deliveries_resumed");
         }

@@ -10,7 +10,7 @@ use tokio::time::{sleep, timeout};
 use tokio_util::sync::CancellationToken;
 
 use super::live_replicas::{LiveReplicaCount, LiveReplicas, format_name_list};
-use super::replica::CertificateValidity;
+use super::replica::{CertificateValidity, ReplicaNotices};
 use super::store;
 use crate::base::backoff::spread;
 use crate::base::clock::Clock;
@@ -32,6 +32,9 @@ pub fn host_name() -> String {
 pub type CertificateExpiries =
     Arc<dyn Fn() -> BTreeMap<&'static str, CertificateValidity> + Send + Sync>;
 
+/// Returns what this process does not do now.
+pub type NoticeSource = Arc<dyn Fn() -> ReplicaNotices + Send + Sync>;
+
 /// Writes this process's row. Clones write the same one.
 #[derive(Clone)]
 pub struct ReplicaHeartbeat {
@@ -41,6 +44,7 @@ pub struct ReplicaHeartbeat {
     clock: Clock,
     settings: BTreeMap<&'static str, String>,
     certificates: CertificateExpiries,
+    notices: NoticeSource,
     live_replicas: LiveReplicaCount,
     /// Whether the row was written. Locked while it is, so that no earlier count replaces a later one.
     is_registered: Arc<Mutex<bool>>,
@@ -56,6 +60,7 @@ impl ReplicaHeartbeat {
             clock: clock.clone(),
             settings: BTreeMap::new(),
             certificates: Arc::new(BTreeMap::new),
+            notices: Arc::new(ReplicaNotices::default),
             live_replicas: LiveReplicaCount::default(),
             is_registered: Arc::default(),
         }
@@ -77,6 +82,13 @@ impl ReplicaHeartbeat {
     #[must_use]
     pub fn with_certificates(mut self, certificates: CertificateExpiries) -> Self {
         self.certificates = certificates;
+        self
+    }
+
+    /// Adds what this process does not do.
+    #[must_use]
+    pub fn with_notices(mut self, notices: NoticeSource) -> Self {
+        self.notices = notices;
         self
     }
 
@@ -127,6 +139,7 @@ impl ReplicaHeartbeat {
             opening_key_ids: self.keyring.key_ids().collect(),
             settings: json!(self.settings),
             certificates: json!((self.certificates)()),
+            notices: json!((self.notices)()),
         };
         let mut is_registered = self.is_registered.lock().await;
         let asked = self.clock.now();

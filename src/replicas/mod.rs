@@ -16,8 +16,8 @@ pub mod migration_check;
 mod replica;
 mod store;
 
-pub use heartbeat::{CertificateExpiries, ReplicaHeartbeat, host_name};
+pub use heartbeat::{CertificateExpiries, NoticeSource, ReplicaHeartbeat, host_name};
 pub use live_replicas::{LiveReplicaCount, LiveReplicas};
 pub use migration_check::MigrationBlockedError;
 pub(crate) use replica::HEARTBEAT_TIMEOUT;
-pub use replica::{CertificateValidity, Replica};
+pub use replica::{CertificateValidity, Replica, ReplicaNotices};

@@ -35,6 +35,18 @@ pub struct Replica {
     /// The certificates that the process uses, by name.
     #[serde(skip)]
     pub(crate) certificates: BTreeMap<String, CertificateValidity>,
+    /// What the process does not do.
+    #[serde(skip)]
+    pub(crate) notices: ReplicaNotices,
+}
+
+/// What a process does not do although it serves.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default, rename_all = "camelCase")]
+pub struct ReplicaNotices {
+    /// Why it takes in notifications and delivers none, as in `/ready`: `off: …` or `waiting: …`.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(crate) deliveries: Option<String>,
 }
 
 /// When a certificate is valid. In JSON an object, or only the end as a string if the beginning is not known, as

@@ -19,6 +19,7 @@ pub(super) struct HeartbeatRow<'a> {
     pub(super) opening_key_ids: Vec<u8>,
     pub(super) settings: serde_json::Value,
     pub(super) certificates: serde_json::Value,
+    pub(super) notices: serde_json::Value,
 }
 
 /// What the database answers to a heartbeat.
@@ -41,10 +42,12 @@ pub(super) async fn upsert_heartbeat(
             delete from replicas where seen_at < attesto_now() - make_interval(secs => $7)
         )
         insert into replicas
-            (id, host, pid, version, started_at, seen_at, sealing_key_id, opening_key_ids, settings, certificates)
-        select $1, $2, $3, $4, now, now, $5, $6, $8, $9
+            (id, host, pid, version, started_at, seen_at, sealing_key_id, opening_key_ids, settings, certificates,
+                notices)
+        select $1, $2, $3, $4, now, now, $5, $6, $8, $9, $11
         from (select attesto_now() as now) clock
-        on conflict (id) do update set seen_at = excluded.seen_at, certificates = excluded.certificates
+        on conflict (id) do update set
+            seen_at = excluded.seen_at, certificates = excluded.certificates, notices = excluded.notices
         returning seen_at, 1 + (
             select count(*) from replicas other
             where other.id <> $1 and other.seen_at > attesto_now() - make_interval(secs => $10)
@@ -60,6 +63,7 @@ pub(super) async fn upsert_heartbeat(
         row.settings,
         row.certificates,
         HEARTBEAT_TIMEOUT.as_secs_f64(),
+        row.notices,
     )
     .fetch_one(database.pool())
     .await?;
@@ -80,7 +84,7 @@ pub(super) async fn list_live_replicas(database: &Database) -> Result<Vec<Replic
     let rows = sqlx::query!(
         r#"
         select id as "id: ReplicaId", host, pid, version, started_at, seen_at, sealing_key_id, opening_key_ids,
-            settings, certificates
+            settings, certificates, notices
         from replicas
         where seen_at > attesto_now() - make_interval(secs => $1)
         order by started_at, id
@@ -103,6 +107,7 @@ pub(super) async fn list_live_replicas(database: &Database) -> Result<Vec<Replic
         // A later release may write more than this one reads.
         settings: serde_json::from_value(row.settings).unwrap_or_default(),
         certificates: serde_json::from_value(row.certificates).unwrap_or_default(),
+        notices: serde_json::from_value(row.notices).unwrap_or_default(),
     });
     Ok(replicas.collect())
 }

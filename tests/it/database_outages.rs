@@ -280,18 +280,20 @@ async fn without_free_connections_requests_get_503_quickly_and_deliveries_contin
         counted.fetch_one(owner.database.pool()).await.unwrap()
     };
     wait_until("connections are set aside", async || {
-        connections("attesto-deliveries").await == 3 && connections("attesto-changes").await == 1
+        let kinds = ["attesto-deliveries", "attesto-changes", "attesto-readiness"];
+        let counts = join_all(kinds.map(connections)).await;
+        counts == [3, 1, 1]
     })
     .await;
-    // Another session has taken all the others: this role may have four connections, which it has.
-    execute(format!("alter role {clerk} connection limit 4")).await;
+    // Another session has taken all the others: this role may have five connections, which it has.
+    execute(format!("alter role {clerk} connection limit 5")).await;
     wait_until("the other connections are closed", async || {
         execute(format!(
             "select pg_terminate_backend(pid) from pg_stat_activity \
               where usename = '{clerk}' and application_name = 'attesto'"
         ))
         .await;
-        connections("%").await == 4
+        connections("%").await == 5
     })
     .await;
 
@@ -316,7 +318,7 @@ async fn without_free_connections_requests_get_503_quickly_and_deliveries_contin
     record_events(&record, &tenant.id, &["1", "2", "3"]).await;
     say_so(&owner.database).await;
     receiver.until(3).await;
-    assert_eq!(connections("%").await, 4);
+    assert_eq!(connections("%").await, 5);
 
     execute(format!("alter role {clerk} connection limit -1")).await;
     wait_until("requests are served again", async || {
@@ -325,6 +327,94 @@ async fn without_free_connections_requests_get_503_quickly_and_deliveries_contin
     .await;
     world.end().await;
     execute(format!("drop owned by {clerk}; drop role {clerk}")).await;
+}
+
+/// A role that may have few connections, and requests took them all: deliveries borrow one as soon as it is free.
+#[tokio::test]
+async fn deliveries_that_get_no_connection_borrow_one_and_say_so_meanwhile() {
+    let owner = fresh_database().await;
+    let clerk = format!("clerk_of_{}", owner.database.database_name());
+    let execute = async |statement: String| {
+        let statement = AssertSqlSafe(statement);
+        owner.database.pool().execute(statement).await.unwrap();
+    };
+    execute(format!("create role {clerk} login")).await;
+    for what in ["tables", "sequences"] {
+        let grant = format!("grant all on all {what} in schema public to {clerk}");
+        execute(grant).await;
+    }
+    let url = owner
+        .url
+        .replace("user=attesto", &format!("user={clerk}"))
+        .replace("max=5", "max=12");
+    let settings = ConnectSettings::from_url(&url).unwrap();
+    let fresh = Fresh {
+        database: Database::open(&settings),
+        url,
+        direct: None,
+        settings,
+    };
+    let clock = Clock::fixed(Timestamp::parse("2026-04-10T14:22:10.000Z").unwrap());
+    let world = World::upon(fresh, clock.clone(), &OPEN).await;
+    let tenant = world.stranger().await.id;
+    let receiver = Receiver::answering(OK).await;
+    set_callback(&world, &tenant, &receiver.url()).await;
+    let is_up = async || value(&world.metrics().await, "attesto_dispatcher_up");
+    wait_until("it delivers", async || is_up().await > 0.5).await;
+
+    let pool = world.database().pool();
+    let held = join_all((0..3).map(|_| pool.begin())).await;
+    let all = "select count(*) from pg_stat_activity where usename = $1";
+    let count = async || {
+        let counted = sqlx::query_scalar::<_, i64>(all).bind(&clerk);
+        counted.fetch_one(owner.database.pool()).await.unwrap()
+    };
+    // The three that are held, and those of the listener and of `/ready`.
+    execute(format!("alter role {clerk} connection limit 5")).await;
+    wait_until("those for deliveries are lost", async || {
+        execute(format!(
+            "select pg_terminate_backend(pid) from pg_stat_activity where usename = '{clerk}' \
+              and application_name in ('attesto', 'attesto-deliveries') and state = 'idle'"
+        ))
+        .await;
+        count().await == 5
+    })
+    .await;
+    wait_until("it says that it does not deliver", async || {
+        let ready = world.ask("GET", "/ready", None, None).await;
+        let notice = ready.body["checks"]["deliveries"].as_str();
+        notice.is_some_and(|notice| notice.starts_with("waiting: ")) && is_up().await < 0.5
+    })
+    .await;
+    let record = EventRecorder::new(&owner.database, &clock, || {});
+    record_events(&record, &tenant, &["1", "2", "3"]).await;
+    drop(held);
+    receiver.until(3).await;
+    wait_until("it says so no more", async || is_up().await > 0.5).await;
+    world.end().await;
+    execute(format!("drop owned by {clerk}; drop role {clerk}")).await;
+}
+
+#[tokio::test]
+async fn requests_that_use_all_connections_do_not_make_a_process_unready() {
+    let mut fresh = fresh_database().await;
+    fresh.url = fresh.url.replace("max=5", "max=5&connect_timeout=300");
+    fresh.settings = ConnectSettings::from_url(&fresh.url).unwrap();
+    fresh.database = Database::open(&fresh.settings);
+    let clock = Clock::fixed(Timestamp::parse("2026-04-10T14:22:10.000Z").unwrap());
+    let world = World::upon(fresh, clock, &[]).await;
+    let ready = async || {
+        let ready = world.ask("GET", "/ready", None, None).await;
+        (ready.status, ready.body["checks"].clone())
+    };
+    let fine = (200, json!({ "db": "ok", "encryption": "ok" }));
+    wait_until("ready", async || ready().await == fine).await;
+    let pool = world.database().pool();
+    let held = join_all((0..5).map(|_| pool.begin())).await;
+    assert!(held.iter().all(Result::is_ok));
+    assert_eq!(ready().await, fine);
+    drop(held);
+    world.end().await;
 }
 
 /// Packets of the listening connection are dropped without an error, so that notifications of new

@@ -726,6 +726,20 @@ async fn missing_replicas_and_incomplete_tenants_are_reported() {
     let all: &[Broken] = &[
         (By::Rows("delete from replicas"), &["processes.serving: warn"], "No process serves"),
         (
+            By::Rows(r#"update replicas set notices = '{ "deliveries": "waiting: too many connections" }'"#),
+            &["processes.delivering: fail"],
+            "no process delivers them: elsewhere (waiting: too many connections)",
+        ),
+        (
+            By::Rows(
+                "do $$ begin
+                    execute format('alter database %I set default_transaction_read_only = on', current_database());
+                end $$",
+            ),
+            &["database.writable: fail"],
+            "default_transaction_read_only is on",
+        ),
+        (
             By::Rows(
                 "insert into replicas (id, host, pid, version, started_at, seen_at, sealing_key_id, opening_key_ids)
                     values ('rep_a', 'left', 1, '0.0.9', now(), now(), 1, '{1}')",

@@ -701,6 +701,34 @@ async fn every_sealed_column_is_written_sealed() {
     }
 }
 
+/// After a rotation the canary of the old key stays. To look for values of that key reads every sealed table.
+#[tokio::test]
+async fn ready_looks_for_values_of_an_old_key_once_an_hour() {
+    let world = World::with(&[]).await;
+    let old = ring(200, &[]);
+    let canary = old.seal(
+        sealed_columns::ENCRYPTION_CANARY.context_for("200"),
+        b"attesto canary",
+    );
+    let add = "insert into encryption_canaries (key_id, canary_enc) values (200, $1)";
+    let added = sqlx::query(add).bind(canary);
+    added.execute(world.database().pool()).await.unwrap();
+    let encryption = async || {
+        let ready = world.ask("GET", "/ready", None, None).await;
+        ready.body["checks"]["encryption"].clone()
+    };
+    assert_eq!(encryption().await, "ok");
+
+    let place = sealed_columns::VALIDATION_AUDIT_KEY.context_for("200");
+    let add = "insert into validation_audit_keys (number, key_enc) values (200, $1)";
+    let added = sqlx::query(add).bind(old.seal(place, b"audit"));
+    added.execute(world.database().pool()).await.unwrap();
+    assert_eq!(encryption().await, "ok", "it is not looked for");
+    world.clock.advance(Duration::from_hours(1));
+    assert_eq!(encryption().await, "fail: encryption key missing");
+    world.end().await;
+}
+
 #[tokio::test]
 async fn rotation_stops_between_two_batches() {
     let vault = Vault::filled(120, &ring(1, &[])).await;
