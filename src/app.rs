@@ -33,7 +33,7 @@ use crate::deliveries::{
 use crate::egress::EgressPolicy;
 use crate::events::feed::{self, EventFeed};
 use crate::events::{EventRecorder, NotificationMetrics};
-use crate::http::body_budget::BodyBudget;
+use crate::http::body_budget::{BodyBudget, RefusalMetrics};
 use crate::http::health::{HealthState, ReadinessCheck, ReadinessNotice};
 use crate::http::request_layer::RequestLayer;
 use crate::http::request_metrics::RequestMetrics;
@@ -59,7 +59,7 @@ use crate::stores::shared::subject_routes;
 use crate::stores::shared::subject_source::SubjectSources;
 use crate::telemetry::TraceMetrics;
 use crate::telemetry::metrics::MetricsRegistry;
-use crate::tenants::Authenticator;
+use crate::tenants::{Authenticator, IntakeBudgets, RateLimitScope};
 
 /// The part of the shutdown grace that is kept for releasing the claims of deliveries that did not end.
 const CLAIM_RELEASE_RESERVE: Duration = Duration::from_secs(2);
@@ -192,19 +192,21 @@ impl App {
         let waiting = feed.clone();
         let record = record.with_stored_hook(move |tenant| waiting.notify_stored(tenant));
         let sender = build_sender(settings, database, clock)?;
+        let presence = build_heartbeat(settings, database, clock, &certificate_expiries);
+        let intake = build_intake(settings, clock, refusals, &presence);
         let apple_notifications =
-            apple::AppleNotifications::new(&apple, record.clone(), &changes, refusals);
+            apple::AppleNotifications::new(&apple, record.clone(), &changes, refusals, &intake);
         let google_notifications = google::GoogleNotifications::new(
             &google,
             google_keys,
             record.clone(),
             &changes,
             refusals,
+            &intake,
         );
         let dispatch_status = DispatchStatus::new(settings.webhooks.is_dispatcher_enabled);
         dispatch_status.register_in(&registry);
-        let presence = build_heartbeat(settings, database, clock, &certificate_expiries)
-            .with_notices(replica_notices(&dispatch_status));
+        let presence = presence.with_notices(replica_notices(&dispatch_status, &intake));
         let callers = Authenticator::new(database, &changes, clock, settings.rate_limit)
             .with_refusal_metrics(refusals)
             .with_rate_limit_scope(settings.admission.rate_limit_scope, &presence);
@@ -593,11 +595,26 @@ pub fn all_jobs(tools: &JobContext) -> Vec<Job> {
 }
 
 /// What other processes are told that this one does not do.
-fn replica_notices(dispatch_status: &DispatchStatus) -> NoticeSource {
-    let status = dispatch_status.clone();
+fn replica_notices(dispatch_status: &DispatchStatus, intake: &IntakeBudgets) -> NoticeSource {
+    let (status, intake) = (dispatch_status.clone(), intake.clone());
     Arc::new(move || ReplicaNotices {
         deliveries: status.notice(),
+        throttled_tenants: intake.recent_refusals(),
     })
+}
+
+fn build_intake(
+    settings: &AppSettings,
+    clock: &Clock,
+    refusals: &RefusalMetrics,
+    presence: &ReplicaHeartbeat,
+) -> IntakeBudgets {
+    let limit = settings.admission.intake_limit();
+    let intake = IntakeBudgets::new(clock, limit, refusals);
+    match settings.admission.rate_limit_scope {
+        RateLimitScope::Process => intake,
+        RateLimitScope::Installation => intake.divided_among(presence.live_replica_count()),
+    }
 }
 
 fn build_heartbeat(

@@ -213,6 +213,12 @@ fn tenant_checks() -> Vec<Check> {
             |c| tenants::open_credentials(c).boxed(),
             |problems, _| problems.map(|problems| tenants::judge_credentials(&problems)),
         ),
+        Check::judged(
+            group,
+            "tenants.intake",
+            |c| LiveReplicas::load(&c.database).boxed(),
+            |live, _| tenants::judge_intake(&live),
+        ),
     ];
     checks.extend([
         Check::judged(

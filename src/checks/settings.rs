@@ -7,7 +7,14 @@ use crate::config::risks::find_setting_risks;
 use crate::config::{AppSettings, DeploymentMode, RawSettings};
 
 /// Variables with these prefixes are probably meant for Attesto.
-const SETTING_PREFIXES: [&str; 5] = ["ATTESTO_", "WEBHOOK_", "RETENTION_", "JOBS_", "RATE_LIMIT_"];
+const SETTING_PREFIXES: [&str; 6] = [
+    "ATTESTO_",
+    "WEBHOOK_",
+    "RETENTION_",
+    "JOBS_",
+    "RATE_LIMIT_",
+    "INTAKE_",
+];
 /// Exceptions: Kubernetes sets these variables in every container if a service is named `attesto`.
 const KUBERNETES_PREFIXES: [&str; 2] = ["ATTESTO_SERVICE_", "ATTESTO_PORT"];
 

@@ -1,11 +1,16 @@
 //! The group `tenants`: their API keys and store credentials.
 
+use std::collections::BTreeSet;
+
 use super::check::Judged;
 use super::check_result::{CheckResult, format_names, pluralize_count};
 use super::expiry::{CredentialKind, DueCredentialGroup, SECONDS_PER_DAY};
 use super::runner::DatabaseContext;
 use super::store;
+use crate::base::id::TenantId;
 use crate::db::Error;
+use crate::replicas::LiveReplicas;
+use crate::replicas::live_replicas::format_name_list;
 use crate::stores::apple;
 use crate::stores::google;
 
@@ -19,6 +24,27 @@ pub(super) fn judge_tenant_count(count: i64) -> Judged {
     }
     let message = pluralize_count(count, "active tenant", "active tenants");
     CheckResult::ok(NAME, format!("{message}.")).into()
+}
+
+/// Whether notifications of a tenant were refused lately because they were too many.
+pub(super) fn judge_intake(replicas: &LiveReplicas) -> CheckResult {
+    const NAME: &str = "tenants.intake";
+    let throttled = replicas
+        .replicas
+        .iter()
+        .flat_map(|replica| replica.notices.throttled_tenants.keys());
+    let names: BTreeSet<&str> = throttled.map(TenantId::as_str).collect();
+    if names.is_empty() {
+        return CheckResult::ok(NAME, "No tenant's budget for notifications was spent today.");
+    }
+    CheckResult::warn(
+        NAME,
+        format!(
+            "Notifications were refused with 429 within a day, because a budget was spent: {}.",
+            format_name_list(&names)
+        ),
+        "The stores send them again. If they are genuine: `attesto tenant set-limits <tenant> --intake-events N --intake-megabytes N`; otherwise find out what that tenant's topic sends.",
+    )
 }
 
 pub(super) fn judge_credential_age(due: &DueCredentialGroup) -> CheckResult {

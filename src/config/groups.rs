@@ -16,7 +16,7 @@ use super::definitions::{SettingDefinition, SettingKind};
 use super::raw::RawSettings;
 use super::reader::SettingsReader;
 use crate::http::body_budget::BodyBudgetLimits;
-use crate::tenants::RateLimitScope;
+use crate::tenants::{IntakeLimit, RateLimitScope};
 
 macro_rules! setting_group {
     ($(#[$attribute:meta])* $group:ident {
@@ -107,6 +107,12 @@ setting_group! {
         ("RATE_LIMIT_SCOPE", "rate-limit-scope", "SCOPE", "process",
             "process or installation: whether a tenant's rate and burst are for one process, or divided among all processes that serve with this database")
             in "limits" => rate_limit_scope: RateLimitScope = read_rate_limit_scope();
+        ("INTAKE_EVENTS_PER_MINUTE", "intake-events-per-minute", "N", "30000",
+            "Notifications that are taken in for one tenant in a minute, as RATE_LIMIT_SCOPE says; further ones are answered with 429")
+            in "limits" => intake_events_per_minute: u32 = read_number(1..=100_000_000);
+        ("INTAKE_MEGABYTES_PER_MINUTE", "intake-megabytes-per-minute", "N", "300",
+            "Megabytes of notifications that are taken in for one tenant in a minute, in the same way")
+            in "limits" => intake_megabytes_per_minute: u32 = read_number(1..=1_000_000);
     }
 }
 
@@ -216,6 +222,14 @@ impl AdmissionSettings {
             max_bytes: self.request_memory_megabytes * 1024 * 1024,
             peer_share_percent: self.peer_share_percent,
             ..BodyBudgetLimits::default()
+        }
+    }
+
+    /// The budget of a tenant for notifications.
+    pub fn intake_limit(&self) -> IntakeLimit {
+        IntakeLimit {
+            events_per_minute: self.intake_events_per_minute,
+            megabytes_per_minute: self.intake_megabytes_per_minute,
         }
     }
 

@@ -24,7 +24,7 @@ impl LiveReplicaCount {
         self.0.load(Ordering::Relaxed)
     }
 
-    pub(super) fn set(&self, count: i64) {
+    pub(crate) fn set(&self, count: i64) {
         let count = u32::try_from(count.max(1)).unwrap_or(u32::MAX);
         self.0.store(count, Ordering::Relaxed);
     }

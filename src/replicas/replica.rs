@@ -6,10 +6,13 @@ use std::time::Duration;
 use serde::{Deserialize, Deserializer, Serialize};
 
 use crate::base::clock::Timestamp;
-use crate::base::id::ReplicaId;
+use crate::base::id::{ReplicaId, TenantId};
 
 /// A process whose last heartbeat is older counts as stopped.
 pub(crate) const HEARTBEAT_TIMEOUT: Duration = Duration::from_secs(45);
+
+/// How many tenants a process names.
+pub(crate) const MAX_THROTTLED_TENANTS: usize = 10;
 
 /// A process that serves.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
@@ -47,6 +50,10 @@ pub struct ReplicaNotices {
     /// Why it takes in notifications and delivers none, as in `/ready`: `off: …` or `waiting: …`.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub(crate) deliveries: Option<String>,
+    /// Tenants whose budget for notifications was spent within a day, and when that was last: at most
+    /// [`MAX_THROTTLED_TENANTS`].
+    #[serde(skip_serializing_if = "BTreeMap::is_empty")]
+    pub(crate) throttled_tenants: BTreeMap<TenantId, Timestamp>,
 }
 
 /// When a certificate is valid. In JSON an object, or only the end as a string if the beginning is not known, as

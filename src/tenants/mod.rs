@@ -9,6 +9,7 @@
 //! - [`store`]: the SQL
 //! - `api_key_cache`: which keys are active, in memory
 //! - `rate_limiter`: one token bucket for each tenant
+//! - [`intake`]: how much of the stores' notifications is taken in for a tenant
 //! - `api_key_usage`: when a key was last used
 //! - [`caller`]: from the `Authorization` header to a [`Caller`]
 
@@ -16,10 +17,12 @@ pub mod api_key;
 mod api_key_cache;
 mod api_key_usage;
 pub mod caller;
+pub mod intake;
 mod rate_limiter;
 pub mod store;
 pub mod tenant;
 
 pub use api_key::{ApiKey, ApiKeyEnvironment, RawApiKey};
 pub use caller::{Authenticator, Caller};
+pub use intake::{IntakeBudgets, IntakeLimit, IntakeLimitOverrides};
 pub use tenant::{DisplayName, RateLimit, RateLimitOverrides, RateLimitScope, Tenant};

@@ -5,6 +5,7 @@ use crate::base::id::{KeyId, TenantId};
 use crate::db::{Database, Error};
 
 use super::api_key::{ApiKey, ApiKeyEnvironment, ApiKeyHash, RawApiKey};
+use super::intake::IntakeLimitOverrides;
 use super::tenant::{DisplayName, RateLimitOverrides, Tenant};
 
 /// Why a change to a tenant or a key was not made.
@@ -43,6 +44,8 @@ struct TenantRow {
     is_active: bool,
     rate_limit_per_second: Option<i32>,
     rate_limit_burst: Option<i32>,
+    intake_events_per_minute: Option<i32>,
+    intake_megabytes_per_minute: Option<i32>,
     created_at: time::OffsetDateTime,
 }
 
@@ -53,17 +56,24 @@ impl From<TenantRow> for Tenant {
             name: row.name,
             is_active: row.is_active,
             limits: limits_from_columns(row.rate_limit_per_second, row.rate_limit_burst),
+            intake: IntakeLimitOverrides {
+                events_per_minute: limit_from_column(row.intake_events_per_minute),
+                megabytes_per_minute: limit_from_column(row.intake_megabytes_per_minute),
+            },
             created_at: row.created_at.into(),
         }
     }
 }
 
 fn limits_from_columns(per_second: Option<i32>, burst: Option<i32>) -> RateLimitOverrides {
-    let positive = |limit: Option<i32>| limit.and_then(|limit| u32::try_from(limit).ok());
     RateLimitOverrides {
-        per_second: positive(per_second),
-        burst: positive(burst),
+        per_second: limit_from_column(per_second),
+        burst: limit_from_column(burst),
     }
+}
+
+fn limit_from_column(limit: Option<i32>) -> Option<u32> {
+    limit.and_then(|limit| u32::try_from(limit).ok())
 }
 
 /// Postgres' integer is signed; a larger limit is capped, which makes no difference.
@@ -82,7 +92,8 @@ pub async fn create_tenant(
         TenantRow,
         r#"
         insert into tenants (id, name, created_at, updated_at) values ($1, $2, $3, $3)
-        returning id as "id: TenantId", name, is_active, rate_limit_per_second, rate_limit_burst, created_at
+        returning id as "id: TenantId", name, is_active, rate_limit_per_second, rate_limit_burst,
+            intake_events_per_minute, intake_megabytes_per_minute, created_at
         "#,
         id.as_str(),
         name.as_str(),
@@ -98,7 +109,8 @@ pub async fn list_tenants(database: &Database) -> Result<Vec<Tenant>, Error> {
     let rows = sqlx::query_as!(
         TenantRow,
         r#"
-        select id as "id: TenantId", name, is_active, rate_limit_per_second, rate_limit_burst, created_at
+        select id as "id: TenantId", name, is_active, rate_limit_per_second, rate_limit_burst,
+            intake_events_per_minute, intake_megabytes_per_minute, created_at
         from tenants
         order by created_at desc, id desc
         "#
@@ -113,7 +125,8 @@ pub async fn find_tenant(database: &Database, id: &TenantId) -> Result<Option<Te
     let row = sqlx::query_as!(
         TenantRow,
         r#"
-        select id as "id: TenantId", name, is_active, rate_limit_per_second, rate_limit_burst, created_at
+        select id as "id: TenantId", name, is_active, rate_limit_per_second, rate_limit_burst,
+            intake_events_per_minute, intake_megabytes_per_minute, created_at
         from tenants
         where id = $1
         "#,
@@ -136,7 +149,8 @@ pub async fn set_tenant_active(
         r#"
         update tenants set is_active = $2, updated_at = $3
         where id = $1 and is_active <> $2
-        returning id as "id: TenantId", name, is_active, rate_limit_per_second, rate_limit_burst, created_at
+        returning id as "id: TenantId", name, is_active, rate_limit_per_second, rate_limit_burst,
+            intake_events_per_minute, intake_megabytes_per_minute, created_at
         "#,
         id.as_str(),
         active,
@@ -168,7 +182,8 @@ pub async fn rename_tenant(
         r#"
         update tenants set name = $2, updated_at = $3
         where id = $1
-        returning id as "id: TenantId", name, is_active, rate_limit_per_second, rate_limit_burst, created_at
+        returning id as "id: TenantId", name, is_active, rate_limit_per_second, rate_limit_burst,
+            intake_events_per_minute, intake_megabytes_per_minute, created_at
         "#,
         id.as_str(),
         name.as_str(),
@@ -197,13 +212,47 @@ pub async fn set_rate_limits(
             rate_limit_burst = case when $4 then $5 else rate_limit_burst end,
             updated_at = $6
         where id = $1
-        returning id as "id: TenantId", name, is_active, rate_limit_per_second, rate_limit_burst, created_at
+        returning id as "id: TenantId", name, is_active, rate_limit_per_second, rate_limit_burst,
+            intake_events_per_minute, intake_megabytes_per_minute, created_at
         "#,
         id.as_str(),
         per_second.is_some(),
         limit_to_column(per_second.flatten()),
         burst.is_some(),
         limit_to_column(burst.flatten()),
+        time::OffsetDateTime::from(now)
+    )
+    .fetch_optional(database.pool())
+    .await?;
+    changed
+        .map(Tenant::from)
+        .ok_or_else(|| TenantChangeError::TenantNotFound(id.clone()))
+}
+
+/// Changes each budget for notifications that is `Some`: to a number, or, with `Some(None)`, back to the default of the settings.
+pub async fn set_intake_limits(
+    database: &Database,
+    id: &TenantId,
+    events: Option<Option<u32>>,
+    megabytes: Option<Option<u32>>,
+    now: Timestamp,
+) -> Result<Tenant, TenantChangeError> {
+    let changed = sqlx::query_as!(
+        TenantRow,
+        r#"
+        update tenants set
+            intake_events_per_minute = case when $2 then $3 else intake_events_per_minute end,
+            intake_megabytes_per_minute = case when $4 then $5 else intake_megabytes_per_minute end,
+            updated_at = $6
+        where id = $1
+        returning id as "id: TenantId", name, is_active, rate_limit_per_second, rate_limit_burst,
+            intake_events_per_minute, intake_megabytes_per_minute, created_at
+        "#,
+        id.as_str(),
+        events.is_some(),
+        limit_to_column(events.flatten()),
+        megabytes.is_some(),
+        limit_to_column(megabytes.flatten()),
         time::OffsetDateTime::from(now)
     )
     .fetch_optional(database.pool())

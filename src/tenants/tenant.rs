@@ -3,6 +3,7 @@
 use std::fmt;
 use std::str::FromStr;
 
+use super::intake::IntakeLimitOverrides;
 use crate::base::clock::Timestamp;
 use crate::base::id::TenantId;
 
@@ -19,6 +20,9 @@ pub struct Tenant {
     /// Rate limits that differ from the settings.
     #[serde(skip)]
     pub limits: RateLimitOverrides,
+    /// Budgets for notifications that differ from the settings.
+    #[serde(skip)]
+    pub intake: IntakeLimitOverrides,
     /// When it was created.
     pub created_at: Timestamp,
 }

@@ -732,6 +732,14 @@ async fn missing_replicas_and_incomplete_tenants_are_reported() {
         ),
         (
             By::Rows(
+                "update replicas set notices = jsonb_build_object('throttledTenants',
+                    jsonb_build_object('tenant_01J9ZQ4T5W6X7Y8Z9A0B1C2D3E', '2026-04-10T14:22:10.000Z'))",
+            ),
+            &["tenants.intake: warn"],
+            "tenant_01J9ZQ4T5W6X7Y8Z9A0B1C2D3E",
+        ),
+        (
+            By::Rows(
                 "do $$ begin
                     execute format('alter database %I set default_transaction_read_only = on', current_database());
                 end $$",

@@ -41,7 +41,7 @@ pub(crate) enum TenantCommand {
         #[arg(long)]
         name: Option<DisplayName>,
     },
-    /// Set a tenant's rate limits, or show them when no limit is given
+    /// Set a tenant's limits, or show them when none is given
     SetLimits {
         /// The tenant's id, `tenant_…`
         tenant: TenantId,
@@ -51,6 +51,12 @@ pub(crate) enum TenantCommand {
         /// Requests in one burst: a number, or `default` for the service's setting
         #[arg(long, value_name = "NUMBER|default", value_parser = parse_limit)]
         burst: Option<LimitOverride>,
+        /// Notifications that are taken in per minute: a number, or `default` for the service's setting
+        #[arg(long, value_name = "NUMBER|default", value_parser = parse_limit)]
+        intake_events: Option<LimitOverride>,
+        /// Megabytes of notifications per minute: a number, or `default` for the service's setting
+        #[arg(long, value_name = "NUMBER|default", value_parser = parse_limit)]
+        intake_megabytes: Option<LimitOverride>,
     },
     /// Export a tenant into an encrypted file, to move or to restore it
     Export(transfer::TenantExportArgs),
@@ -133,25 +139,33 @@ pub(crate) async fn run(
             tenant: id,
             per_second,
             burst,
+            intake_events,
+            intake_megabytes,
         } => {
-            let tenant = if per_second.is_none() && burst.is_none() {
-                store::find_tenant(&database, &id)
-                    .await?
-                    .ok_or(TenantChangeError::TenantNotFound(id))?
-            } else {
+            if per_second.is_some() || burst.is_some() {
                 let (per_second, burst) = (per_second.map(|l| l.0), burst.map(|l| l.0));
-                store::set_rate_limits(&database, &id, per_second, burst, now).await?
-            };
+                store::set_rate_limits(&database, &id, per_second, burst, now).await?;
+            }
+            if intake_events.is_some() || intake_megabytes.is_some() {
+                let (events, megabytes) =
+                    (intake_events.map(|l| l.0), intake_megabytes.map(|l| l.0));
+                store::set_intake_limits(&database, &id, events, megabytes, now).await?;
+            }
+            let tenant = store::find_tenant(&database, &id)
+                .await?
+                .ok_or(TenantChangeError::TenantNotFound(id))?;
             let words = |limit: Option<u32>| {
                 limit.map_or("the service's setting".to_owned(), |limit| {
                     limit.to_string()
                 })
             };
             let prose = format!(
-                "Rate limits of {}: requests per second: {}; requests in one burst: {}.",
+                "Limits of {}: requests per second: {}; requests in one burst: {}; notifications per minute: {}; megabytes of notifications per minute: {}.",
                 tenant.id,
                 words(tenant.limits.per_second),
                 words(tenant.limits.burst),
+                words(tenant.intake.events_per_minute),
+                words(tenant.intake.megabytes_per_minute),
             );
             output.write_json_or_text(
                 // `null`: the service's setting applies.
@@ -159,6 +173,8 @@ pub(crate) async fn run(
                     "id": tenant.id,
                     "rateLimitPerSecond": tenant.limits.per_second,
                     "rateLimitBurst": tenant.limits.burst,
+                    "intakeEventsPerMinute": tenant.intake.events_per_minute,
+                    "intakeMegabytesPerMinute": tenant.intake.megabytes_per_minute,
                 }),
                 &prose,
             )?;

@@ -16,7 +16,7 @@ use crate::events::RecordError;
 use crate::http::problem::Issue;
 use crate::http::{ErrorCode, Problem};
 use crate::stores::shared::credentials::LoadCredentialsError;
-use crate::stores::shared::notifications::TenantLookupError;
+use crate::stores::shared::notifications::AdmissionError;
 
 const NO_CREDENTIALS_MESSAGE: &str = "This tenant has no Apple credentials. An operator sets them with `attesto apple set-credentials`.";
 const NO_APP_APPLE_ID_MESSAGE: &str = "This tenant has no app Apple id, without which nothing of production can be verified. An operator adds it with `attesto apple set-credentials --app-apple-id`.";
@@ -187,9 +187,9 @@ pub enum AppleNotificationError {
     /// There is no tenant with this id, or it is inactive.
     #[error("there is no active tenant of this id")]
     TenantInactive,
-    /// The database did not say whether the tenant is active.
-    #[error("{0}")]
-    TenantLookup(Arc<TenantLookupError>),
+    /// It is not taken in, whatever it is.
+    #[error(transparent)]
+    NotAdmitted(#[from] AdmissionError),
     /// The tenant has no Apple credentials.
     #[error("the tenant has no Apple credentials")]
     NoCredentials,
@@ -272,7 +272,7 @@ impl From<AppleNotificationError> for Problem {
     fn from(error: AppleNotificationError) -> Self {
         match error {
             AppleNotificationError::TenantInactive => Self::tenant_not_found(),
-            AppleNotificationError::TenantLookup(error) => (&*error).into(),
+            AppleNotificationError::NotAdmitted(error) => error.into(),
             AppleNotificationError::NoCredentials => {
                 Self::new(ErrorCode::CredentialsMissing, NO_CREDENTIALS_MESSAGE)
             }

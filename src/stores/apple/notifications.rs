@@ -40,6 +40,8 @@ use crate::events::{
 use crate::http::Problem;
 use crate::http::body_budget::RefusalMetrics;
 use crate::stores::shared::notifications::{ActiveTenants, TenantLookups, is_representable_time};
+use crate::tenants::IntakeBudgets;
+use crate::tenants::intake::IntakeAdmission;
 
 /// The longest id of a notification, in characters. Apple's are UUIDs.
 const MAX_NOTIFICATION_ID_CHARS: usize = 256;
@@ -56,9 +58,7 @@ pub struct AppleNotifications {
 
 /// A tenant that exists and is active.
 #[derive(Clone, Debug)]
-pub struct ActiveTenant {
-    tenant: TenantId,
-}
+pub struct ActiveTenant(IntakeAdmission);
 
 /// A notification as Apple posts it.
 #[derive(Clone, Debug)]
@@ -135,28 +135,24 @@ impl AppleNotifications {
         recorder: EventRecorder,
         changes: &ChangeListener,
         refusals: &RefusalMetrics,
+        intake: &IntakeBudgets,
     ) -> Self {
         let lookups =
             TenantLookups::new(&apple.database, &apple.clock).with_refusal_metrics(refusals);
+        let (database, clock) = (&apple.database, &apple.clock);
         Self {
-            active_tenants: ActiveTenants::new(&apple.database, &apple.clock, changes, &lookups),
+            active_tenants: ActiveTenants::new(database, clock, changes, &lookups, intake),
             apple: apple.clone(),
             recorder,
         }
     }
 
-    /// Checks that the tenant is active, which comes before the body of a notification is read.
+    /// Checks that the tenant is active and has a budget left, which comes before the body of a notification is read.
     pub async fn find_active_tenant(
         &self,
         tenant: &TenantId,
     ) -> Result<ActiveTenant, AppleNotificationError> {
-        let is_active = self.active_tenants.is_active(tenant).await;
-        if !is_active.map_err(AppleNotificationError::TenantLookup)? {
-            return Err(AppleNotificationError::TenantInactive);
-        }
-        Ok(ActiveTenant {
-            tenant: tenant.clone(),
-        })
+        Ok(ActiveTenant(self.active_tenants.admit(tenant).await?))
     }
 
     /// Verifies and stores a notification. The event is committed when this returns `Ok`.
@@ -165,14 +161,15 @@ impl AppleNotifications {
         admitted: ActiveTenant,
         message: SignedNotification,
     ) -> Result<AcceptedNotification, AppleNotificationError> {
-        let ActiveTenant { tenant } = admitted;
+        let ActiveTenant(intake) = admitted;
+        let tenant = intake.tenant();
         let credentials = self
             .apple
-            .get_credentials(&tenant)
+            .get_credentials(tenant)
             .await
             .map_err(AppleNotificationError::Credentials)?
             .ok_or(AppleNotificationError::NoCredentials)?;
-        let event = self.build_event(tenant, &credentials, message).await?;
+        let event = self.build_event(&intake, &credentials, message).await?;
         let external_id = event.external_id.clone();
         let stored = self.recorder.record_event(&event).await?;
         Ok(AcceptedNotification::new(stored, external_id))
@@ -180,10 +177,11 @@ impl AppleNotifications {
 
     async fn build_event(
         &self,
-        tenant: TenantId,
+        intake: &IntakeAdmission,
         credentials: &Arc<AppleCredentials>,
         message: SignedNotification,
     ) -> Result<NewEvent, AppleNotificationError> {
+        let tenant = intake.tenant().clone();
         let has_id = credentials.app_apple_id.is_some();
         if credentials.environment == EnvironmentChoice::Production && !has_id {
             return Err(AppleNotificationError::NoAppAppleId);
@@ -203,6 +201,8 @@ impl AppleNotifications {
             .find_block()
             .ok_or(NotificationRejection::NotANotification)?;
         let environment = check_app_and_environment(&tenant, credentials, &block)?;
+        // Apple signed it for this app: what is left to do is done for the tenant.
+        intake.charge(message.raw.get().len());
         let parts = self
             .verify_parts(&block, &credentials.bundle_id, environment)
             .await?;

@@ -19,6 +19,7 @@ use crate::http::api_docs::{self, DocumentedError, string_enum_schema};
 use crate::http::problem::{Issue, always_false};
 use crate::http::{Problem, body, json};
 use crate::outbound::UpstreamError;
+use crate::stores::shared::notifications::describe_admission_errors;
 use crate::tenants::caller;
 
 /// A question about an App Store transaction: by its id, or by the JWS that StoreKit gave your app.
@@ -248,7 +249,7 @@ pub(super) struct AppleNotificationErrorResponses;
 
 impl IntoResponses for AppleNotificationErrorResponses {
     fn responses() -> BTreeMap<String, RefOr<Response>> {
-        api_docs::error_responses([
+        let own = [
             DocumentedError::new(
                 "the tenant's id in the path is malformed",
                 Problem::invalid_request(&[Issue::new(
@@ -301,7 +302,8 @@ impl IntoResponses for AppleNotificationErrorResponses {
                     },
                 )),
             ),
-        ])
+        ];
+        api_docs::error_responses(own.into_iter().chain(describe_admission_errors()))
     }
 }
 

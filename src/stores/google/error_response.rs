@@ -12,7 +12,7 @@ use crate::events::RecordError;
 use crate::http::problem::Issue;
 use crate::http::{ErrorCode, Problem};
 use crate::stores::shared::credentials::LoadCredentialsError;
-use crate::stores::shared::notifications::TenantLookupError;
+use crate::stores::shared::notifications::AdmissionError;
 
 /// When Pub/Sub should send a push again that needs a key of Google's: the keys are fetched once a minute.
 const KEYS_RETRY_AFTER: Duration = Duration::from_mins(1);
@@ -194,9 +194,9 @@ pub(crate) enum GoogleNotificationError {
         /// The tenant's package name.
         expected: String,
     },
-    /// It is not known whether there is such a tenant, or what it has.
-    #[error("{0}")]
-    TenantLookup(Arc<TenantLookupError>),
+    /// It is not taken in, whatever it is.
+    #[error(transparent)]
+    NotAdmitted(#[from] AdmissionError),
     #[error("{0}")]
     Database(Arc<db::Error>),
 }
@@ -236,7 +236,7 @@ impl From<GoogleNotificationError> for Problem {
                     format!("is about another app; packageName must be {expected}"),
                 )])
             }
-            GoogleNotificationError::TenantLookup(error) => (&*error).into(),
+            GoogleNotificationError::NotAdmitted(error) => error.into(),
             GoogleNotificationError::Database(error) => (&*error).into(),
         }
     }

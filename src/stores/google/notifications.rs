@@ -39,7 +39,11 @@ use crate::events::{
     EventSubject, EventType, NewEvent, PurchaseState, StateError, SubjectType,
 };
 use crate::http::body_budget::RefusalMetrics;
-use crate::stores::shared::notifications::{ActiveTenants, TenantLookups, is_representable_time};
+use crate::stores::shared::notifications::{
+    ActiveTenants, AdmissionError, TenantLookups, is_representable_time,
+};
+use crate::tenants::IntakeBudgets;
+use crate::tenants::intake::IntakeAdmission;
 
 /// Stores Google's notifications. Clones share the caches.
 #[derive(Clone)]
@@ -55,7 +59,7 @@ pub(crate) struct GoogleNotifications {
 /// A push that may be read: from Google, for this tenant, which is active.
 #[derive(Clone, Debug)]
 pub(super) struct AuthenticatedPush {
-    tenant: TenantId,
+    intake: IntakeAdmission,
     credentials: Arc<GoogleCredentials>,
 }
 
@@ -88,11 +92,13 @@ impl GoogleNotifications {
         recorder: EventRecorder,
         changes: &ChangeListener,
         refusals: &RefusalMetrics,
+        intake: &IntakeBudgets,
     ) -> Self {
         let lookups =
             TenantLookups::new(&google.database, &google.clock).with_refusal_metrics(refusals);
+        let (database, clock) = (&google.database, &google.clock);
         Self {
-            active_tenants: ActiveTenants::new(&google.database, &google.clock, changes, &lookups),
+            active_tenants: ActiveTenants::new(database, clock, changes, &lookups, intake),
             lookups,
             refused_tokens: RefusedTokens::new(&google.clock, changes),
             google: google.clone(),
@@ -135,12 +141,8 @@ impl GoogleNotifications {
             return Err(error.into());
         }
         self.refused_tokens.record_acceptance(token_hash);
-        let is_active = self.active_tenants.is_active(tenant).await;
-        if !is_active.map_err(GoogleNotificationError::TenantLookup)? {
-            return Err(GoogleNotificationError::TenantInactive);
-        }
         Ok(AuthenticatedPush {
-            tenant: tenant.clone(),
+            intake: self.active_tenants.admit(tenant).await?,
             credentials,
         })
     }
@@ -156,7 +158,7 @@ impl GoogleNotifications {
         } else {
             let permit = self.lookups.enter(tenant).await;
             let busy = |full: LookupQueueFullError| {
-                GoogleNotificationError::TenantLookup(Arc::new(full.into()))
+                AdmissionError::TenantLookup(Arc::new(full.into()))
             };
             Some(permit.map_err(busy)?)
         };
@@ -177,13 +179,15 @@ impl GoogleNotifications {
         push: &AuthenticatedPush,
         message: PubsubMessage,
     ) -> Result<AcceptedNotification, GoogleNotificationError> {
+        let tenant = push.intake.tenant();
+        push.intake.charge(message.raw.get().len());
         let decoded = decode_message(message.data.as_deref());
         let expected = &push.credentials.package_name;
         if let Some(found) = &decoded.notification.package_name
             && found != expected
         {
             tracing::warn!(
-                tenantId = push.tenant.as_str(),
+                tenantId = tenant.as_str(),
                 expected,
                 found = truncate_log_field(found),
                 hint = "Check the tenant's package name, and that the topic is of this app only.",
@@ -193,11 +197,11 @@ impl GoogleNotifications {
                 expected: expected.clone(),
             });
         }
-        let purchase = PurchaseLookup::new(&self.google, &push.tenant, &push.credentials)
+        let purchase = PurchaseLookup::new(&self.google, tenant, &push.credentials)
             .load_context(&decoded.notification)
             .await;
         let external_id = message.id.clone();
-        let event = build_event(push.tenant.clone(), message, decoded, &purchase);
+        let event = build_event(tenant.clone(), message, decoded, &purchase);
         let recorded = self.recorder.record_event(&event).await?;
         Ok(AcceptedNotification::new(recorded, external_id))
     }

@@ -19,6 +19,7 @@ use crate::http::api_docs::{self, DocumentedError, string_enum_schema};
 use crate::http::problem::{Issue, always_false};
 use crate::http::{Problem, body, json};
 use crate::outbound::UpstreamError;
+use crate::stores::shared::notifications::describe_admission_errors;
 use crate::tenants::caller;
 
 /// What is answered when there is a verdict.
@@ -186,7 +187,7 @@ pub(super) struct GoogleNotificationErrorResponses;
 
 impl IntoResponses for GoogleNotificationErrorResponses {
     fn responses() -> BTreeMap<String, RefOr<Response>> {
-        api_docs::error_responses([
+        let own = [
             DocumentedError::new(
                 "the tenant's id in the path is malformed",
                 Problem::invalid_request(&[Issue::new(
@@ -223,7 +224,8 @@ impl IntoResponses for GoogleNotificationErrorResponses {
                 "Google's signing keys cannot be had",
                 GoogleNotificationError::InvalidToken(PushTokenError::KeysUnavailable),
             ),
-        ])
+        ];
+        api_docs::error_responses(own.into_iter().chain(describe_admission_errors()))
     }
 }
 

@@ -10,8 +10,10 @@ use crate::credentials::TenantCache;
 use crate::db::change_listener::ChangeListener;
 use crate::db::{self, Database};
 use crate::http::body_budget::RefusalMetrics;
+use crate::http::api_docs::DocumentedError;
 use crate::http::{ErrorCode, Problem};
-use crate::tenants;
+use crate::tenants::intake::{IntakeAdmission, IntakeBudgetSpentError};
+use crate::tenants::{self, IntakeBudgets, IntakeLimitOverrides};
 
 /// How long it is cached that a tenant is active. A change to the tenant's row ends it sooner.
 const ACTIVE_TENANT_TTL: Duration = Duration::from_mins(5);
@@ -26,8 +28,9 @@ const MAX_TIMESTAMP_MILLIS: i64 = 253_402_300_799_999;
 #[derive(Clone)]
 pub(crate) struct ActiveTenants {
     database: Database,
-    cache: TenantCache<(), TenantLookupError>,
+    cache: TenantCache<IntakeLimitOverrides, TenantLookupError>,
     lookups: TenantLookups,
+    intake: IntakeBudgets,
 }
 
 /// Why it is not known what there is of a tenant.
@@ -37,6 +40,52 @@ pub enum TenantLookupError {
     Busy(#[from] LookupQueueFullError),
     #[error(transparent)]
     Database(#[from] db::Error),
+}
+
+/// Why a notification is not taken in, before it is read.
+#[derive(Clone, Debug, thiserror::Error)]
+pub enum AdmissionError {
+    /// There is no tenant with this id, or it is inactive.
+    #[error("there is no active tenant of this id")]
+    TenantInactive,
+    /// The database did not say whether the tenant is active.
+    #[error("{0}")]
+    TenantLookup(#[from] Arc<TenantLookupError>),
+    /// The tenant's budget for notifications is spent.
+    #[error(transparent)]
+    BudgetSpent(#[from] IntakeBudgetSpentError),
+}
+
+impl From<AdmissionError> for Problem {
+    fn from(error: AdmissionError) -> Self {
+        match error {
+            AdmissionError::TenantInactive => Self::tenant_not_found(),
+            AdmissionError::TenantLookup(error) => (&*error).into(),
+            AdmissionError::BudgetSpent(spent) => Self::new(
+                ErrorCode::RateLimited,
+                "This tenant's budget for notifications is spent. Send this one again after Retry-After.",
+            )
+            .with_retry_after(spent.wait)
+            .with_cause(spent)
+            .with_cause_class(IntakeBudgetSpentError::CLASS),
+        }
+    }
+}
+
+/// What every notification route documents beside its own errors.
+pub(crate) fn describe_admission_errors() -> [DocumentedError; 2] {
+    [
+        DocumentedError::new(
+            "the tenant's budget for notifications is spent",
+            AdmissionError::BudgetSpent(IntakeBudgetSpentError {
+                wait: Duration::from_secs(7),
+            }),
+        ),
+        DocumentedError::new(
+            "too many tenants that are not known yet are being looked up",
+            &TenantLookupError::Busy(LookupQueueFullError),
+        ),
+    ]
 }
 
 impl From<&TenantLookupError> for Problem {
@@ -104,28 +153,37 @@ impl ActiveTenants {
         clock: &Clock,
         changes: &ChangeListener,
         lookups: &TenantLookups,
+        intake: &IntakeBudgets,
     ) -> Self {
         Self {
+            intake: intake.clone(),
             database: database.clone(),
             cache: TenantCache::new("tenants", ACTIVE_TENANT_TTL, clock.clone(), changes),
             lookups: lookups.clone(),
         }
     }
 
-    pub(crate) async fn is_active(
+    /// Whether a notification of `tenant` may be taken in, as far as it is known before it is read.
+    pub(crate) async fn admit(&self, tenant: &TenantId) -> Result<IntakeAdmission, AdmissionError> {
+        let limits = self.find_limits(tenant).await?;
+        let limits = limits.ok_or(AdmissionError::TenantInactive)?;
+        Ok(self.intake.admit(tenant, *limits)?)
+    }
+
+    async fn find_limits(
         &self,
         tenant: &TenantId,
-    ) -> Result<bool, Arc<TenantLookupError>> {
+    ) -> Result<Option<Arc<IntakeLimitOverrides>>, Arc<TenantLookupError>> {
         let (database, id, lookups) = (self.database.clone(), tenant.clone(), self.lookups.clone());
         let load = async move {
             let permit = lookups.enter(&id).await?;
             let found = tenants::store::find_tenant(&database, &id).await?;
             drop(permit);
             lookups.record_result(&id, found.is_some());
-            Ok(found.filter(|tenant| tenant.is_active).map(drop))
+            let active = found.filter(|tenant| tenant.is_active);
+            Ok(active.map(|tenant| tenant.intake))
         };
-        let found = self.cache.get_or_load(tenant, load).await?;
-        Ok(found.is_some())
+        self.cache.get_or_load(tenant, load).await
     }
 }
 

@@ -85,6 +85,7 @@ const ERRORS: [(&str, &[&str]); 11] = [
             "CREDENTIALS_MISSING",
             "INTERNAL_ERROR",
             "INVALID_REQUEST",
+            "RATE_LIMITED",
             "SIGNATURE_INVALID",
             "TENANT_NOT_FOUND",
             "UNAVAILABLE",
@@ -95,6 +96,7 @@ const ERRORS: [(&str, &[&str]); 11] = [
         &[
             "INTERNAL_ERROR",
             "INVALID_REQUEST",
+            "RATE_LIMITED",
             "TENANT_NOT_FOUND",
             "UNAUTHENTICATED",
             "UNAVAILABLE",
