@@ -38,7 +38,7 @@ use crate::http::health::{HealthState, ReadinessCheck, ReadinessNotice};
 use crate::http::request_layer::RequestLayer;
 use crate::http::request_metrics::RequestMetrics;
 use crate::jobs::{Job, JobContext, JobScheduler, probe, reseal};
-use crate::outbound::{self, HttpClientError, Upstream};
+use crate::outbound::{HttpClientError, StoreClients, Upstream};
 use crate::replicas::{
     CertificateExpiries, CertificateValidity, NoticeSource, ReplicaHeartbeat, ReplicaNotices,
     host_name,
@@ -145,7 +145,7 @@ impl App {
         let keyring = &settings.keyring;
         let stores = &settings.stores;
         let changes = ChangeListener::new(database);
-        let upstream = Upstream::new(outbound::build_http_client()?, stores.upstream_timeout);
+        let upstream = Upstream::new(StoreClients::new()?, stores.upstream_timeout);
         let verifier = match &stores.apple_root_certificates {
             Some(path) => JwsVerifier::with_roots_from(path)?,
             None => JwsVerifier::with_apple_roots(),

@@ -4,17 +4,21 @@
 //! of tenants are called with `egress` instead, which trusts them less.
 //!
 //! - [`build_http_client`]: the client for the Internet; [`build_local_http_client`]: one for a service on this machine
+//! - [`StoreClients`]: several clients, so that slow calls of some tenants do not delay others
 //! - [`Upstream`]: one logical call to a store, including retries
-//! - [`Bulkhead`]: limits the concurrent calls of one tenant
+//! - [`Bulkhead`]: limits the concurrent calls of one tenant, and leaves room for others
 
 pub use crate::base::error::root_cause;
 
 mod bulkhead;
+mod clients;
 mod http_client;
 mod system_trust;
 mod upstream;
 
-pub use bulkhead::Bulkhead;
+pub use bulkhead::{Bulkhead, CallPermit};
+pub(crate) use clients::MAX_CONCURRENT_CALLS;
+pub use clients::StoreClients;
 pub use http_client::{
     CertificateTrust, HttpClientError, build_http_client, build_local_http_client,
 };

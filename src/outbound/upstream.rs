@@ -11,6 +11,7 @@ use tokio::time::error::Elapsed;
 use tracing::Instrument as _;
 use tracing::field::Empty;
 
+use super::clients::StoreClients;
 use super::root_cause;
 use crate::base::backoff::Backoff;
 use crate::base::clock::Timestamp;
@@ -65,16 +66,16 @@ pub enum RetryDecision {
 /// Calls one store. Clones share the connections.
 #[derive(Clone, Debug)]
 pub struct Upstream {
-    client: reqwest::Client,
+    clients: StoreClients,
     timeout: Duration,
     max_response_bytes: usize,
 }
 
 impl Upstream {
-    /// Calls through `client`. Each logical call, including retries, ends within `timeout`.
-    pub fn new(client: reqwest::Client, timeout: Duration) -> Self {
+    /// Calls through `clients`. Each logical call, including retries, ends within `timeout`.
+    pub fn new(clients: impl Into<StoreClients>, timeout: Duration) -> Self {
         Self {
-            client,
+            clients: clients.into(),
             timeout,
             max_response_bytes: MAX_RESPONSE_BYTES,
         }
@@ -85,15 +86,19 @@ impl Upstream {
     #[must_use]
     pub fn with_limits(&self, deadline: Duration, most_bytes: usize) -> Self {
         Self {
-            client: self.client.clone(),
+            clients: self.clients.clone(),
             timeout: deadline.min(self.timeout),
             max_response_bytes: most_bytes.min(self.max_response_bytes),
         }
     }
 
-    /// The client, to build requests with.
-    pub fn client(&self) -> &reqwest::Client {
-        &self.client
+    /// A caller that shares the connections and has another limit of time.
+    #[must_use]
+    pub(crate) fn with_timeout(&self, timeout: Duration) -> Self {
+        Self {
+            timeout,
+            ..self.clone()
+        }
     }
 
     /// Sends the request that `build` makes. Sends it again if the connection fails or `judge` returns `Transient`, as
@@ -107,10 +112,12 @@ impl Upstream {
         let mut backoff = Backoff::new(FIRST_RETRY_DELAY, self.timeout);
         let mut attempt = 1;
         loop {
-            let Ok(outcome) = send_once(build(&self.client), self.max_response_bytes, end).await
-            else {
+            let lease = self.clients.lease();
+            let request = build(&lease.client);
+            let Ok(outcome) = send_once(request, self.max_response_bytes, end).await else {
                 return Err(UpstreamError::Timeout(self.timeout));
             };
+            drop(lease);
             let again = match &outcome {
                 Ok(answer) => judge(answer) == RetryDecision::Transient,
                 Err(UpstreamError::Connection(_)) => true,

@@ -294,7 +294,7 @@ impl GoogleKeys {
     /// needed.
     pub(crate) fn new(upstream: &Upstream, url: Url, clock: Clock) -> Self {
         Self {
-            upstream: Upstream::new(upstream.client().clone(), FETCH_TIMEOUT),
+            upstream: upstream.with_timeout(FETCH_TIMEOUT),
             url,
             clock,
             cache: Arc::default(),

@@ -8,9 +8,11 @@ use url::Url;
 use crate::base::id::TenantId;
 use crate::credentials::token_cache::AccessToken;
 use crate::crypto::token;
-use crate::outbound::{Bulkhead, RetryDecision, Upstream, UpstreamError, UpstreamResponse};
+use crate::outbound::{
+    Bulkhead, MAX_CONCURRENT_CALLS, RetryDecision, Upstream, UpstreamError, UpstreamResponse,
+};
 
-/// How many calls of one tenant may run at once. HTTP/2 carries a hundred streams on one connection.
+/// How many calls of one tenant may run at once, and fewer while many other calls do.
 pub(crate) const MAX_CALLS_PER_TENANT: usize = 64;
 /// How long a call waits until another one of the same tenant has ended.
 const QUEUE_TIMEOUT: Duration = Duration::from_secs(2);
@@ -71,7 +73,7 @@ impl<T: BearerTokens> StoreApi<T> {
         Self {
             upstream,
             tokens,
-            bulkhead: Bulkhead::new(MAX_CALLS_PER_TENANT),
+            bulkhead: Bulkhead::new(MAX_CALLS_PER_TENANT, MAX_CONCURRENT_CALLS),
         }
     }
 
