@@ -15,11 +15,13 @@
 //! - `connection_table`: which connections are open, and which are closed when there are too many
 //! - `activity`: whether a connection is idle
 //! - `socket`: the bytes of a connection: strict line ends, orderly closing
+//! - `head_scanner`: where the heads of requests are in them
 //! - `shared`: what all connections of a server share
 
 mod activity;
 mod connection;
 mod connection_table;
+mod head_scanner;
 pub mod listen;
 pub mod routes;
 pub mod scrape;
