@@ -35,7 +35,10 @@ pub(super) fn judge_intake(replicas: &LiveReplicas) -> CheckResult {
         .flat_map(|replica| replica.notices.throttled_tenants.keys());
     let names: BTreeSet<&str> = throttled.map(TenantId::as_str).collect();
     if names.is_empty() {
-        return CheckResult::ok(NAME, "No tenant's budget for notifications was spent today.");
+        return CheckResult::ok(
+            NAME,
+            "No tenant's budget for notifications was spent today.",
+        );
     }
     CheckResult::warn(
         NAME,

@@ -60,7 +60,9 @@ impl StoreClients {
             .clients
             .each_ref()
             .map(|client| client.calls.load(Ordering::Relaxed));
-        let roomy = counts.iter().position(|calls| *calls < MAX_CALLS_PER_CLIENT);
+        let roomy = counts
+            .iter()
+            .position(|calls| *calls < MAX_CALLS_PER_CLIENT);
         let least = || (0..MAX_CLIENTS).min_by_key(|position| counts[*position]);
         let position = roomy.or_else(least).unwrap_or(0);
         let shared = &self.clients[position];

@@ -19,5 +19,5 @@ mod store;
 pub use heartbeat::{CertificateExpiries, NoticeSource, ReplicaHeartbeat, host_name};
 pub use live_replicas::{LiveReplicaCount, LiveReplicas};
 pub use migration_check::MigrationBlockedError;
-pub(crate) use replica::{HEARTBEAT_TIMEOUT, MAX_THROTTLED_TENANTS};
 pub use replica::{CertificateValidity, Replica, ReplicaNotices};
+pub(crate) use replica::{HEARTBEAT_TIMEOUT, MAX_THROTTLED_TENANTS};

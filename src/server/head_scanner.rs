@@ -94,7 +94,8 @@ impl HeadFacts {
         let (name, value) = (&line.text[..colon], line.text[colon + 1..].trim_ascii());
         if name.eq_ignore_ascii_case(b"content-length") {
             let length = parse_number(value, 10);
-            self.is_unclear |= line.is_too_long || length.is_none() || self.content_length.is_some();
+            self.is_unclear |=
+                line.is_too_long || length.is_none() || self.content_length.is_some();
             self.content_length = length;
         } else if name.eq_ignore_ascii_case(b"transfer-encoding") {
             let is_chunked = value.eq_ignore_ascii_case(b"chunked");
@@ -292,7 +293,8 @@ mod tests {
 
     #[test]
     fn a_head_is_found_behind_every_kind_of_body() {
-        const CHUNKS: &str = "Transfer-Encoding: CHUNKED\r\n\r\n3\r\na\nb\r\n0a;x=y\r\n0123\r\n\n789\r\n0\r\n";
+        const CHUNKS: &str =
+            "Transfer-Encoding: CHUNKED\r\n\r\n3\r\na\nb\r\n0a;x=y\r\n0123\r\n\n789\r\n0\r\n";
         for body in [
             "\r\n".to_owned(),
             "Content-Length: 0\r\n\r\n".to_owned(),
@@ -331,7 +333,10 @@ mod tests {
             let first = format!("POST / HTTP/1.1\r\n{unclear}\r\n\r\na\nb|");
             let head = "GET / HTTP/1.1\n\r\n";
             let seen = scan_pieces(&[&first, head]);
-            assert_eq!(seen, format!("{}{}", first.trim_end_matches('|'), "GET / HTTP/1.1\0\r\n"));
+            assert_eq!(
+                seen,
+                format!("{}{}", first.trim_end_matches('|'), "GET / HTTP/1.1\0\r\n")
+            );
         }
     }
 }

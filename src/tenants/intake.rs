@@ -240,7 +240,9 @@ pub(crate) struct IntakeAdmission {
 
 impl std::fmt::Debug for IntakeAdmission {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_tuple("IntakeAdmission").field(&self.tenant).finish()
+        f.debug_tuple("IntakeAdmission")
+            .field(&self.tenant)
+            .finish()
     }
 }
 

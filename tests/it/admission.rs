@@ -23,7 +23,7 @@ use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::net::TcpStream;
 
 use crate::metrics::count;
-use crate::world::attesto::{APP, Tenant, World};
+use crate::world::attesto::{APP, APP_APPLE_ID, Tenant, World};
 use crate::world::wait::wait_until;
 
 const HOUR: Duration = Duration::from_hours(1);
@@ -249,6 +249,40 @@ async fn a_request_has_exactly_one_host() {
     }
 }
 
+/// A proxy in front may take the two for one request.
+#[tokio::test]
+async fn a_bare_line_feed_is_refused_in_a_pipelined_head_too() {
+    let server = Server::start(PATIENT, BodyBudgetLimits::default()).await;
+    let first = "POST /ask HTTP/1.1\r\nHost: a\r\nContent-Type: application/json\r\n";
+    let bodies = [
+        "Content-Length: 4\r\n\r\n{ \n}",
+        "Transfer-Encoding: chunked\r\n\r\n2\r\n{ \r\n2\r\n\n}\r\n0\r\n\r\n",
+    ];
+    for body in bodies {
+        for (second, status) in [
+            (
+                "GET /hello HTTP/1.1\r\nHost: a\r\nConnection: close\r\n\r\n",
+                "200",
+            ),
+            (
+                "GET /hello HTTP/1.1\nHost: a\r\nConnection: close\r\n\r\n",
+                "400",
+            ),
+            (
+                "GET /hello HTTP/1.1\r\nHost: a\nConnection: close\r\n\r\n",
+                "400",
+            ),
+        ] {
+            let answers = server.ask(&format!("{first}{body}{second}")).await;
+            let statuses: Vec<_> = answers
+                .match_indices("HTTP/1.1 ")
+                .map(|(at, line)| &answers[at + line.len()..][..3])
+                .collect();
+            assert_eq!(statuses, ["200", status], "{second:?} gives {answers}");
+        }
+    }
+}
+
 /// A sender of HTTP/2 learns at once how little it may send unread.
 #[tokio::test]
 async fn http_2_has_few_streams_and_small_windows() {
@@ -453,5 +487,78 @@ async fn a_token_that_several_tenants_refused_costs_no_more_queries() {
     let path = format!("/v1/webhooks/google/{}", tenant.id);
     let stored = world.ask("POST", &path, Some(&good), Some(&push)).await;
     assert_eq!(stored.status, 200, "{}", stored.body);
+    world.end().await;
+}
+
+#[tokio::test]
+async fn a_tenants_notifications_have_a_budget_that_no_stranger_spends() {
+    let world = World::with(&[
+        ("INTAKE_EVENTS_PER_MINUTE", "3"),
+        ("METRICS_ADDRESS", "127.0.0.1:0"),
+    ])
+    .await;
+    let (tenant, other) = (world.tenant().await, world.tenant().await);
+    let number = std::cell::Cell::new(0);
+    let next_body = || {
+        number.set(number.get() + 1);
+        let payload = json!({
+            "notificationType": "TEST",
+            "notificationUUID": format!("00000000-0000-4000-8000-{:012}", number.get()),
+            "version": "2.0",
+            "signedDate": world.clock.now().as_millis(),
+            "data": { "appAppleId": APP_APPLE_ID, "bundleId": APP, "environment": "Production" },
+        });
+        let apple = world.simulator.apple();
+        apple.sign_payload(payload.as_object().unwrap())
+    };
+    let post = async |tenant: &Tenant, signed: String| {
+        let path = format!("/v1/webhooks/apple/{}", tenant.id);
+        let body = json!({ "signedPayload": signed });
+        world.ask("POST", &path, None, Some(&body)).await
+    };
+    for _ in 0..10 {
+        let mut forged = next_body();
+        let last = if forged.ends_with('A') { 'Q' } else { 'A' };
+        forged.pop();
+        forged.push(last);
+        assert_eq!(post(&tenant, forged).await.status, 401);
+    }
+    for _ in 0..3 {
+        assert_eq!(post(&tenant, next_body()).await.status, 200);
+    }
+    let refused = post(&tenant, next_body()).await;
+    assert_eq!(refused.status, 429, "{}", refused.body);
+    assert_eq!(refused.body["error"], "RATE_LIMITED");
+    assert_eq!(refused.headers["retry-after"], "20");
+    assert_eq!(
+        post(&other, next_body()).await.status,
+        200,
+        "it is not shared"
+    );
+    let series = r#"attesto_requests_refused_total{reason="tenant_intake"}"#;
+    assert_eq!(count(&world.metrics().await, series), 1);
+    let stored = sqlx::query_scalar::<_, i64>("select count(*) from webhook_events");
+    assert_eq!(stored.fetch_one(world.database().pool()).await.unwrap(), 4);
+
+    // Other processes are told, for `attesto doctor`.
+    world.send_heartbeat().await;
+    let told = "select array_agg(tenant) from replicas, jsonb_object_keys(notices -> 'throttledTenants') tenant";
+    let told = sqlx::query_scalar::<_, Vec<String>>(told);
+    let told = told.fetch_one(world.database().pool()).await.unwrap();
+    assert_eq!(told, [tenant.id.to_string()]);
+
+    world.clock.advance(Duration::from_secs(20));
+    assert_eq!(post(&tenant, next_body()).await.status, 200);
+    assert_eq!(post(&tenant, next_body()).await.status, 429);
+    let id = tenant.id.as_str();
+    let words = ["tenant", "set-limits", id, "--intake-events", "600"];
+    let shown = world.shell().rows(&words);
+    assert_eq!(shown[0]["intakeEventsPerMinute"], 600);
+    assert_eq!(shown[0]["intakeMegabytesPerMinute"], Value::Null);
+    wait_until("the new budget is known", async || {
+        world.clock.advance(Duration::from_millis(100));
+        post(&tenant, next_body()).await.status == 200
+    })
+    .await;
     world.end().await;
 }

@@ -157,9 +157,8 @@ impl GoogleNotifications {
             None
         } else {
             let permit = self.lookups.enter(tenant).await;
-            let busy = |full: LookupQueueFullError| {
-                AdmissionError::TenantLookup(Arc::new(full.into()))
-            };
+            let busy =
+                |full: LookupQueueFullError| AdmissionError::TenantLookup(Arc::new(full.into()));
             Some(permit.map_err(busy)?)
         };
         let credentials = self

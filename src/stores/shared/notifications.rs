@@ -9,8 +9,8 @@ use crate::base::lookup_lanes::{LookupLanes, LookupLimits, LookupPermit, LookupQ
 use crate::credentials::TenantCache;
 use crate::db::change_listener::ChangeListener;
 use crate::db::{self, Database};
-use crate::http::body_budget::RefusalMetrics;
 use crate::http::api_docs::DocumentedError;
+use crate::http::body_budget::RefusalMetrics;
 use crate::http::{ErrorCode, Problem};
 use crate::tenants::intake::{IntakeAdmission, IntakeBudgetSpentError};
 use crate::tenants::{self, IntakeBudgets, IntakeLimitOverrides};
