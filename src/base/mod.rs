@@ -8,6 +8,7 @@
 //! - `json_text`: whether Postgres stores a JSON text
 //! - `lookup_lanes`: bounds what strangers can have looked up
 //! - [`single_flight`]: concurrent callers share one call
+//! - `tls_error`: why a TLS connection failed, in one sentence
 //! - [`shutdown`]: the signals that stop the process, and core dumps
 
 pub mod backoff;
@@ -19,3 +20,4 @@ pub(crate) mod json_text;
 pub(crate) mod lookup_lanes;
 pub mod shutdown;
 pub mod single_flight;
+pub(crate) mod tls_error;

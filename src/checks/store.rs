@@ -194,7 +194,12 @@ pub(super) async fn list_recent_failures(
     few!(
         database,
         r#"
-        select delivery.tenant_id as "name!", (sum(count(*)) over ())::int8 as "count!"
+        select
+            delivery.tenant_id || coalesce(' (' || (
+                array_agg(delivery.last_error order by delivery.failed_at desc)
+                    filter (where delivery.last_error is not null)
+            )[1] || ')', '') as "name!",
+            (sum(count(*)) over ())::int8 as "count!"
         from webhook_events event
         join webhook_deliveries delivery on delivery.event_id = event.id
         where event.received_at > attesto_now() - interval '1 day'

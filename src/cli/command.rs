@@ -149,7 +149,10 @@ pub async fn run(arguments: impl IntoIterator<Item = OsString>) -> ExitCode {
     };
     let context = CommandContext::new(cli.output, cli.database_url, crate::config::read_env_var)
         .with_command_name(command);
-    let outcome = dispatch_command(cli.command, &context).await;
+    let outcome = match dispatch_command(cli.command, &context).await {
+        Err(failure) => Err(context.explain_failure(failure).await),
+        done => done,
+    };
     context.close().await;
     match outcome {
         Ok(()) => ExitCode::SUCCESS,

@@ -4,9 +4,11 @@ use std::collections::BTreeMap;
 use std::ffi::{OsStr, OsString};
 use std::fmt::Display;
 use std::process::ExitCode;
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
+use std::time::Duration;
 
 use tokio::sync::OnceCell;
+use tokio::time::timeout;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::AbortOnDropHandle;
 
@@ -27,6 +29,9 @@ use super::operator;
 use super::output::{OutputFormat, OutputWriter};
 use crate::base::shutdown::ShutdownSignals;
 
+/// For finding out why there was no connection.
+const EXPLAIN_TIMEOUT: Duration = Duration::from_secs(3);
+
 /// What a command may use. Database and keys are read from the settings when a command first needs them.
 pub(crate) struct CommandContext {
     pub(crate) output: OutputWriter,
@@ -36,6 +41,8 @@ pub(crate) struct CommandContext {
     environment: EnvironmentLookup,
     /// Started, or joined when it is running, on first use.
     embedded_postgres: OnceCell<EmbeddedPostgres>,
+    /// What was opened, and its URL without the password.
+    opened_database: OnceLock<(Database, String)>,
 }
 
 type EnvironmentLookup = Box<dyn Fn(&str) -> Option<OsString> + Send + Sync>;
@@ -54,6 +61,7 @@ impl CommandContext {
             database_url,
             environment: Box::new(lookup),
             embedded_postgres: OnceCell::new(),
+            opened_database: OnceLock::new(),
         }
     }
 
@@ -138,10 +146,37 @@ impl CommandContext {
                 ));
             }
         };
-        Ok(Database::open_for_operator(
-            &settings,
-            &self.current_operator(),
-        ))
+        let database = Database::open_for_operator(&settings, &self.current_operator());
+        // Of several databases, none is named in a message.
+        let _ = self
+            .opened_database
+            .set((database.clone(), settings.redacted_url()));
+        Ok(database)
+    }
+
+    /// The same failure, with the cause and the address of a database that cannot be reached.
+    pub(crate) async fn explain_failure(&self, failure: CommandError) -> CommandError {
+        let Some((database, url)) = self.opened_database.get() else {
+            return failure;
+        };
+        let message = match failure.database {
+            DatabaseFailure::None => return failure,
+            DatabaseFailure::Unavailable => failure.message.clone(),
+            DatabaseFailure::NoConnection => {
+                let connecting = database.connect_directly("attesto-cli");
+                match timeout(EXPLAIN_TIMEOUT, connecting).await {
+                    Ok(Err(cause)) => crate::db::describe_error(&cause),
+                    Ok(Ok(_)) => failure.message.clone(),
+                    Err(_) => crate::db::describe_error(&crate::db::Error::Io(
+                        std::io::ErrorKind::TimedOut.into(),
+                    )),
+                }
+            }
+        };
+        CommandError {
+            message: format!("{message} (The database is {url})"),
+            ..failure
+        }
     }
 
     /// For the operator audit.
@@ -224,6 +259,17 @@ pub(crate) struct CommandError {
     pub(crate) exit_status: u8,
     /// One line for each problem, without secrets.
     pub(crate) message: String,
+    database: DatabaseFailure,
+}
+
+/// Whether a command failed because of its connection to the database.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum DatabaseFailure {
+    None,
+    /// The message says why.
+    Unavailable,
+    /// The pool had no connection and does not say why: it keeps trying while the server refuses.
+    NoConnection,
 }
 
 impl CommandError {
@@ -232,6 +278,7 @@ impl CommandError {
         Self {
             exit_status: 1,
             message: message.into(),
+            database: DatabaseFailure::None,
         }
     }
 
@@ -240,6 +287,7 @@ impl CommandError {
         Self {
             exit_status: 2,
             message: message.into(),
+            database: DatabaseFailure::None,
         }
     }
 
@@ -281,20 +329,15 @@ impl From<MalformedIdError> for CommandError {
 
 impl From<crate::db::Error> for CommandError {
     fn from(error: crate::db::Error) -> Self {
-        if matches!(error, crate::db::Error::PoolTimedOut) {
-            Self::failed(
-                "the database accepted no connection in time: is it running, and is DATABASE_URL right?",
-            )
-        } else if crate::db::is_unavailable(&error) {
-            Self::failed(format!("the database cannot be reached: {error}"))
-        } else if crate::db::is_lock_timeout(&error) {
-            Self::failed(
-                "the data is locked by another command, a migration or an import: nothing was changed. Try again in a moment.",
-            )
-        } else if crate::db::is_missing_table(&error) {
-            Self::failed("the database has no tables of this release: run `attesto migrate` first.")
-        } else {
-            Self::failed(format!("the database refused: {error}"))
+        Self {
+            database: if matches!(error, crate::db::Error::PoolTimedOut) {
+                DatabaseFailure::NoConnection
+            } else if crate::db::is_unavailable(&error) {
+                DatabaseFailure::Unavailable
+            } else {
+                DatabaseFailure::None
+            },
+            ..Self::failed(crate::db::describe_command_error(&error))
         }
     }
 }

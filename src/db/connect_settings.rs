@@ -49,6 +49,8 @@ impl TargetSession {
     }
 
     fn parse(value: &str) -> Result<Self, DatabaseUrlError> {
+        // JDBC's word, and an older one for the same.
+        let value = if value == "master" { "primary" } else { value };
         [Self::Any, Self::ReadWrite, Self::Primary]
             .into_iter()
             .find(|target| target.as_str() == value)
@@ -84,7 +86,61 @@ pub enum DatabaseUrlError {
     /// Several hosts and a different number of ports.
     #[error("it must name one port for all of its hosts, or one for each")]
     PortCount,
+    /// Quotation marks around the URL.
+    #[error(
+        "begins with a quotation mark, which belongs to the value for `docker --env-file` and systemd's like: leave the quotation marks out"
+    )]
+    Quoted,
+    /// A character in user or password that ends the host for a parser of URLs.
+    #[error(
+        "has a user or password with a character that must be percent-encoded in a URL: write # as %23, / as %2F, ? as %3F, @ as %40 and % as %25"
+    )]
+    UnencodedPassword,
+    /// Two parameters contradict each other.
+    #[error("its parameters {first} and {second} contradict each other: leave one of them out")]
+    Contradiction {
+        /// The name of one.
+        first: &'static str,
+        /// The name of the other.
+        second: &'static str,
+    },
+    /// A parameter that would be without effect.
+    #[error("its parameter {name} is not known here: leave it out. {hint}")]
+    UnknownParameter {
+        /// As it stands in the URL.
+        name: String,
+        /// What to write instead.
+        hint: &'static str,
+    },
 }
+
+/// Parameters of other clients that change nothing about where, as whom and how safely this one connects.
+const IGNORED_PARAMETERS: [&str; 24] = [
+    "channel_binding",
+    "client_encoding",
+    "connection_limit",
+    "fallback_application_name",
+    "gssencmode",
+    "keepalives",
+    "keepalives_count",
+    "keepalives_idle",
+    "keepalives_interval",
+    "load_balance_hosts",
+    "max_pool_size",
+    "pgbouncer",
+    "pool_max_conns",
+    "pool_timeout",
+    "preparethreshold",
+    "replication",
+    "sslcompression",
+    "sslnegotiation",
+    "sslsni",
+    "statement_cache_size",
+    "stringtype",
+    "tcp_user_timeout",
+    "tcpkeepalive",
+    "uselibpqcompat",
+];
 
 /// The parameters of Postgres that sqlx understands.
 const SQLX_PARAMETERS: [&str; 12] = [
@@ -166,12 +222,17 @@ impl ConnectSettings {
     }
 
     /// Reads a `postgres://` URL. `max` (connections, default 20), `idle_timeout` and `connect_timeout` (seconds,
-    /// defaults 600 and 3) are ours; the others are Postgres' own. Those that are not known are ignored.
+    /// defaults 600 and 3) are ours; the others are Postgres' own. What JDBC, Node.js and Prisma call otherwise is understood too
+    /// (`ssl=true`, `sslMode`, `targetServerType`, `currentSchema`); a parameter that is not known is refused, unless it is known to
+    /// change nothing here.
     ///
     /// Several hosts (`postgres://one:5432,two:5433/database`, or in the parameters `host` and `port`) are tried in this
     /// order, as by libpq. `target_session_attrs` is `any`, `read-write` or `primary`; without it, it is `read-write` where
     /// there are several hosts, because a standby is of no use to this service, and `any` for a single host.
     pub fn from_url(text: &str) -> Result<Self, DatabaseUrlError> {
+        if text.starts_with(['"', '\'']) {
+            return Err(DatabaseUrlError::Quoted);
+        }
         let (text, mut addresses) = split_hosts(text)?;
         let mut url = Url::parse(&text).map_err(|_| DatabaseUrlError::NotAUrl)?;
         if !matches!(url.scheme(), "postgres" | "postgresql") {
@@ -179,28 +240,32 @@ impl ConnectSettings {
         }
         let (mut max, mut idle, mut connect) = (20, 600, 3);
         let mut target = None;
+        let mut schema = None;
+        let mut ssl = None;
         let (mut hosts, mut ports) = (Vec::new(), Vec::new());
         let mut others = Vec::new();
         let list = |value: &str| value.split(',').map(str::to_owned).collect::<Vec<_>>();
         for (name, value) in url.query_pairs() {
-            match name.as_ref() {
+            match canonical_name(&name).as_str() {
                 "max" => max = parse_parameter("max", &value, 2, 1000)?,
                 "idle_timeout" => idle = parse_parameter("idle_timeout", &value, 1, 86_400)?,
                 "connect_timeout" => connect = parse_parameter("connect_timeout", &value, 1, 300)?,
                 "target_session_attrs" => target = Some(TargetSession::parse(&value)?),
+                "ssl" => ssl = Some(parse_switch("ssl", &value)?),
+                "search_path" => schema = Some(parse_schema(&value)?),
                 "host" if value.contains(',') => hosts = list(&value),
                 "port" if value.contains(',') => ports = list(&value),
-                // sqlx would log a parameter it does not know, with its value, and that may be a secret.
-                _ => {
-                    let known = SQLX_PARAMETERS.into_iter().find(|known| *known == name);
-                    let Some(name) = known else {
-                        tracing::warn!(%name, "ignoring a parameter of the database's URL");
-                        continue;
-                    };
-                    others.push((name, value.into_owned()));
-                }
+                name => match SQLX_PARAMETERS.into_iter().find(|known| *known == name) {
+                    Some("sslmode") => others.push(("sslmode", canonical_ssl_mode(&value))),
+                    Some(name) => others.push((name, value.into_owned())),
+                    None if IGNORED_PARAMETERS.contains(&name) => {
+                        tracing::debug!(name, "database_url_parameter_ignored");
+                    }
+                    None => return Err(unknown_parameter(name)),
+                },
             }
         }
+        add_ssl_mode(ssl, &mut others)?;
         url.set_query(None);
         if !others.is_empty() {
             url.query_pairs_mut().extend_pairs(&others);
@@ -215,6 +280,10 @@ impl ConnectSettings {
             })
         })?;
         let options = without_float_digits(without_ipv6_brackets(options));
+        let options = match schema {
+            Some(schema) => options.options([("search_path", schema)]),
+            None => options,
+        };
         if !hosts.is_empty() {
             if hosts.iter().any(String::is_empty) {
                 return Err(DatabaseUrlError::InvalidValue { name: "host" });
@@ -262,6 +331,17 @@ fn split_hosts(whole: &str) -> Result<(Cow<'_, str>, Vec<ServerAddress>), Databa
     };
     let end = rest.find(['/', '?', '#']).unwrap_or(rest.len());
     let (authority, path) = rest.split_at(end);
+    // What the writer meant as the end of the password stands behind what ends the host.
+    let before_query = path.split('?').next().unwrap_or(path);
+    let is_at_later = before_query.contains('@')
+        || path.starts_with('?')
+            && path
+                .split('=')
+                .next()
+                .is_some_and(|name| name.contains('@'));
+    if path.contains('#') || (!authority.contains('@') && is_at_later) {
+        return Err(DatabaseUrlError::UnencodedPassword);
+    }
     let (user, hosts) = match authority.rsplit_once('@') {
         Some((user, hosts)) => (Some(user), hosts),
         None => (None, authority),
@@ -357,6 +437,103 @@ fn without_float_digits(options: PgConnectOptions) -> PgConnectOptions {
     options.extra_float_digits(None)
 }
 
+/// The name by which libpq knows what JDBC, Node.js, Prisma and sqlx also write otherwise.
+fn canonical_name(name: &str) -> String {
+    let lower = name.to_ascii_lowercase();
+    match lower.as_str() {
+        "ssl-mode" | "ssl_mode" => "sslmode",
+        "ssl-root-cert" | "ssl-ca" | "ssl_root_cert" => "sslrootcert",
+        "ssl-cert" | "ssl_cert" => "sslcert",
+        "ssl-key" | "ssl_key" => "sslkey",
+        "usessl" => "ssl",
+        "targetservertype" | "target_server_type" => "target_session_attrs",
+        "schema" | "currentschema" => "search_path",
+        "applicationname" => "application_name",
+        "database" => "dbname",
+        "username" => "user",
+        "connecttimeout" => "connect_timeout",
+        other => other,
+    }
+    .to_owned()
+}
+
+/// The words of JDBC and Node.js for modes of libpq; any other word is left for sqlx to judge.
+fn canonical_ssl_mode(value: &str) -> String {
+    let lower = value.to_ascii_lowercase();
+    match lower.as_str() {
+        // Encrypted, without a look at the certificate.
+        "no-verify" => "require",
+        "verify_ca" => "verify-ca",
+        "verify_full" => "verify-full",
+        other => other,
+    }
+    .to_owned()
+}
+
+/// The parameter `ssl`, as libpq reads it for JDBC's sake.
+fn add_ssl_mode(
+    ssl: Option<bool>,
+    others: &mut Vec<(&'static str, String)>,
+) -> Result<(), DatabaseUrlError> {
+    let Some(is_wanted) = ssl else {
+        return Ok(());
+    };
+    let given = others.iter().find(|(name, _)| *name == "sslmode");
+    match given {
+        Some((_, mode)) if (mode == "disable") == is_wanted => {
+            Err(DatabaseUrlError::Contradiction {
+                first: "ssl",
+                second: "sslmode",
+            })
+        }
+        Some(_) => Ok(()),
+        None => {
+            let mode = if is_wanted { "require" } else { "disable" };
+            others.push(("sslmode", mode.to_owned()));
+            Ok(())
+        }
+    }
+}
+
+fn parse_switch(name: &'static str, value: &str) -> Result<bool, DatabaseUrlError> {
+    match value.to_ascii_lowercase().as_str() {
+        "true" | "1" | "on" | "yes" | "" => Ok(true),
+        "false" | "0" | "off" | "no" => Ok(false),
+        _ => Err(DatabaseUrlError::InvalidValue { name }),
+    }
+}
+
+/// It is sent to the server in a list of options, whose separators must not be in it.
+fn parse_schema(value: &str) -> Result<String, DatabaseUrlError> {
+    let is_plain = |letter: char| letter.is_alphanumeric() || matches!(letter, '_' | ',' | '$');
+    if value.is_empty() || !value.chars().all(is_plain) {
+        return Err(DatabaseUrlError::InvalidValue {
+            name: "search_path",
+        });
+    }
+    Ok(value.to_owned())
+}
+
+fn unknown_parameter(name: &str) -> DatabaseUrlError {
+    let is_plain = |letter: char| letter.is_ascii_alphanumeric() || "_-.".contains(letter);
+    let is_name = name.len() <= 40 && name.chars().all(is_plain);
+    DatabaseUrlError::UnknownParameter {
+        // A part of a password may stand where a name is expected.
+        name: if is_name { name } else { "(not a name)" }.to_owned(),
+        hint: match name {
+            "sslaccept" | "sslidentity" => {
+                "sslmode and sslrootcert say which certificates are accepted."
+            }
+            "sslpassword" => "The key of sslkey must not be encrypted.",
+            "service" | "passfile" => "Write host, user and password into the URL.",
+            "ssl_min_protocol_version" | "ssl_max_protocol_version" => {
+                "TLS 1.2 and 1.3 are spoken, and no other version."
+            }
+            _ => "The parameters are those of libpq, and max, idle_timeout and connect_timeout.",
+        },
+    }
+}
+
 fn parse_parameter(
     name: &'static str,
     value: &str,
@@ -385,6 +562,22 @@ mod tests {
                 None,
             ),
             ("postgres://db/?channel_binding=require", None),
+            (
+                "postgres://db/x?schema=public&connection_limit=5&pgbouncer=true",
+                None,
+            ),
+            ("postgres://db/x?user=ada@realm&options=-cgeqo%3Doff", None),
+            ("postgres://ada@/x?host=/run/pg", None),
+            (
+                "\"postgres://ada:s3cret@db/x\"",
+                Some(DatabaseUrlError::Quoted),
+            ),
+            ("'postgres://db/x'", Some(DatabaseUrlError::Quoted)),
+            ("postgres://db/x?s3cret!=1", Some(unknown_parameter("!"))),
+            (
+                "postgres://db/x?targetServerType=preferSecondary",
+                Some(DatabaseUrlError::UnknownTarget),
+            ),
             ("mysql://db/x", Some(DatabaseUrlError::NotAUrl)),
             ("db/attesto", Some(DatabaseUrlError::NotAUrl)),
             (
@@ -433,6 +626,87 @@ mod tests {
             assert_eq!(found, problem, "{url}");
             assert!(!found.is_some_and(|found| found.to_string().contains("s3cret")));
         }
+    }
+
+    #[test]
+    fn what_cannot_be_meant_is_refused() {
+        for (url, problem) in [
+            (
+                "postgres://ada:s3cret#1@db/x",
+                Some(DatabaseUrlError::UnencodedPassword),
+            ),
+            (
+                "postgres://ada:12#s3cret@db/x",
+                Some(DatabaseUrlError::UnencodedPassword),
+            ),
+            (
+                "postgres://ada:s3cret/1@db/x",
+                Some(DatabaseUrlError::UnencodedPassword),
+            ),
+            (
+                "postgres://ada:s3cret?1@db/x?max=7",
+                Some(DatabaseUrlError::UnencodedPassword),
+            ),
+            (
+                "postgres://db/x?ssl=maybe",
+                Some(DatabaseUrlError::InvalidValue { name: "ssl" }),
+            ),
+            (
+                "postgres://db/x?ssl=true&sslmode=disable",
+                Some(DatabaseUrlError::Contradiction {
+                    first: "ssl",
+                    second: "sslmode",
+                }),
+            ),
+            (
+                "postgres://db/x?currentSchema=a%20b",
+                Some(DatabaseUrlError::InvalidValue {
+                    name: "search_path",
+                }),
+            ),
+            (
+                "postgres://db/x?sslaccept=strict",
+                Some(unknown_parameter("sslaccept")),
+            ),
+        ] {
+            let found = ConnectSettings::from_url(url).err();
+            assert_eq!(found, problem, "{url}");
+            assert!(!found.is_some_and(|found| found.to_string().contains("s3cret")));
+        }
+    }
+
+    #[test]
+    fn what_other_clients_call_otherwise_is_understood() {
+        let mode = |query: &str| {
+            let url = format!("postgres://ada@db/attesto?{query}");
+            let settings = ConnectSettings::from_url(&url).expect(query);
+            ssl_mode_name(settings.servers.servers[0].get_ssl_mode())
+        };
+        for (query, expected) in [
+            ("ssl=true", "require"),
+            ("ssl=1&sslMode=verify-full", "verify-full"),
+            ("ssl=false", "disable"),
+            ("sslMode=require", "require"),
+            ("sslmode=REQUIRE", "require"),
+            ("sslmode=no-verify", "require"),
+            ("ssl-mode=verify-ca", "verify-ca"),
+            ("max=3", "prefer"),
+        ] {
+            assert_eq!(mode(query), expected, "{query}");
+        }
+        for (query, expected) in [
+            ("targetServerType=primary", TargetSession::Primary),
+            ("targetServerType=master", TargetSession::Primary),
+            ("target_session_attrs=read-write", TargetSession::ReadWrite),
+        ] {
+            let url = format!("postgres://ada@db/attesto?{query}");
+            let settings = ConnectSettings::from_url(&url).expect(query);
+            assert_eq!(settings.servers.target, expected, "{query}");
+        }
+        let url = "postgres://ada@db/attesto?currentSchema=shop";
+        let settings = ConnectSettings::from_url(url).unwrap();
+        let options = settings.servers.servers[0].get_options();
+        assert_eq!(options, Some("-c search_path=shop"));
     }
 
     #[test]

@@ -12,6 +12,7 @@
 //! - [`migrations`]: bring the tables to this release
 //! - [`migration_header`]: what each migration states about tables and older releases
 //! - [`errors`]: classes of database errors
+//! - `error_text`: why something failed, in one sentence
 //! - [`change_listener`]: notifications of changes, for caches
 //! - [`health`]: clock difference, long transactions, dead rows, table sizes
 //! - `clock_offset`: how far the database's clock is ahead of this process'
@@ -24,6 +25,7 @@ pub mod change_listener;
 mod clock_offset;
 pub mod connect_settings;
 pub mod database;
+mod error_text;
 pub mod errors;
 pub mod health;
 mod libpq;
@@ -36,6 +38,7 @@ pub mod write_watch;
 
 pub use connect_settings::{ConnectSettings, DatabaseUrlError};
 pub use database::{Database, DatabaseConnectError, Operator};
+pub(crate) use error_text::{describe_command_error, describe_error};
 use errors::is_serialization_failure;
 pub use errors::{
     Error, error_class, is_lock_timeout, is_missing_table, is_unavailable, map_constraint_error,

@@ -264,15 +264,16 @@ impl DeliveryStore {
         let outcomes = to_column(results, |r| r.outcome.class().as_str().to_owned());
         let codes = to_column(results, |r| r.outcome.status_code().map(i32::from));
         let excerpts = to_column(results, |r| r.outcome.body_excerpt().map(str::to_owned));
+        let errors = to_column(results, |r| r.outcome.detail().map(str::to_owned));
         let written = sqlx::query_scalar!(
             r#"
             with result as (
                 select
-                    id, lease_no, counts, pause, outcome, code, excerpt,
+                    id, lease_no, counts, pause, outcome, code, excerpt, error,
                     attesto_now() as now,
                     status as verdict
-                from unnest($1::text[], $2::int[], $3::bool[], $4::text[], $5::float8[], $6::text[], $7::int[], $8::text[])
-                    as result (id, lease_no, counts, status, pause, outcome, code, excerpt)
+                from unnest($1::text[], $2::int[], $3::bool[], $4::text[], $5::float8[], $6::text[], $7::int[], $8::text[], $9::text[])
+                    as result (id, lease_no, counts, status, pause, outcome, code, excerpt, error)
             )
             update webhook_deliveries delivery set
                 lease_until = null,
@@ -286,6 +287,7 @@ impl DeliveryStore {
                 delivered_at = case when settled_by is not null or verdict = 'delivered' then now end,
                 failed_at = case when settled_by is null and verdict = 'failed' then now end,
                 last_outcome = outcome,
+                last_error = error,
                 last_attempt_at = case when counts then now else last_attempt_at end,
                 last_response_code = case when counts then code else last_response_code end,
                 last_response_body = case when counts then excerpt else last_response_body end
@@ -301,6 +303,7 @@ impl DeliveryStore {
             &outcomes,
             &codes as &[Option<i32>],
             &excerpts as &[Option<String>],
+            &errors as &[Option<String>],
         )
         .fetch_all(&mut **transaction)
         .await?;

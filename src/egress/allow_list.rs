@@ -13,11 +13,13 @@ use super::AddressClass;
 const MIN_PREFIX_V4: u8 = 8;
 const MIN_PREFIX_V6: u8 = 16;
 
-/// One network and port: `10.1.0.0/16:443`, `10.1.2.3:8443`, `[fd12:3456::/48]:443`.
+/// One network and port: `10.1.0.0/16:443`, `10.1.2.3:8443`, `[fd12:3456::/48]:443`. Callbacks there are called by https, and by
+/// http if the operator allows that too.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct AllowedNetwork {
     network: IpNet,
     port: u16,
+    is_http_allowed: bool,
 }
 
 /// Why a network cannot be allowed.
@@ -53,12 +55,29 @@ impl AllowedNetwork {
         self.port
     }
 
-    /// From the SQL expression `network::text || ' ' || port`. The value was validated before it was stored.
+    /// Whether callbacks in the network may be called by http.
+    pub fn is_http_allowed(&self) -> bool {
+        self.is_http_allowed
+    }
+
+    /// The same network; callbacks there may be called by http too, or may not.
+    #[must_use]
+    pub fn with_http(self, is_http_allowed: bool) -> Self {
+        Self {
+            is_http_allowed,
+            ..self
+        }
+    }
+
+    /// From the SQL expression `concat_ws(' ', network, port, case when allow_http then 'http' end)`. The value was validated before
+    /// it was stored.
     pub(crate) fn from_column(text: &str) -> Option<Self> {
-        let (network, port) = text.split_once(' ')?;
+        let (network, rest) = text.split_once(' ')?;
+        let (port, http) = rest.split_once(' ').unwrap_or((rest, ""));
         Some(Self {
             network: network.parse().ok()?,
             port: port.parse().ok()?,
+            is_http_allowed: http == "http",
         })
     }
 
@@ -92,7 +111,12 @@ impl FromStr for AllowedNetwork {
         let port = port.ok_or(AllowedNetworkError::Malformed)?;
         if network != network.trunc() {
             let network = network.trunc();
-            return Err(AllowedNetworkError::HostBits(Self { network, port }));
+            let is_http_allowed = false;
+            return Err(AllowedNetworkError::HostBits(Self {
+                network,
+                port,
+                is_http_allowed,
+            }));
         }
         let widest = if network.addr().is_ipv4() {
             MIN_PREFIX_V4
@@ -111,7 +135,11 @@ impl FromStr for AllowedNetwork {
                 Err(AllowedNetworkError::Forbidden(what))
             }
             (AddressClass::Public, AddressClass::Public) => Err(AllowedNetworkError::Public),
-            _ => Ok(Self { network, port }),
+            _ => Ok(Self {
+                network,
+                port,
+                is_http_allowed: false,
+            }),
         }
     }
 }
@@ -155,6 +183,17 @@ impl AllowList {
         self.0.is_empty()
     }
 
+    /// Whether callbacks in one of the networks may be called by http.
+    pub(super) fn has_http(&self) -> bool {
+        self.0.iter().any(|opening| opening.is_http_allowed)
+    }
+
+    /// Whether this address and port may be called by http.
+    pub(super) fn is_http_allowed(&self, address: SocketAddr) -> bool {
+        let mut openings = self.0.iter();
+        openings.any(|opening| opening.is_http_allowed && opening.contains(address))
+    }
+
     /// Whether this address and port are allowed.
     pub fn is_allowed(&self, address: SocketAddr) -> bool {
         self.0.iter().any(|opening| opening.contains(address))
@@ -180,6 +219,9 @@ mod tests {
             assert_eq!(opening.to_string().parse(), Ok(opening));
             let column = format!("{} {}", opening.network(), opening.port());
             assert_eq!(AllowedNetwork::from_column(&column), Some(opening));
+            let column = format!("{column} http");
+            let with_http = opening.with_http(true);
+            assert_eq!(AllowedNetwork::from_column(&column), Some(with_http));
         }
         for (text, problem) in [
             ("", AllowedNetworkError::Malformed),

@@ -36,6 +36,8 @@ pub struct AddressRejection {
     pub address: IpAddr,
     /// What the address is, as a text that completes "this is …".
     pub what: &'static str,
+    /// Whether an operator can allow it for a tenant.
+    pub is_allowable: bool,
 }
 
 /// Why a host cannot be called.
@@ -110,9 +112,7 @@ impl EgressPolicy {
         timeout: Duration,
     ) -> Result<AllowedAddresses, EgressError> {
         match &target.host {
-            CallbackHost::Address(address) => {
-                self.check_addresses(&[*address], target.port, allowed)
-            }
+            CallbackHost::Address(address) => self.check_target(target, &[*address], allowed),
             CallbackHost::Name(name) => {
                 // A trailing dot keeps the resolver from trying its search domains first. If private networks are
                 // allowed, the search domains may be meant.
@@ -123,9 +123,32 @@ impl EgressPolicy {
                     format!("{name}.")
                 };
                 let addresses = resolver.resolve_name(name, timeout).await?;
-                self.check_addresses(&addresses, target.port, allowed)
+                self.check_target(target, &addresses, allowed)
             }
         }
+    }
+
+    fn check_target(
+        &self,
+        target: &CallbackTarget,
+        addresses: &[IpAddr],
+        allowed: &AllowList,
+    ) -> Result<AllowedAddresses, EgressError> {
+        let vetted = self.check_addresses(addresses, target.port, allowed)?;
+        if !target.is_https && !self.allow_private {
+            let is_closed = |address: &&IpAddr| {
+                !allowed.is_http_allowed(SocketAddr::new(**address, target.port))
+            };
+            if let Some(address) = addresses.iter().find(is_closed) {
+                return Err(AddressRejection {
+                    address: *address,
+                    what: "outside of the networks in which this tenant's callback may use http",
+                    is_allowable: false,
+                }
+                .into());
+            }
+        }
+        Ok(vetted)
     }
 
     fn check_address(
@@ -134,7 +157,13 @@ impl EgressPolicy {
         allowed: &AllowList,
     ) -> Result<AddressAccess, AddressRejection> {
         let address = socket.ip();
-        let refused = |what| Err(AddressRejection { address, what });
+        let refused = |what, is_allowable| {
+            Err(AddressRejection {
+                address,
+                what,
+                is_allowable,
+            })
+        };
         let kind = AddressClass::from_ip(address);
         let own = |never: &SocketAddr| {
             let everywhere = never.ip().is_unspecified() && is_loopback(address);
@@ -142,7 +171,7 @@ impl EgressPolicy {
                 && (never.ip().to_canonical() == address.to_canonical() || everywhere)
         };
         if self.denied_addresses.iter().any(own) {
-            return refused("an address of Attesto's own");
+            return refused("an address of Attesto's own", false);
         }
         match kind {
             AddressClass::Public => Ok(AddressAccess::Unrestricted),
@@ -150,7 +179,8 @@ impl EgressPolicy {
             AddressClass::Private(_) if allowed.is_allowed(socket) => {
                 Ok(AddressAccess::AllowListed)
             }
-            AddressClass::Private(what) | AddressClass::Forbidden(what) => refused(what),
+            AddressClass::Private(what) => refused(what, true),
+            AddressClass::Forbidden(what) => refused(what, false),
         }
     }
 }

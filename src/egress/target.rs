@@ -46,7 +46,7 @@ pub enum CallbackUrlError {
     Malformed,
     /// The scheme is not https.
     #[error(
-        "the callback URL must begin with https:// (for development, http is allowed by WEBHOOK_ALLOW_PRIVATE_CALLBACKS=true)"
+        "the callback URL must begin with https:// (http is for private networks that an operator allowed for it: attesto webhook allow TENANT NETWORK:PORT --http; for development also WEBHOOK_ALLOW_PRIVATE_CALLBACKS=true)"
     )]
     Scheme,
     /// It contains a user name or a password.
@@ -84,7 +84,8 @@ impl EgressPolicy {
         let url = Url::parse(url).map_err(|_| CallbackUrlError::Malformed)?;
         let tls = match url.scheme() {
             "https" => true,
-            "http" if self.is_private_allowed() => false,
+            // Each address is compared with these networks when it is known.
+            "http" if self.is_private_allowed() || allowed.has_http() => false,
             _ => return Err(CallbackUrlError::Scheme),
         };
         if !url.username().is_empty() || url.password().is_some() {
@@ -139,6 +140,7 @@ fn is_private_name(name: &str) -> bool {
 
 #[cfg(test)]
 mod tests {
+    use super::super::AllowedNetwork;
     use super::*;
 
     fn strict(url: &str) -> Result<CallbackTarget, CallbackUrlError> {
@@ -262,5 +264,9 @@ mod tests {
             operator.parse_target("http://hooks.internal/", &opened),
             Err(CallbackUrlError::Scheme)
         );
+        let opening: AllowedNetwork = "10.1.0.0/16:80".parse().unwrap();
+        let opened = AllowList::new(vec![opening.with_http(true)]);
+        let target = operator.parse_target("http://hooks.internal/", &opened);
+        assert_eq!(target.map(|target| target.is_https), Ok(false));
     }
 }

@@ -8,6 +8,8 @@ use rustls::crypto::{WebPkiSupportedAlgorithms, verify_tls12_signature, verify_t
 use rustls::pki_types::{CertificateDer, ServerName, UnixTime};
 use rustls::{DigitallySignedStruct, SignatureScheme};
 
+use crate::base::tls_error::ExplainingVerifier;
+
 /// A connection that takes longer is of no use to a caller that waits for the answer.
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(3);
 
@@ -18,7 +20,7 @@ pub fn build_http_client() -> Result<reqwest::Client, HttpClientError> {
         .with_safe_default_protocol_versions()
         .expect("the provider has the default versions")
         .dangerous()
-        .with_custom_certificate_verifier(super::system_verifier()?)
+        .with_custom_certificate_verifier(Arc::new(ExplainingVerifier(super::system_verifier()?)))
         .with_no_client_auth();
     tls.alpn_protocols = vec![b"h2".to_vec(), b"http/1.1".to_vec()];
     Ok(client_builder().tls_backend_preconfigured(tls).build()?)

@@ -74,6 +74,8 @@ pub enum TailLine {
         outcome: Option<String>,
         /// The HTTP status of the callback's answer.
         response_code: Option<i32>,
+        /// Why it failed, in one sentence.
+        error: Option<String>,
         /// `None` when there is no further attempt.
         next_attempt_at: Option<Timestamp>,
         /// Whether an operator must decide, because several processes crashed while sending it.
@@ -124,6 +126,7 @@ impl TailLine {
             status: row.status.clone(),
             outcome: row.last_outcome.clone(),
             response_code: row.last_response_code,
+            error: row.last_error.clone(),
             next_attempt_at: row.next_attempt_at,
             is_parked: row.parked_at.is_some(),
         }
@@ -198,14 +201,17 @@ impl TailLine {
                 status,
                 outcome,
                 response_code,
+                error,
                 next_attempt_at,
                 is_parked,
                 ..
             } => {
-                let answer = match (response_code, outcome) {
-                    (Some(code), _) => format!(": {code}"),
-                    (None, Some(outcome)) => format!(": {outcome}"),
-                    (None, None) => String::new(),
+                let answer = match (response_code, outcome, error) {
+                    (Some(code), _, None) => format!(": {code}"),
+                    (None, Some(outcome), None) => format!(": {outcome}"),
+                    (_, Some(outcome), Some(error)) => format!(": {outcome} ({error})"),
+                    (_, None, Some(error)) => format!(": {error}"),
+                    (None, None, None) => String::new(),
                 };
                 let then = match (next_attempt_at, is_parked, status.as_str()) {
                     (_, true, _) => ", parked".to_owned(),

@@ -421,7 +421,11 @@ async fn a_missing_unreachable_or_empty_database_is_reported() {
         "postgres://attesto:s3cret@127.0.0.1:1/x?connect_timeout=1",
     ));
     assert_eq!(exit, 1);
-    assert!(errors.contains("is it running"), "{errors}");
+    assert!(errors.contains("is Postgres running there"), "{errors}");
+    assert!(
+        errors.contains("postgres://attesto@127.0.0.1:1/x"),
+        "{errors}"
+    );
     assert!(!errors.contains("s3cret"), "{errors}");
 
     let shell = empty_database().await.shell();

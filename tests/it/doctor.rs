@@ -905,7 +905,7 @@ async fn problems_with_deliveries_and_records_are_reported() {
                     select tenant_id, hashtextextended(callback_url, 0), now(), 'dns', 'x', now() from webhook_configs",
             ),
             &["deliveries.reachable: warn"],
-            "(dns)",
+            "(dns: x)",
         ),
         (
             // Of another URL than the one configured now, or before the last success: no finding.

@@ -22,6 +22,7 @@ mod connection_limits;
 mod credential_rotation;
 mod database;
 mod database_outages;
+mod delivery_errors;
 mod delivery_hold;
 mod deploy;
 mod dev_command;

@@ -113,7 +113,7 @@ fn active_state() -> PurchaseState {
 
 fn delivery(attempt: i32, status: &str, outcome: &str, code: Option<i32>) -> Value {
     json!({ "kind": "delivery", "attempt": attempt, "status": status, "outcome": outcome, "responseCode": code,
-        "isParked": false })
+        "error": null, "isParked": false })
 }
 
 #[tokio::test]

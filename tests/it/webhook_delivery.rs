@@ -1098,6 +1098,7 @@ async fn a_redelivery_by_filter_covers_each_event_once() {
         status: Some(EventStatus::Failed),
         event_type: None,
         received_within: Some(Duration::from_hours(24)),
+        is_for_previous_callback: false,
     };
     let found = redeliveries.preview_matching(&filter).await.unwrap();
     assert_eq!(found.count, 2_000);
@@ -1180,6 +1181,7 @@ async fn a_redelivery_needs_an_event_and_a_callback() {
         status: None,
         event_type: None,
         received_within: None,
+        is_for_previous_callback: false,
     };
     let nobody = TenantId::mint(start());
     let refused = redeliveries
@@ -1296,6 +1298,7 @@ async fn a_backlog_does_not_delay_a_redelivery() {
         status: Some(EventStatus::Failed),
         event_type: None,
         received_within: None,
+        is_for_previous_callback: false,
     };
     let request = RedeliveryRequest {
         requested_by: "ada".into(),

@@ -35,6 +35,9 @@ pub(crate) enum WebhookCommand {
         /// Network and port, such as 10.1.0.0/16:443 [default: list the allowed networks]
         #[arg(value_parser = parse_network)]
         network: Option<AllowedNetwork>,
+        /// Allow http:// there too, without TLS: what is sent is signed, and can be read on the way
+        #[arg(long, requires = "network")]
+        http: bool,
     },
     /// Remove a network that `webhook allow` added
     Disallow {
@@ -84,7 +87,12 @@ pub(crate) async fn run(
         WebhookCommand::RetireSecret { tenant, number } => {
             config::retire_secrets(&tenant, number, context).await
         }
-        WebhookCommand::Allow { tenant, network } => {
+        WebhookCommand::Allow {
+            tenant,
+            network,
+            http,
+        } => {
+            let network = network.map(|network| network.with_http(http));
             networks::allow_network(&tenant, network, context).await
         }
         WebhookCommand::Disallow { tenant, network } => {

@@ -1,5 +1,6 @@
 //! `webhook set-config`, `webhook get` and `webhook retire-secret`.
 
+use std::fmt::Write as _;
 use std::path::PathBuf;
 use std::time::Duration;
 
@@ -19,6 +20,7 @@ use crate::deliveries::endpoint::store::{self, EndpointChange, EndpointChangeErr
 use crate::deliveries::endpoint::{EndpointSummary, SigningSecret};
 use crate::deliveries::history;
 use crate::deliveries::probe;
+use crate::deliveries::redelivery::{EventStatus, Redeliveries, RedeliveryFilter};
 use crate::egress::{AllowList, EgressError, EgressPolicy, LookupError, Resolver};
 
 /// For resolving the callback's host when it is configured.
@@ -72,6 +74,18 @@ struct WebhookConfigView<'a> {
     secret: Option<&'a str>,
     #[serde(skip_serializing_if = "Option::is_none")]
     warning: Option<&'static str>,
+    /// Set when events wait for a URL that the callback had before.
+    #[serde(flatten)]
+    waiting: Option<WaitingForPreviousUrl>,
+}
+
+/// Events that are still sent to a URL that the callback had before.
+#[derive(Serialize)]
+#[serde(rename_all = "camelCase")]
+struct WaitingForPreviousUrl {
+    waiting_for_previous_url: u64,
+    /// The command that sends them to the new URL.
+    redeliver_with: String,
 }
 
 pub(super) async fn set_webhook_config(
@@ -90,7 +104,8 @@ pub(super) async fn set_webhook_config(
     let tenant = &arguments.tenant;
     if let Some(url) = &arguments.callback_url {
         let allowed = AllowList::new(store::list_allowed_networks(&database, tenant).await?);
-        check_callback_url(url, &build_egress_policy(&webhooks, &database), &allowed).await?;
+        let guard = build_egress_policy(&webhooks, &database);
+        check_callback_url(url, &guard, tenant, &allowed).await?;
     }
     let change = EndpointChange {
         callback_url: arguments.callback_url.as_deref(),
@@ -108,6 +123,10 @@ pub(super) async fn set_webhook_config(
         changed => changed?,
     };
     let endpoint = load_endpoint_summary(&database, tenant).await?;
+    let waiting = match arguments.callback_url {
+        Some(_) => count_waiting_for_previous_url(&database, tenant, context).await?,
+        None => None,
+    };
     let made = match &changed {
         SecretChange::Generated(made) => Some(made.expose()),
         SecretChange::Unchanged | SecretChange::Rotated => None,
@@ -116,8 +135,20 @@ pub(super) async fn set_webhook_config(
         endpoint: &endpoint,
         secret: made,
         warning: made.map(|_| ONE_TIME_SECRET_WARNING),
+        waiting,
     };
-    let text = format_webhook_config(&endpoint, made);
+    let mut text = format_webhook_config(&endpoint, made);
+    if let Some(waiting) = &configured.waiting {
+        let WaitingForPreviousUrl {
+            waiting_for_previous_url: count,
+            redeliver_with,
+        } = waiting;
+        // Writing to a `String` cannot fail.
+        let _ = write!(
+            text,
+            "\n\n{count} events still wait for a URL that the callback had before. To send them to the new one:\n  {redeliver_with}"
+        );
+    }
     if made.is_none() {
         context.output.write_json_or_text(&configured, &text)?;
         return Ok(());
@@ -128,6 +159,29 @@ pub(super) async fn set_webhook_config(
             "the new signing secret could not be shown ({error}), and deliveries are signed with it from now on: set one that you know with attesto webhook set-config {tenant} --secret-path FILE"
         ))
     })
+}
+
+/// `None`: none waits.
+async fn count_waiting_for_previous_url(
+    database: &Database,
+    tenant: &TenantId,
+    context: &CommandContext,
+) -> Result<Option<WaitingForPreviousUrl>, CommandError> {
+    let filter = RedeliveryFilter {
+        tenant: tenant.clone(),
+        status: Some(EventStatus::Pending),
+        event_type: None,
+        received_within: None,
+        is_for_previous_callback: true,
+    };
+    let redeliveries = Redeliveries::new(database, &context.clock);
+    let count = redeliveries.preview_matching(&filter).await?.count;
+    Ok((count > 0).then(|| WaitingForPreviousUrl {
+        waiting_for_previous_url: count,
+        redeliver_with: format!(
+            "attesto webhook redeliver --tenant {tenant} --status pending --previous-callback"
+        ),
+    }))
 }
 
 fn format_webhook_config(endpoint: &EndpointSummary, made: Option<&str>) -> String {
@@ -182,6 +236,7 @@ fn read_given_secret(arguments: &SetWebhookArgs) -> Result<Option<SigningSecret>
 async fn check_callback_url(
     url: &str,
     guard: &EgressPolicy,
+    tenant: &TenantId,
     allowed: &AllowList,
 ) -> Result<(), CommandError> {
     let target = guard
@@ -190,10 +245,11 @@ async fn check_callback_url(
     let admitted = guard
         .resolve_and_check(&target, allowed, &Resolver::from_system(), DNS_TIMEOUT)
         .await;
+    let port = target.port;
     match admitted {
         Ok(_) => Ok(()),
         Err(EgressError::Rejected(refusal)) => Err(CommandError::usage_error(format!(
-            "the callback URL is refused: {refusal}. To allow a private network for this tenant: attesto webhook allow. In development, set WEBHOOK_ALLOW_PRIVATE_CALLBACKS=true here and for the service."
+            "the callback URL is refused: {refusal}. To allow a private network for this tenant: attesto webhook allow {tenant} NETWORK:{port}, and --http for a URL that begins with http://. In development, set WEBHOOK_ALLOW_PRIVATE_CALLBACKS=true here and for the service."
         ))),
         Err(EgressError::Lookup(problem)) => {
             let problem = match problem {

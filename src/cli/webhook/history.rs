@@ -72,6 +72,7 @@ pub(super) async fn list_deliveries(
         "status",
         "attemptCount",
         "lastResponseCode",
+        "lastError",
         "nextAttemptAt",
         "createdAt",
     ];

@@ -12,6 +12,18 @@ use crate::egress::AllowedNetwork;
 struct AllowedNetworkRow<'a> {
     tenant_id: &'a TenantId,
     network: AllowedNetwork,
+    /// Whether callbacks there may be called by http too.
+    http: bool,
+}
+
+impl<'a> AllowedNetworkRow<'a> {
+    fn new(tenant_id: &'a TenantId, network: AllowedNetwork) -> Self {
+        Self {
+            tenant_id,
+            network,
+            http: network.is_http_allowed(),
+        }
+    }
 }
 
 pub(super) async fn allow_network(
@@ -20,7 +32,6 @@ pub(super) async fn allow_network(
     context: &CommandContext,
 ) -> Result<(), CommandError> {
     let database = context.open_database().await?;
-    let tenant_id = tenant;
     let Some(network) = network else {
         let networks = store::list_allowed_networks(&database, tenant).await?;
         if networks.is_empty() {
@@ -28,11 +39,13 @@ pub(super) async fn allow_network(
         }
         let networks = networks
             .into_iter()
-            .map(|network| AllowedNetworkRow { tenant_id, network });
+            .map(|network| AllowedNetworkRow::new(tenant, network));
         let networks: Vec<_> = networks.collect();
-        context
-            .output
-            .write_rows(&networks, &["network"], "No private network is allowed.")?;
+        context.output.write_rows(
+            &networks,
+            &["network", "http"],
+            "No private network is allowed.",
+        )?;
         return Ok(());
     };
     if !store::allow_network(&database, tenant, &network).await? {
@@ -40,10 +53,15 @@ pub(super) async fn allow_network(
             "{network} is already allowed for {tenant}."
         )));
     }
-    let prose = format!("Callbacks of {tenant} in {network} are allowed.");
+    let schemes = if network.is_http_allowed() {
+        "by https and by http"
+    } else {
+        "by https"
+    };
+    let prose = format!("Callbacks of {tenant} in {network} are allowed {schemes}.");
     context
         .output
-        .write_json_or_text(&AllowedNetworkRow { tenant_id, network }, &prose)?;
+        .write_json_or_text(&AllowedNetworkRow::new(tenant, network), &prose)?;
     Ok(())
 }
 
@@ -59,10 +77,8 @@ pub(super) async fn disallow_network(
         )));
     }
     let prose = format!("Callbacks of {tenant} in {network} are no longer allowed.");
-    let result = AllowedNetworkRow {
-        tenant_id: tenant,
-        network,
-    };
-    context.output.write_json_or_text(&result, &prose)?;
+    context
+        .output
+        .write_json_or_text(&AllowedNetworkRow::new(tenant, network), &prose)?;
     Ok(())
 }

@@ -20,7 +20,7 @@ const MAX_REDELIVERY_SINCE_DAYS: u64 = 3650;
 )]
 pub(crate) struct RedeliverArgs {
     /// The event's id, `evt_…`
-    #[arg(conflicts_with_all = ["status", "since", "event_type", "tenant"], required_unless_present = "tenant")]
+    #[arg(conflicts_with_all = ["status", "since", "event_type", "previous_callback", "tenant"], required_unless_present = "tenant")]
     event: Option<EventId>,
     /// Redeliver the events of this tenant that match the filters below
     #[arg(long)]
@@ -34,6 +34,9 @@ pub(crate) struct RedeliverArgs {
     /// Only events of this type, such as subscription.renewed
     #[arg(long, value_name = "TYPE")]
     event_type: Option<String>,
+    /// Only events that wait for, or failed at, a callback URL that the tenant had before
+    #[arg(long)]
+    previous_callback: bool,
     /// Reason, stored with the deliveries
     #[arg(long, value_name = "TEXT")]
     reason: Option<String>,
@@ -83,6 +86,7 @@ pub(super) async fn redeliver_events(
         status: arguments.status,
         event_type: arguments.event_type,
         received_within: arguments.since,
+        is_for_previous_callback: arguments.previous_callback,
     };
     let found = redeliveries.preview_matching(&filter).await?;
     let (count, oldest) = (found.count, found.oldest);

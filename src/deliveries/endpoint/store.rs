@@ -155,7 +155,8 @@ pub async fn load_endpoints(
                     order by number desc
                ) as "previous!",
                array(
-                   select allowed.network::text || ' ' || allowed.port from webhook_allowed_networks allowed
+                   select concat_ws(' ', allowed.network, allowed.port, case when allowed.allow_http then 'http' end)
+                     from webhook_allowed_networks allowed
                     where allowed.tenant_id = config.tenant_id
                ) as "allowed!"
           from webhook_configs config
@@ -305,7 +306,8 @@ pub async fn list_allowed_networks(
 ) -> Result<Vec<AllowedNetwork>, db::Error> {
     let rows = sqlx::query_scalar!(
         r#"
-        select network::text || ' ' || port as "opening!" from webhook_allowed_networks
+        select concat_ws(' ', network, port, case when allow_http then 'http' end) as "opening!"
+          from webhook_allowed_networks
          where tenant_id = $1 order by network, port
         "#,
         tenant.as_str()
@@ -318,18 +320,21 @@ pub async fn list_allowed_networks(
     Ok(allowed.collect())
 }
 
-/// Allows a network for the tenant. Returns whether this is new.
+/// Allows a network for the tenant, by http too or only by https. Returns whether this is new.
 pub async fn allow_network(
     database: &Database,
     tenant: &TenantId,
     opening: &AllowedNetwork,
 ) -> Result<bool, EndpointChangeError> {
     let added = sqlx::query!(
-        "insert into webhook_allowed_networks (tenant_id, network, port) values ($1, $2::text::cidr, $3) \
-         on conflict do nothing",
+        "insert into webhook_allowed_networks as known (tenant_id, network, port, allow_http) \
+         values ($1, $2::text::cidr, $3, $4) \
+         on conflict (tenant_id, network, port) do update set allow_http = excluded.allow_http \
+            where known.allow_http is distinct from excluded.allow_http",
         tenant.as_str(),
         opening.network(),
         i32::from(opening.port()),
+        opening.is_http_allowed(),
     )
     .execute(database.pool())
     .await

@@ -68,6 +68,8 @@ pub struct DeliveryRow {
     pub last_attempt_at: Option<Timestamp>,
     /// How the last attempt ended: see [`OutcomeClass`](crate::deliveries::OutcomeClass).
     pub last_outcome: Option<String>,
+    /// Why the last attempt failed, in one sentence. Not for tenants: it may name an address of the operator's network.
+    pub last_error: Option<String>,
     /// The HTTP status of the last answer.
     pub last_response_code: Option<i32>,
     /// The first kilobyte of the body of the last answer.
@@ -110,6 +112,8 @@ pub struct CallbackRow {
     pub parked: i64,
     /// When the oldest pending delivery was enqueued.
     pub oldest_pending_at: Option<Timestamp>,
+    /// Of the last attempt that failed, among the deliveries that are not delivered: why, in one sentence.
+    pub last_error: Option<String>,
 }
 
 /// The events of a tenant; if `status` is given, only those with this status.
@@ -195,7 +199,7 @@ pub async fn list_deliveries(
                case when delivery.status = 'pending' and delivery.parked_at is null
                     then delivery.next_attempt_at
                end as "next_attempt_at: Timestamp",
-               delivery.last_attempt_at as "last_attempt_at: Timestamp", delivery.last_outcome,
+               delivery.last_attempt_at as "last_attempt_at: Timestamp", delivery.last_outcome, delivery.last_error,
                delivery.last_response_code, delivery.last_response_body,
                delivery.delivered_at as "delivered_at: Timestamp", delivery.failed_at as "failed_at: Timestamp",
                delivery.parked_at as "parked_at: Timestamp", delivery.requested_by, delivery.request_reason,
@@ -226,7 +230,8 @@ pub async fn load_callback(
         r#"
         select health.state as "state?", health.allowed as "allowed?", health.failures as "failures?",
                health.failing_since, health.last_success_at, health.last_failure_at, health.closed_until,
-               waiting.pending as "pending!", waiting.parked as "parked!", waiting.oldest
+               waiting.pending as "pending!", waiting.parked as "parked!", waiting.oldest,
+               failed.last_error as "last_error?"
           from webhook_configs config
           left join webhook_health health
                  on health.tenant_id = config.tenant_id
@@ -237,6 +242,14 @@ pub async fn load_callback(
                 where delivery.tenant_id = config.tenant_id and delivery.status = 'pending'
                   and delivery.status <> 'delivered'
           ) waiting
+          left join lateral (
+               select delivery.last_error
+                 from webhook_deliveries delivery
+                where delivery.tenant_id = config.tenant_id and delivery.status <> 'delivered'
+                  and delivery.callback_url = config.callback_url and delivery.last_error is not null
+                order by delivery.last_attempt_at desc nulls last
+                limit 1
+          ) failed on true
          where config.tenant_id = $1
         "#,
         tenant.as_str(),
@@ -264,6 +277,7 @@ pub async fn load_callback(
         pending: row.pending,
         parked: row.parked,
         oldest_pending_at: row.oldest.map(Timestamp::from),
+        last_error: row.last_error,
     }))
 }
 

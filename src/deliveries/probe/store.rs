@@ -47,7 +47,8 @@ pub(super) async fn list_probe_targets(
         r#"
         select config.tenant_id as "tenant!: TenantId", config.callback_url as "url!",
             array(
-                select allowed.network::text || ' ' || allowed.port from webhook_allowed_networks allowed
+                select concat_ws(' ', allowed.network, allowed.port, case when allowed.allow_http then 'http' end)
+                from webhook_allowed_networks allowed
                 where allowed.tenant_id = config.tenant_id
             ) as "allowed!",
             coalesce(health.last_success_at > clock.now - make_interval(secs => $3)
@@ -172,7 +173,7 @@ pub(crate) async fn list_unreachable_callbacks(
 ) -> Result<AffectedTenants, Error> {
     let rows = sqlx::query!(
         r#"
-        select probe.tenant_id as "tenant!: TenantId", probe.result as "what!", count(*) over () as "count!"
+        select probe.tenant_id as "tenant!: TenantId", concat_ws(': ', probe.result, probe.detail) as "what!", count(*) over () as "count!"
         from callback_probes probe
         join tenants on tenants.id = probe.tenant_id and tenants.is_active
         join webhook_configs config

@@ -36,6 +36,9 @@ pub struct RedeliveryFilter {
     pub event_type: Option<String>,
     /// Only events that were received at most this long ago.
     pub received_within: Option<Duration>,
+    /// Only events with a delivery to another URL than that of the tenant's callback that is not delivered, and with none to the
+    /// callback itself that waits or is delivered.
+    pub is_for_previous_callback: bool,
 }
 
 /// Who requests a redelivery and why. Stored with each delivery.

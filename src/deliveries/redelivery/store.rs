@@ -95,11 +95,24 @@ pub(super) async fn preview_matching(
             ))
             and ($3::text is null or event.event_type = $3)
             and ($4::float8 is null or event.received_at >= attesto_now() - make_interval(secs => $4))
+            and (not $5 or exists (
+                select
+                  from webhook_configs config
+                  join webhook_deliveries earlier on earlier.event_id = event.id and earlier.status <> 'delivered'
+                   and earlier.callback_url <> config.callback_url
+                 where config.tenant_id = event.tenant_id
+                   and not exists (
+                       select from webhook_deliveries own
+                        where own.event_id = event.id and own.callback_url = config.callback_url
+                          and own.status in ('pending', 'delivered')
+                   )
+            ))
         "#,
         filter.tenant.as_str(),
         filter.status.map(EventStatus::as_str),
         filter.event_type.as_deref(),
         filter.received_within.map(|since| since.as_secs_f64()),
+        filter.is_for_previous_callback,
     )
     .fetch_one(database.pool())
     .await?;
@@ -138,10 +151,10 @@ pub(super) async fn insert_redelivery(
         ), inserted as (
             insert into webhook_redeliveries
                 (id, tenant_id, status, event_type, received_from, received_until, requested_by, reason, next_batch_at,
-                 created_at)
+                 created_at, previous_callback_only)
             select $1, $2, $3, $4,
                 case when $5::float8 is null then '-infinity' else now - make_interval(secs => $5) end,
-                now, $6, $7, now, now
+                now, $6, $7, now, now, $8
             from (select attesto_now() as now) clock
             where exists (select from callback)
         )
@@ -154,6 +167,7 @@ pub(super) async fn insert_redelivery(
         filter.received_within.map(|since| since.as_secs_f64()),
         &request.requested_by,
         request.reason.as_deref(),
+        filter.is_for_previous_callback,
     )
     .fetch_one(database.pool())
     .await?;
@@ -174,6 +188,7 @@ pub(super) async fn insert_redelivery(
 }
 
 /// Enqueues the deliveries of the next events of one request and saves its progress, in one statement.
+#[expect(clippy::too_many_lines, reason = "one statement")]
 pub(super) async fn enqueue_next_batch(
     database: &Database,
     ids: &[String],
@@ -226,6 +241,17 @@ pub(super) async fn enqueue_next_batch(
             ) standing
             where (request.status is null or standing.status = request.status)
                 and (request.event_type is null or looked_at.event_type = request.event_type)
+                and (not request.previous_callback_only or (
+                    exists (
+                        select from webhook_deliveries earlier
+                        where earlier.event_id = looked_at.id and earlier.status <> 'delivered'
+                            and earlier.callback_url <> (select callback_url from callback)
+                    ) and not exists (
+                        select from webhook_deliveries own
+                        where own.event_id = looked_at.id and own.callback_url = (select callback_url from callback)
+                            and own.status in ('pending', 'delivered')
+                    )
+                ))
             order by looked_at.position
             limit $2
         ), enqueued as (

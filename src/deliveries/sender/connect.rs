@@ -11,17 +11,20 @@ use http_body_util::Full;
 use hyper::body::Bytes;
 use hyper::client::conn::http1::{self, SendRequest};
 use hyper_util::rt::TokioIo;
+use rustls::client::WebPkiServerVerifier;
+use rustls::client::danger::ServerCertVerifier;
 use rustls::crypto::aws_lc_rs;
 use rustls::pki_types::{CertificateDer, ServerName};
 use rustls::{ClientConfig, RootCertStore};
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::TcpStream;
-use tokio::time::sleep;
+use tokio::time::{Instant, sleep, sleep_until, timeout_at};
 use tokio_rustls::TlsConnector;
 use tokio_rustls::client::TlsStream;
 use tokio_util::task::AbortOnDropHandle;
 
 use super::read_budget::{BudgetedStream, ReadBudget};
+use crate::base::tls_error::ExplainingVerifier;
 use crate::egress::{AllowedAddresses, CallbackHost, CallbackTarget};
 use crate::outbound::system_verifier;
 
@@ -43,13 +46,22 @@ pub enum TlsTrust {
 impl TlsTrust {
     pub(super) fn client_config(self) -> Result<Arc<ClientConfig>, rustls::Error> {
         let provider = Arc::new(aws_lc_rs::default_provider());
-        let builder =
-            ClientConfig::builder_with_provider(provider).with_safe_default_protocol_versions()?;
-        let builder = match self {
-            Self::OnlyRoots(roots) => builder.with_root_certificates(roots),
-            Self::System => builder
+        let builder = ClientConfig::builder_with_provider(provider.clone())
+            .with_safe_default_protocol_versions()?;
+        let verifier: Option<Arc<dyn ServerCertVerifier>> = match self {
+            Self::System => Some(system_verifier()?),
+            Self::OnlyRoots(roots) if roots.is_empty() => None,
+            Self::OnlyRoots(roots) => {
+                let verifier = WebPkiServerVerifier::builder_with_provider(roots.into(), provider);
+                let verifier = verifier.build();
+                Some(verifier.map_err(|error| rustls::Error::General(error.to_string()))?)
+            }
+        };
+        let builder = match verifier {
+            Some(verifier) => builder
                 .dangerous()
-                .with_custom_certificate_verifier(system_verifier()?),
+                .with_custom_certificate_verifier(Arc::new(ExplainingVerifier(verifier))),
+            None => builder.with_root_certificates(RootCertStore::empty()),
         };
         let mut config = builder.with_no_client_auth();
         // One request at a time on a connection: with HTTP/2 the requests to one receiver would fail together.
@@ -71,6 +83,14 @@ pub(super) enum ConnectError {
     Tls(io::Error),
     #[error("the HTTP handshake failed: {0}")]
     Http(hyper::Error),
+    #[error("no time is left")]
+    TimedOut(ConnectPhase),
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum ConnectPhase {
+    Tcp,
+    Tls,
 }
 
 /// Dropping it closes the connection at once, even while an answer is arriving.
@@ -95,10 +115,11 @@ pub(super) async fn open_connection(
     target: &CallbackTarget,
     vetted: &AllowedAddresses,
     tls: &Arc<ClientConfig>,
+    deadline: Instant,
 ) -> Result<CallbackConnection, ConnectError> {
-    let (stream, peer) = connect_to_any(&vetted.addresses).await?;
+    let (stream, peer) = connect_to_any(&vetted.addresses, deadline).await?;
     if target.is_https {
-        http_handshake(tls_handshake(target, stream, tls).await?, peer).await
+        http_handshake(tls_handshake(target, stream, tls, deadline).await?, peer).await
     } else {
         http_handshake(stream, peer).await
     }
@@ -110,12 +131,13 @@ pub(super) async fn fetch_certificate(
     target: &CallbackTarget,
     vetted: &AllowedAddresses,
     tls: &Arc<ClientConfig>,
+    deadline: Instant,
 ) -> Result<Option<CertificateDer<'static>>, ConnectError> {
-    let (stream, _) = connect_to_any(&vetted.addresses).await?;
+    let (stream, _) = connect_to_any(&vetted.addresses, deadline).await?;
     if !target.is_https {
         return Ok(None);
     }
-    let stream = tls_handshake(target, stream, tls).await?;
+    let stream = tls_handshake(target, stream, tls, deadline).await?;
     let chain = stream.get_ref().1.peer_certificates();
     Ok(chain.and_then(|chain| Some(chain.first()?.clone().into_owned())))
 }
@@ -124,6 +146,7 @@ async fn tls_handshake(
     target: &CallbackTarget,
     stream: TcpStream,
     tls: &Arc<ClientConfig>,
+    deadline: Instant,
 ) -> Result<TlsStream<TcpStream>, ConnectError> {
     let name = match &target.host {
         CallbackHost::Name(name) => ServerName::try_from(name.trim_end_matches('.').to_owned())
@@ -131,11 +154,17 @@ async fn tls_handshake(
         CallbackHost::Address(address) => ServerName::from(*address),
     };
     let connecting = TlsConnector::from(tls.clone()).connect(name, stream);
-    connecting.await.map_err(ConnectError::Tls)
+    match timeout_at(deadline, connecting).await {
+        Ok(connected) => connected.map_err(ConnectError::Tls),
+        Err(_) => Err(ConnectError::TimedOut(ConnectPhase::Tls)),
+    }
 }
 
 /// The first address that answers. The next one is tried when one has failed, and in parallel when one is slow.
-async fn connect_to_any(addresses: &[SocketAddr]) -> Result<(TcpStream, SocketAddr), ConnectError> {
+async fn connect_to_any(
+    addresses: &[SocketAddr],
+    deadline: Instant,
+) -> Result<(TcpStream, SocketAddr), ConnectError> {
     let mut waiting = addresses.iter().copied();
     let mut attempts = FuturesUnordered::new();
     let mut first_problem = ConnectError::NoAddress;
@@ -154,6 +183,10 @@ async fn connect_to_any(addresses: &[SocketAddr]) -> Result<(TcpStream, SocketAd
                 }
             },
             () = sleep(CONNECTION_ATTEMPT_DELAY), if waiting.len() > 0 => {}
+            () = sleep_until(deadline) => return Err(match first_problem {
+                ConnectError::NoAddress => ConnectError::TimedOut(ConnectPhase::Tcp),
+                problem => problem,
+            }),
             else => return Err(first_problem),
         }
     }

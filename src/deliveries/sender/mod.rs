@@ -7,11 +7,13 @@
 //! - [`send`]: [`Sender`], which puts the other files together
 //! - [`request`]: the headers of one attempt
 //! - [`connect`]: a connection to a checked address, with TLS for the name that was checked
+//! - [`failure`]: why an attempt failed, in one sentence
 //! - [`read_budget`]: bounds how much is read for one answer
 //! - [`pool`]: idle connections, kept for a few seconds
 //! - [`retry_after`]: the header `Retry-After`
 
 mod connect;
+mod failure;
 mod pool;
 mod read_budget;
 mod request;

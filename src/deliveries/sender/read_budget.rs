@@ -6,30 +6,56 @@
 use std::io;
 use std::pin::Pin;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::task::{Context, Poll};
 
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 
 /// How many bytes may still be read for the current answer. Clones share the number.
 #[derive(Clone, Debug, Default)]
-pub(super) struct ReadBudget(Arc<AtomicUsize>);
+pub(super) struct ReadBudget(Arc<BudgetState>);
+
+#[derive(Debug, Default)]
+struct BudgetState {
+    left: AtomicUsize,
+    /// Whether the connection began with a TLS record.
+    begins_with_tls: AtomicBool,
+}
+
+/// The types of a TLS record, and the first byte of its version.
+const TLS_RECORD_TYPES: std::ops::RangeInclusive<u8> = 0x14..=0x17;
+const TLS_MAJOR_VERSION: u8 = 0x03;
 
 impl ReadBudget {
     /// Call it before each request.
     pub(super) fn reset_to(&self, bytes: usize) {
-        self.0.store(bytes, Ordering::Relaxed);
+        self.0.left.store(bytes, Ordering::Relaxed);
     }
 
     /// Whether the answer has reached the limit.
     pub(super) fn is_exhausted(&self) -> bool {
-        self.0.load(Ordering::Relaxed) == 0
+        self.0.left.load(Ordering::Relaxed) == 0
+    }
+
+    /// Whether the server sent a TLS record on this connection, which is to say that plain text was read as TLS there.
+    pub(super) fn is_tls_record(&self) -> bool {
+        self.0.begins_with_tls.load(Ordering::Relaxed)
+    }
+
+    fn note_first_bytes(&self, bytes: &[u8]) {
+        if let [kind, TLS_MAJOR_VERSION, ..] = bytes
+            && TLS_RECORD_TYPES.contains(kind)
+        {
+            self.0.begins_with_tls.store(true, Ordering::Relaxed);
+        }
     }
 
     fn consume_bytes(&self, bytes: usize) {
         // There is one reader, and the budget is not reset while it reads.
-        let left = self.0.load(Ordering::Relaxed);
-        self.0.store(left.saturating_sub(bytes), Ordering::Relaxed);
+        let left = self.0.left.load(Ordering::Relaxed);
+        self.0
+            .left
+            .store(left.saturating_sub(bytes), Ordering::Relaxed);
     }
 }
 
@@ -51,8 +77,9 @@ impl<S: AsyncRead + Unpin> AsyncRead for BudgetedStream<S> {
         }
         let before = buffer.filled().len();
         let polled = Pin::new(&mut self.inner).poll_read(context, buffer);
-        self.read_budget
-            .consume_bytes(buffer.filled().len() - before);
+        let read = &buffer.filled()[before..];
+        self.read_budget.note_first_bytes(read);
+        self.read_budget.consume_bytes(read.len());
         polled
     }
 }

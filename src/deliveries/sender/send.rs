@@ -1,7 +1,5 @@
 //! The sender itself.
 
-use std::error::Error as _;
-use std::io;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -9,12 +7,13 @@ use http_body_util::{BodyExt as _, Full};
 use hyper::body::{Bytes, Incoming};
 use hyper::http::header::RETRY_AFTER;
 use hyper::{Request, Response};
-use rustls::{AlertDescription, ClientConfig};
+use rustls::ClientConfig;
 use tokio::time::{Instant, timeout_at};
 use x509_cert::Certificate;
 use x509_cert::der::Decode as _;
 
-use super::connect::{self, CallbackConnection, ConnectError, TlsTrust};
+use super::connect::{self, CallbackConnection, TlsTrust};
+use super::failure::{self, AttemptError};
 use super::pool::ConnectionPool;
 use super::request;
 use super::retry_after;
@@ -22,16 +21,14 @@ use crate::base::clock::{Clock, Timestamp};
 use crate::deliveries::endpoint::WebhookEndpoint;
 use crate::deliveries::job::DeliveryJob;
 use crate::deliveries::outcome::{AttemptOutcome, OutcomeClass};
-use crate::egress::{
-    AllowList, AllowedAddresses, CallbackTarget, EgressError, EgressPolicy, LookupError, Resolver,
-};
+use crate::egress::{AllowList, AllowedAddresses, CallbackTarget, EgressPolicy, Resolver};
 
 /// How much of an answer's body is read.
 const MAX_RESPONSE_BODY_BYTES: usize = 4 * 1024;
 /// How much of an answer's body is kept.
 const MAX_EXCERPT_BYTES: usize = 1024;
 /// For all heads and the body of one answer together, including what the last read brought in excess.
-const MAX_RESPONSE_BYTES: usize = 48 * 1024;
+pub(super) const MAX_RESPONSE_BYTES: usize = 48 * 1024;
 /// Shorter than the idle timeout of every server that we know of.
 const IDLE_CONNECTION_TIMEOUT: Duration = Duration::from_secs(4);
 const RESOLVE_TIMEOUT: Duration = Duration::from_secs(3);
@@ -96,7 +93,7 @@ impl Sender {
     pub async fn send(&self, job: &DeliveryJob, endpoint: &WebhookEndpoint) -> AttemptOutcome {
         let deadline = Instant::now() + self.timeout;
         let attempt = self.send_once(job, endpoint, deadline).await;
-        attempt.unwrap_or_else(|error| error.into_outcome(self.timeout))
+        attempt.unwrap_or_else(|error| error.into_outcome(self.timeout, Some(&job.tenant_id)))
     }
 
     /// Connects to a callback as for a delivery and closes the connection without a request. Uses no idle connection and
@@ -107,7 +104,7 @@ impl Sender {
             Ok(certificate_ends_at) => ProbeOutcome::Reachable {
                 certificate_ends_at,
             },
-            Err(error) => match error.into_outcome(self.timeout) {
+            Err(error) => match error.into_outcome(self.timeout, None) {
                 AttemptOutcome::Refused { class, detail, .. } => {
                     ProbeOutcome::Unreachable { class, detail }
                 }
@@ -123,10 +120,10 @@ impl Sender {
         deadline: Instant,
     ) -> Result<Option<Timestamp>, AttemptError> {
         let (target, vetted) = self.resolve_callback(url, allowed).await?;
-        let connecting = connect::fetch_certificate(&target, &vetted, &self.tls_config);
-        let certificate = timeout_at(deadline, connecting)
+        let connecting = connect::fetch_certificate(&target, &vetted, &self.tls_config, deadline);
+        let certificate = connecting
             .await
-            .map_err(|_| AttemptError::TimedOut("connecting"))??;
+            .map_err(|error| AttemptError::from_connect_error(error, &target))?;
         Ok(certificate.and_then(|certificate| certificate_expiry(&certificate)))
     }
 
@@ -139,12 +136,13 @@ impl Sender {
         let target = self
             .egress_policy
             .parse_target(url, allowed)
-            .map_err(|error| AttemptError::Refused(OutcomeClass::Blocked, error.to_string()))?;
+            .map_err(AttemptError::Url)?;
         let timeout = RESOLVE_TIMEOUT.min(self.timeout);
         let vetted = self
             .egress_policy
             .resolve_and_check(&target, allowed, &self.resolver, timeout)
-            .await?;
+            .await
+            .map_err(|error| AttemptError::from_egress_error(&error, &target))?;
         Ok((target, vetted))
     }
 
@@ -168,6 +166,7 @@ impl Sender {
         let code = response.status().as_u16();
         let asked = response.headers().get(RETRY_AFTER);
         let retry_after = asked.and_then(|asked| retry_after::parse_retry_after(asked, now));
+        let location = failure::redirect_location(response.headers(), &job.callback_url);
         let (body, end) = read_body(response.into_body(), deadline).await;
         if end == BodyEnd::Complete {
             self.pool.keep_connection(&target, connection);
@@ -179,20 +178,38 @@ impl Sender {
             }
             (OutcomeClass::Success, BodyEnd::TimedOut) => (
                 OutcomeClass::Timeout,
-                format!("{code}, but the body did not end in time"),
+                format!(
+                    "{} answered {code}, but its body did not end within {:?}",
+                    failure::server_text(&target),
+                    self.timeout
+                ),
             ),
             (OutcomeClass::Success, BodyEnd::Aborted) => (
                 OutcomeClass::Connect,
-                format!("{code}, but the body broke off"),
+                format!(
+                    "{} answered {code}, but closed the connection before the end of the body",
+                    failure::server_text(&target)
+                ),
             ),
-            (class, _) => (class, format!("the receiver answered {code}")),
+            (class, _) => {
+                // The content of an answer from a private network is not kept.
+                let (location, body) = if vetted.is_allow_listed {
+                    (None, None)
+                } else {
+                    (location.as_deref(), Some(body.as_slice()))
+                };
+                (
+                    class,
+                    failure::describe_refusal(code, &target, location, body),
+                )
+            }
         };
         Ok(AttemptOutcome::Refused {
             class,
             code: Some(code),
             retry_after,
             excerpt,
-            detail,
+            detail: failure::bounded(&detail),
         })
     }
 
@@ -205,31 +222,39 @@ impl Sender {
         build: impl Fn() -> Result<Request<Full<Bytes>>, AttemptError>,
         deadline: Instant,
     ) -> Result<(CallbackConnection, Response<Incoming>), AttemptError> {
-        let late = |_| AttemptError::TimedOut("answering");
+        let late = |_| AttemptError::no_answer(target);
         if let Some(mut idle) = self.pool.take_connection(target, vetted) {
             let sending = send_on_connection(&mut idle, build()?);
             match timeout_at(deadline, sending).await.map_err(late)? {
                 Ok(response) => return Ok((idle, response)),
                 // The receiver did answer, but not in HTTP.
                 Err(error) if error.is_parse() || idle.read_budget.is_exhausted() => {
-                    return Err(connection_error(&error, &idle));
+                    return Err(AttemptError::from_exchange_error(&error, &idle, target));
                 }
                 Err(_) => {}
             }
         }
-        let connecting = connect::open_connection(target, vetted, &self.tls_config);
-        let mut connection = timeout_at(deadline, connecting)
+        let connecting = connect::open_connection(target, vetted, &self.tls_config, deadline);
+        let mut connection = connecting
             .await
-            .map_err(|_| AttemptError::TimedOut("connecting"))??;
+            .map_err(|error| AttemptError::from_connect_error(error, target))?;
         let sending = send_on_connection(&mut connection, build()?);
         match timeout_at(deadline, sending).await.map_err(late)? {
             Ok(response) => Ok((connection, response)),
             Err(error) if error.is_canceled() || error.is_closed() => {
                 let end = timeout_at(deadline, connection.wait_for_end()).await;
                 let cause = end.ok().flatten().unwrap_or(error);
-                Err(connection_error(&cause, &connection))
+                Err(AttemptError::from_exchange_error(
+                    &cause,
+                    &connection,
+                    target,
+                ))
             }
-            Err(error) => Err(connection_error(&error, &connection)),
+            Err(error) => Err(AttemptError::from_exchange_error(
+                &error,
+                &connection,
+                target,
+            )),
         }
     }
 }
@@ -260,58 +285,6 @@ fn certificate_expiry(certificate: &[u8]) -> Option<Timestamp> {
     Some(Timestamp::from_millis(millis))
 }
 
-/// Why no answer arrived.
-enum AttemptError {
-    Refused(OutcomeClass, String),
-    TimedOut(&'static str),
-    OwnFault(OutcomeClass, String),
-}
-
-impl AttemptError {
-    fn into_outcome(self, timeout: Duration) -> AttemptOutcome {
-        let refused = |class, detail| AttemptOutcome::Refused {
-            class,
-            code: None,
-            retry_after: None,
-            excerpt: None,
-            detail,
-        };
-        match self {
-            Self::Refused(class, detail) => refused(class, detail),
-            Self::TimedOut(doing) => refused(
-                OutcomeClass::Timeout,
-                format!("{doing} took longer than {timeout:?}"),
-            ),
-            Self::OwnFault(class, detail) => AttemptOutcome::NotAttempted { class, detail },
-        }
-    }
-}
-
-impl From<EgressError> for AttemptError {
-    fn from(error: EgressError) -> Self {
-        let detail = error.to_string();
-        match error {
-            EgressError::Rejected(_) => Self::Refused(OutcomeClass::Blocked, detail),
-            EgressError::Lookup(LookupError::ResolverUnavailable) => {
-                Self::OwnFault(OutcomeClass::Dns, detail)
-            }
-            EgressError::Lookup(_) => Self::Refused(OutcomeClass::Dns, detail),
-        }
-    }
-}
-
-impl From<ConnectError> for AttemptError {
-    fn from(error: ConnectError) -> Self {
-        let class = match &error {
-            ConnectError::Connect { .. } | ConnectError::NoAddress | ConnectError::Http(_) => {
-                OutcomeClass::Connect
-            }
-            ConnectError::Tls(_) => OutcomeClass::Tls,
-        };
-        Self::Refused(class, error.to_string())
-    }
-}
-
 async fn send_on_connection(
     connection: &mut CallbackConnection,
     request: Request<Full<Bytes>>,
@@ -319,45 +292,6 @@ async fn send_on_connection(
     connection.request_sender.ready().await?;
     connection.read_budget.reset_to(MAX_RESPONSE_BYTES);
     connection.request_sender.send_request(request).await
-}
-
-fn connection_error(error: &hyper::Error, connection: &CallbackConnection) -> AttemptError {
-    if error.is_parse_too_large() || connection.read_budget.is_exhausted() {
-        let detail = "the head of the answer is too large".to_owned();
-        return AttemptError::Refused(OutcomeClass::BodyLimit, detail);
-    }
-    if let Some(cause) = find_tls_error(error) {
-        let detail = match cause {
-            rustls::Error::AlertReceived(AlertDescription::CertificateRequired) => {
-                "the receiver asks for a client certificate, and deliveries have none".to_owned()
-            }
-            cause => format!("the TLS connection failed: {cause}"),
-        };
-        return AttemptError::Refused(OutcomeClass::Tls, detail);
-    }
-    let detail = match error {
-        error if error.is_parse() => format!("the answer is not HTTP: {error}"),
-        error => format!("the connection ended before an answer: {error}"),
-    };
-    AttemptError::Refused(OutcomeClass::Connect, detail)
-}
-
-/// With TLS 1.3 a receiver refuses a client only after the client's side of the handshake is done: the alert arrives instead of
-/// the answer.
-fn find_tls_error(error: &hyper::Error) -> Option<&rustls::Error> {
-    let mut cause = error.source();
-    while let Some(found) = cause {
-        // An `io::Error` does not show the error inside it as its source.
-        let inner = found
-            .downcast_ref::<io::Error>()
-            .and_then(io::Error::get_ref);
-        let tls = inner.and_then(|inner| inner.downcast_ref::<rustls::Error>());
-        if tls.is_some() {
-            return tls;
-        }
-        cause = found.source();
-    }
-    None
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
