@@ -18,9 +18,10 @@ pub static MIGRATOR: Migrator = sqlx::migrate!();
 
 /// The table in which sqlx records applied migrations.
 const MIGRATIONS_TABLE: &str = "_sqlx_migrations";
-/// The key of the advisory lock, unique within the database. It is a transaction lock, so it is released even if the
-/// process is killed, and it works through a pooler.
-const ADVISORY_LOCK_KEY: i64 = i64::from_be_bytes(*b"\0attesto");
+/// Excludes other processes that migrate, and nothing else: reading goes on. Every role may take an advisory lock; this one needs the
+/// right to write to the table. It ends with the transaction, so it is released even if the process is killed, and it works
+/// through a pooler.
+const LOCK_MIGRATIONS_SQL: &str = "lock table _sqlx_migrations in share row exclusive mode";
 /// The first timeout limits how long a migration waits for another process that migrates; the second, how long its
 /// statements wait for a table lock, while other sessions wait behind them. The duration of the statements themselves
 /// is not limited.
@@ -312,24 +313,61 @@ async fn load_table_size(
         .await
 }
 
+/// Locks out other processes that migrate, until the end of the transaction. `false`: this transaction is to be rolled back and the
+/// lock to be tried again.
+///
+/// In an empty database there is no table to lock. Creating it has the same effect: a second process that creates it waits for the
+/// first, and then finds it.
+async fn lock_migrations(connection: &mut PgConnection) -> Result<bool, MigrationError> {
+    let locked = if is_migrations_table_there(connection).await? {
+        connection.execute(LOCK_MIGRATIONS_SQL).await.map(drop)
+    } else {
+        match connection.ensure_migrations_table(MIGRATIONS_TABLE).await {
+            Err(MigrateError::Execute(error)) => Err(error),
+            Err(other) => return Err(Error::from(other).into()),
+            Ok(()) => Ok(()),
+        }
+    };
+    match locked {
+        Ok(()) => Ok(true),
+        Err(error) => match sqlstate_code(&error).as_deref() {
+            // Another process has created the table meanwhile.
+            Some("23505" | "42P07") => Ok(false),
+            Some("55P03") => Err(MigrationError::AlreadyRunning),
+            Some("42501") => Err(MigrationError::PermissionDenied(error)),
+            _ => Err(error.into()),
+        },
+    }
+}
+
+async fn is_migrations_table_there(connection: &mut PgConnection) -> Result<bool, Error> {
+    sqlx::query_scalar("select to_regclass($1) is not null")
+        .bind(MIGRATIONS_TABLE)
+        .persistent(false)
+        .fetch_one(connection)
+        .await
+}
+
 /// Applies the first missing migration, if one is still missing once the lock is held.
 async fn apply_next_migration(
     known: &'static Migrator,
     connection: &mut PgConnection,
 ) -> Result<Option<MigrationInfo>, MigrationError> {
+    // Without the lock first: it needs the right to write, which a role that only serves may not have.
+    let applied = load_applied_migrations(connection).await?;
+    if pending_migrations(known, &applied)?.is_empty() {
+        return Ok(None);
+    }
     let mut transaction = connection.begin().await?;
     transaction.execute(MIGRATION_LOCK_TIMEOUT_SQL).await?;
-    sqlx::query("select pg_advisory_xact_lock($1)")
-        .bind(ADVISORY_LOCK_KEY)
-        .execute(&mut *transaction)
-        .await
-        .map_err(|error| match sqlstate_code(&error).as_deref() {
-            Some("55P03") => MigrationError::AlreadyRunning,
-            _ => error.into(),
-        })?;
+    while !lock_migrations(&mut transaction).await? {
+        transaction.rollback().await?;
+        transaction = connection.begin().await?;
+        transaction.execute(MIGRATION_LOCK_TIMEOUT_SQL).await?;
+    }
     transaction.execute(TABLE_LOCK_TIMEOUT_SQL).await?;
 
-    // Read under the lock: the process that held it before may have applied it.
+    // Read again under the lock: the process that held it before may have applied it.
     let applied = load_applied_migrations(&mut transaction).await?;
     let pending = pending_migrations(known, &applied)?;
     let Some(next) = pending.first() else {
@@ -348,12 +386,6 @@ async fn apply_next_migration(
         }
         other => MigrationError::Database(Error::from(other)),
     };
-    if applied.is_empty() {
-        transaction
-            .ensure_migrations_table(MIGRATIONS_TABLE)
-            .await
-            .map_err(failed)?;
-    }
     transaction
         .apply(MIGRATIONS_TABLE, next)
         .await

@@ -35,12 +35,12 @@ const TRANSACTION_TIMEOUT: Duration = Duration::from_secs(8);
 const COMMIT_TIMEOUT: Duration = Duration::from_secs(4);
 const MAX_LEASES_PER_SWEEP: i64 = 1000;
 
-/// The lock lets one process claim at a time: only then are the limits over all processes exact. It is taken in the same
+/// The lock of a row lets one process claim at a time: only then are the limits over all processes exact. It is taken in the same
 /// message that begins the transaction, and the timeout ends the transaction of a process that stops in the middle.
 ///
 /// The plans must not depend on the table's statistics: the table can grow a thousandfold before they are updated.
 const BEGIN_CLAIM_SQL: &str = "set local idle_in_transaction_session_timeout = '2s'; set local enable_seqscan = off; \
-    set local enable_bitmapscan = off; set local jit = off; select pg_advisory_xact_lock(7233186720511)";
+    set local enable_bitmapscan = off; set local jit = off; select from delivery_lanes order by lane for no key update";
 /// The same without the lock, for a batch that only writes results.
 const BEGIN_WRITE_SQL: &str = "set local idle_in_transaction_session_timeout = '2s'; set local enable_seqscan = off; \
     set local enable_bitmapscan = off; set local jit = off";

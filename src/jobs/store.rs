@@ -153,7 +153,13 @@ pub(super) async fn claim_job(
     let mut transaction = database.pool().begin().await?;
     // A second process waits here for the few milliseconds that the first one needs, and then sees its row.
     sqlx::query!(
-        "select pg_advisory_xact_lock(hashtextextended('attesto job ' || $1, 0))",
+        "insert into process_locks (name) values ('job ' || $1) on conflict do nothing",
+        job
+    )
+    .execute(&mut *transaction)
+    .await?;
+    sqlx::query!(
+        "select from process_locks where name = 'job ' || $1 for no key update",
         job
     )
     .fetch_one(&mut *transaction)

@@ -161,7 +161,7 @@ pub const TRANSFERRED_TABLES: [TransferTable; 14] = [
 ];
 
 /// The tables that are not exported, and why.
-pub const EXCLUDED_TABLES: [(&str, &str); 16] = [
+pub const EXCLUDED_TABLES: [(&str, &str); 18] = [
     (
         "apple_test_notifications",
         "Apple sends to another address from then on",
@@ -194,6 +194,8 @@ pub const EXCLUDED_TABLES: [(&str, &str); 16] = [
     ),
     ("encryption_canaries", "is the installation's"),
     ("delivery_holds", "is the installation's"),
+    ("delivery_lanes", "is the installation's"),
+    ("process_locks", "is the installation's"),
     ("job_runs", "is the installation's"),
     ("replicas", "is the installation's"),
     ("backups", "is the installation's"),

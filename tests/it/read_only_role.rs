@@ -2,9 +2,12 @@
 
 use attesto::credentials::sealed_columns;
 use attesto::db::{ConnectSettings, Database};
-use sqlx::{AssertSqlSafe, Executor as _};
+use sqlx::{AssertSqlSafe, Connection as _, Executor as _, PgConnection};
 
+use crate::delivery_hold::{events, set_callback};
+use crate::world::attesto::World;
 use crate::world::postgres::fresh_database;
+use crate::world::receiver::Receiver;
 use crate::world::shell::Shell;
 
 const PAGE: &str = include_str!("../../docs/bi.md");
@@ -89,6 +92,70 @@ async fn the_read_only_role_runs_the_documented_queries_and_sees_nothing_private
     assert_eq!(odd.exit, 2);
     reader.close_connections().await;
     // A role cannot be dropped before its rights are revoked.
+    owner
+        .execute(AssertSqlSafe(format!(
+            "drop owned by {role}; drop role {role}"
+        )))
+        .await
+        .unwrap();
+}
+
+/// Whatever a role may lock that only reads, the service works on.
+#[tokio::test]
+async fn a_read_only_role_holds_up_nothing() {
+    let world = World::with(&[("WEBHOOK_ALLOW_PRIVATE_CALLBACKS", "1")]).await;
+    let receiver = Receiver::answering(b"HTTP/1.1 204 No Content\r\n\r\n").await;
+    let tenant = world.stranger().await.id;
+    set_callback(&world, &tenant, &receiver.url()).await;
+    let shell = world.shell();
+    let role = format!("reader_of_{}", world.database().database_name());
+    shell.rows(&["db", "grant-readonly", "--user", &role, "--run"]);
+    // More than that command grants: every table, whole.
+    let owner = world.database().pool();
+    let grant = format!("grant select on all tables in schema public to {role}");
+    owner.execute(AssertSqlSafe(grant)).await.unwrap();
+
+    let url = world
+        .fresh
+        .url
+        .replace("user=attesto", &format!("user={role}"));
+    let mut reader = PgConnection::connect(&url).await.unwrap();
+    for table in ["delivery_lanes", "process_locks", "_sqlx_migrations"] {
+        for attempt in [
+            format!("select * from {table} for update"),
+            format!("select * from {table} for key share"),
+            format!("lock table {table} in row share mode"),
+        ] {
+            let allowed = format!("begin read write; {attempt}");
+            let refused = reader.execute(AssertSqlSafe(allowed)).await.unwrap_err();
+            assert!(
+                refused.to_string().contains("permission denied"),
+                "{attempt}: {refused}"
+            );
+            reader.execute("rollback").await.unwrap();
+        }
+    }
+    // Everything that it may do, held until the end of the test: the keys are those that Attesto once locked.
+    reader
+        .execute(
+            "begin;
+            lock table delivery_lanes, process_locks, operator_audit, job_runs, _sqlx_migrations in access share mode;
+            select pg_advisory_lock(7233186720511), pg_advisory_lock(27431116008027247),
+                pg_advisory_lock(hashtextextended('attesto operator_audit', 0)),
+                pg_advisory_lock(hashtextextended('attesto job retention', 0))",
+        )
+        .await
+        .unwrap();
+
+    events(&world, &tenant, &["1"]).await;
+    receiver.until(1).await;
+    let key = shell.rows(&["key", "create", tenant.as_str()]).remove(0);
+    shell.rows(&["key", "revoke", key["id"].as_str().unwrap()]);
+    shell.rows(&["jobs", "run", "retention"]);
+    shell.rows(&["deliveries", "hold"]);
+    shell.rows(&["migrate"]);
+    reader.execute("rollback").await.unwrap();
+    reader.close().await.unwrap();
     owner
         .execute(AssertSqlSafe(format!(
             "drop owned by {role}; drop role {role}"

@@ -30,10 +30,10 @@ pub struct WaitingDeliveries {
 /// Holds deliveries; `false` if they were held already. Waits for a claim that is in progress: when this returns, no further
 /// delivery starts in any process.
 pub async fn hold_deliveries(database: &Database, host: &str) -> Result<bool, Error> {
-    // The same lock as in the claim of the dispatcher.
+    // The same locks as in the claim of the dispatcher.
     let mut transaction = database
         .pool()
-        .begin_with("select pg_advisory_xact_lock(7233186720511)")
+        .begin_with("select from delivery_lanes order by lane for no key update")
         .await?;
     let held = sqlx::query!(
         "insert into delivery_holds (held_by) values ($1) on conflict do nothing",
