@@ -256,7 +256,7 @@ impl Bench {
 
     /// Events with a delivery each, spread over the tenants.
     async fn backlog(&self, count: usize) {
-        let record = EventRecorder::new(&self.database, &self.clock, || {});
+        let record = EventRecorder::new(&self.database, &self.clock, |_| {});
         let mut writing = JoinSet::new();
         for number in 0..count {
             let event = event(
@@ -513,7 +513,7 @@ async fn measure(scale: usize) {
     let address = server.address;
     let (mut taken, mut bare_inserts) = (Vec::new(), Vec::new());
     for round in 0..3 {
-        let record = EventRecorder::new(&bench.database, &bench.clock, || {});
+        let record = EventRecorder::new(&bench.database, &bench.clock, |_| {});
         let tenants = bench.tenants.clone();
         bare_inserts.push(
             rate(inbound, move |number| {
@@ -663,7 +663,7 @@ async fn measure(scale: usize) {
     // Callbacks that never answer, each with a backlog.
     for number in 0..HANGING / scale {
         let tenant = bench.tenant(&format!("hang/{number}")).await;
-        let record = EventRecorder::new(&bench.database, &bench.clock, || {});
+        let record = EventRecorder::new(&bench.database, &bench.clock, |_| {});
         for one in 0..20 {
             record
                 .record_event(&event(&tenant, format!("hanging-{one}")))

@@ -219,7 +219,7 @@ impl Side {
 
     /// Events stored a second, sixteen at a time.
     async fn insert(&self, count: usize) -> f64 {
-        let record = EventRecorder::new(&self.database, &Clock::system(), || {});
+        let record = EventRecorder::new(&self.database, &Clock::system(), |_| {});
         let begun = Instant::now();
         let mut writing = JoinSet::new();
         for number in 0..count {

@@ -187,7 +187,8 @@ impl App {
         );
         let wake = WorkNotifier::from_changes(&changes);
         let notifier = wake.clone();
-        let record = EventRecorder::new(database, clock, move || notifier.notify_work());
+        let record =
+            EventRecorder::new(database, clock, move |tenant| notifier.notify_work(tenant));
         let feed = EventFeed::new(database, clock);
         let waiting = feed.clone();
         let record = record.with_stored_hook(move |tenant| waiting.notify_stored(tenant));
@@ -444,6 +445,7 @@ impl App {
         Dispatcher::new(&database, &self.clock, sender, self.wake.clone(), settings)
             .with_metrics(self.delivery_metrics.clone())
             .with_status(self.dispatch_status.clone())
+            .with_lane_share(self.presence.lane_share())
     }
 
     /// What tells the states that were not known when their events were stored. It runs where the periodic jobs do.
@@ -626,6 +628,7 @@ fn build_heartbeat(
     ReplicaHeartbeat::new(database, &settings.keyring, clock)
         .with_settings(compute_fingerprints(settings))
         .with_certificates(certificates.clone())
+        .with_delivering(settings.webhooks.is_dispatcher_enabled)
 }
 
 /// Writes a row for each verification if the setting says so.

@@ -6,6 +6,7 @@
 //! - [`backoff`]: growing delays between attempts
 //! - [`cache`]: values with a time to live, shared loads, invalidation by key
 //! - `json_text`: whether Postgres stores a JSON text
+//! - [`lane`]: the parts in which deliveries are claimed
 //! - `lookup_lanes`: bounds what strangers can have looked up
 //! - [`single_flight`]: concurrent callers share one call
 //! - `tls_error`: why a TLS connection failed, in one sentence
@@ -17,6 +18,7 @@ pub mod clock;
 pub mod error;
 pub mod id;
 pub(crate) mod json_text;
+pub mod lane;
 pub(crate) mod lookup_lanes;
 pub mod shutdown;
 pub mod single_flight;

@@ -84,7 +84,7 @@ pub struct ChangeListener {
 }
 
 type ChangeSubscriber = Box<dyn Fn(&DatabaseChange) + Send + Sync>;
-type ChannelHandler = Box<dyn Fn() + Send + Sync>;
+type ChannelHandler = Box<dyn Fn(&str) + Send + Sync>;
 
 struct ListenerState {
     database: Database,
@@ -155,13 +155,13 @@ impl ChangeListener {
         subscribers.push(Box::new(subscriber));
     }
 
-    /// Calls `listener` at every notification on `channel`, and whenever some may have been missed. Call this before
-    /// [`ChangeListener::run_until_stopped`]. The listener must be quick. A notification does not affect
+    /// Calls `listener` with the payload of every notification on `channel`, and with an empty one whenever some may have been
+    /// missed. Call this before [`ChangeListener::run_until_stopped`]. The listener must be quick. A notification does not affect
     /// [`ChangeListener::is_listening`].
     pub fn on_notification(
         &self,
         channel: &'static str,
-        listener: impl Fn() + Send + Sync + 'static,
+        listener: impl Fn(&str) + Send + Sync + 'static,
     ) {
         let mut handlers = self.state.channel_handlers.write();
         handlers.push((channel, Box::new(listener)));
@@ -223,7 +223,7 @@ impl ChangeListener {
         with_timeout(listener.listen_all(all)).await?;
         // What was read before this moment may be stale; what is read after it will be corrected.
         self.notify_subscribers(&DatabaseChange::Everything);
-        self.call_channel_handlers(|_| true);
+        self.call_channel_handlers("", |_| true);
 
         let session = with_timeout(listener.fetch_one("select pg_backend_pid()")).await?;
         let session: i32 = session.try_get(0)?;
@@ -328,14 +328,16 @@ impl ChangeListener {
         if notification.channel() == CHANGES_CHANNEL {
             self.notify_subscribers(&DatabaseChange::parse_payload(notification.payload()));
         } else {
-            self.call_channel_handlers(|channel| channel == notification.channel());
+            self.call_channel_handlers(notification.payload(), |channel| {
+                channel == notification.channel()
+            });
         }
     }
 
-    fn call_channel_handlers(&self, concerned: impl Fn(&str) -> bool) {
+    fn call_channel_handlers(&self, payload: &str, concerned: impl Fn(&str) -> bool) {
         for (channel, listener) in self.state.channel_handlers.read().iter() {
             if concerned(channel) {
-                listener();
+                listener(payload);
             }
         }
     }

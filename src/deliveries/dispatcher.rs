@@ -6,9 +6,10 @@
 //!    claimed as there are free slots ([`DeliveryStore::write_results_and_claim`]).
 //! 2. Each claimed job is sent at once. Its result waits for the next round.
 //!
-//! A round begins when an attempt has finished, when the [`WorkNotifier`] says that there is work, when the next delivery
-//! is due, and at the poll interval. A process that dies leaves leases behind, which other processes sweep when they have
-//! expired. A process that is asked to stop lets its attempts finish and releases the rest.
+//! A round begins when an attempt has finished, when the [`WorkNotifier`] says that there is work, and when the next delivery
+//! is due. It claims in the lanes that the [`LaneSchedule`] names. After a round that left free slots its lanes are surveyed for what
+//! is due next, and at the poll interval all lanes are. A process that dies leaves leases behind, which other processes sweep
+//! when they have expired. A process that is asked to stop lets its attempts finish and releases the rest.
 
 use std::collections::HashMap;
 use std::sync::Arc;
@@ -24,6 +25,7 @@ use tracing::{Instrument as _, Span};
 use super::delivery::Delivery;
 use super::health::EndpointState;
 use super::job::JobSender;
+use super::lane_schedule::LaneSchedule;
 use super::metrics::DeliveryMetrics;
 use super::outcome::{AttemptOutcome, OutcomeClass};
 use super::redelivery::Redeliveries;
@@ -35,8 +37,11 @@ use super::store::{
 use super::work_notifier::WorkNotifier;
 use crate::base::backoff::{Backoff, spread};
 use crate::base::clock::Clock;
+use crate::base::lane::LaneSet;
 use crate::db::{Database, DatabaseConnectError, Error};
+use crate::replicas::LaneShare;
 use crate::telemetry::metrics::{MetricsRegistry, ObservableKind};
+use crate::tenants::lane::tenant_lane;
 
 /// Three renewals may fail before a lease is lost.
 const LEASE_RENEWAL_INTERVAL: Duration = Duration::from_millis(4500);
@@ -48,7 +53,8 @@ const SWEEP_INTERVAL: Duration = Duration::from_secs(5);
 /// How long the first finished attempt waits for others, to be written together.
 const GATHER_TIMEOUT: Duration = Duration::from_millis(1);
 const MAX_RESULTS_PER_BATCH: usize = 512;
-/// After a round that left free slots: how long until the database is asked what is due next.
+/// After a round that left free slots: how long until the database is asked what is due next. Also how long a lane is left to another
+/// process that was claiming in it.
 const IDLE_NEXT_DUE_DELAY: Duration = Duration::from_millis(30);
 /// The same after a round that used all slots: then only redeliveries wait for the answer.
 const BUSY_NEXT_DUE_DELAY: Duration = Duration::from_secs(1);
@@ -131,6 +137,10 @@ pub struct Dispatcher {
     maybe_claimed: Vec<Lease>,
     /// The tenant of the last claimed delivery; empty at first.
     last_served_tenant: String,
+    schedule: LaneSchedule,
+    share: LaneShare,
+    /// Whether the last claim used every free slot. Then this process helps in no lane of others.
+    is_busy: bool,
 }
 
 /// A claimed delivery whose request is running.
@@ -179,7 +189,16 @@ impl Dispatcher {
             maybe_written: false,
             maybe_claimed: Vec::new(),
             last_served_tenant: String::new(),
+            schedule: LaneSchedule::new(),
+            share: LaneShare::default(),
+            is_busy: false,
         }
+    }
+
+    /// While it is busy, it claims in the lanes of this share, instead of all.
+    #[must_use]
+    pub fn with_lane_share(self, share: LaneShare) -> Self {
+        Self { share, ..self }
     }
 
     /// Uses these metrics from now on.
@@ -211,14 +230,15 @@ impl Dispatcher {
                 Err(error) => {
                     self.abort_expiring_requests();
                     let delay = outage.next_delay(&error);
-                    self.work_notifier.set_ready(false);
+                    self.work_notifier.set_ready(LaneSet::EMPTY);
                     stop.run_until_cancelled(sleep_until(started_at + delay))
                         .await;
-                    plan.schedule_round_now();
+                    self.schedule.mark_unknown(LaneSet::ALL);
+                    plan.schedule_check_now();
                     continue;
                 }
             }
-            self.work_notifier.set_ready(self.count_free_slots() > 0);
+            self.work_notifier.set_ready(self.ready_lanes());
             let wake_time = self.next_wake_time(&plan);
             tokio::select! {
                 biased;
@@ -226,24 +246,24 @@ impl Dispatcher {
                 Some(finished) = self.request_tasks.join_next_with_id() => {
                     self.handle_finished(finished);
                     self.gather_results().await;
-                    plan.schedule_round_now();
                 }
-                () = self.work_notifier.wait_for_work() => plan.schedule_round_now(),
-                () = sleep_until(wake_time) => {
-                    // A slot became free because its delivery is slow.
-                    if plan.used_all_slots && self.count_free_slots() > 0 {
-                        plan.schedule_round_now();
-                    }
-                }
+                () = self.work_notifier.wait_for_work() => {}
+                () = sleep_until(wake_time) => {}
             }
         }
-        self.work_notifier.set_ready(false);
+        self.work_notifier.set_ready(LaneSet::EMPTY);
         self.shut_down().await;
     }
 
     /// Does everything whose planned time has come.
     async fn run_planned_work(&mut self, plan: &mut DispatchPlan) -> Result<(), Error> {
         let now = Instant::now();
+        let work = self.work_notifier.take_work();
+        self.schedule.mark_due(work.due, now);
+        if !work.unknown.is_empty() {
+            self.schedule.mark_unknown(work.unknown);
+            plan.schedule_check_now();
+        }
         // Leases also expire while the database answers slowly.
         self.abort_expiring_requests();
         if plan.next_renewal <= now {
@@ -258,18 +278,33 @@ impl Dispatcher {
             .next_redelivery_batch
             .is_some_and(|moment| moment <= now)
         {
-            with_database_timeout(self.redeliveries.enqueue_next_batch()).await?;
+            let batch = with_database_timeout(self.redeliveries.enqueue_next_batch()).await?;
+            if let Some(tenant) = batch.tenant {
+                let lane = tenant_lane(&tenant);
+                self.schedule.mark_due(lane.into(), Instant::now());
+            }
             plan.next_redelivery_batch = None;
-            plan.schedule_round_now();
+            plan.schedule_check_now();
         }
-        if plan.next_round <= now {
+        if plan.next_poll <= now {
+            self.schedule.mark_unknown(LaneSet::ALL);
+            plan.schedule_check_now();
+            plan.next_poll = now + spread(plan.poll_interval, fastrand::f64());
+        }
+        if plan.next_due_check.is_some_and(|moment| moment <= now) {
+            plan.next_redelivery_batch = self
+                .survey_lanes()
+                .await?
+                .map(|delay| Instant::now() + delay.min(plan.poll_interval));
+            plan.next_due_check = None;
+        }
+        if self.has_work_for_a_round() {
             let round = self.write_results_and_claim().await?;
-            plan.next_round = now + spread(plan.poll_interval, fastrand::f64());
-            plan.used_all_slots = round.used_all_slots;
-            // A process with free slots can take more of them.
+            // A process with free slots can take more of what is due, and of what became possible in lanes of others.
             if round.used_all_slots && round.started > 0 {
-                self.work_notifier.set_ready(false);
-                self.work_notifier.notify_work();
+                self.work_notifier.set_ready(LaneSet::EMPTY);
+                self.work_notifier
+                    .notify_others(self.schedule.due_lanes(Instant::now()));
             }
             // A check that is planned already is not put off by further rounds: redeliveries wait for it too.
             let delay = if round.used_all_slots {
@@ -280,33 +315,53 @@ impl Dispatcher {
             let check = Instant::now() + delay;
             plan.next_due_check = Some(plan.next_due_check.map_or(check, |next| next.min(check)));
         }
-        if plan.next_due_check.is_some_and(|moment| moment <= now) {
-            let next_due = with_database_timeout(self.store.load_next_due()).await?;
-            plan.next_due_check = None;
-            plan.next_redelivery_batch = next_due
-                .redelivery_batch
-                .map(|delay| now + delay.min(plan.poll_interval));
-            if let Some(delay) = next_due.delivery {
-                // One that is due but was not claimed just now was locked by another process.
-                plan.next_round = plan.next_round.min(now + delay.max(IDLE_NEXT_DUE_DELAY));
-            }
-        }
         Ok(())
+    }
+
+    /// Asks the database what is due in the lanes of which it is not known. Returns when the next batch of a redelivery is due.
+    async fn survey_lanes(&mut self) -> Result<Option<Duration>, Error> {
+        let lanes = self.schedule.unknown();
+        let asked_at = Instant::now();
+        let next_due = with_database_timeout(self.store.load_next_due(lanes)).await?;
+        let due_at: Vec<_> = next_due
+            .deliveries
+            .into_iter()
+            .map(|(lane, delay)| (lane, asked_at + delay))
+            .collect();
+        self.schedule.record_survey(lanes, &due_at);
+        Ok(next_due.redelivery_batch)
+    }
+
+    fn has_work_for_a_round(&self) -> bool {
+        let has_results = !self.unwritten_results.is_empty() || !self.maybe_claimed.is_empty();
+        has_results || (self.count_free_slots() > 0 && !self.lanes_to_claim().is_empty())
+    }
+
+    fn lanes_to_claim(&self) -> LaneSet {
+        let own = self.share.lanes();
+        self.schedule
+            .lanes_to_claim(own, self.is_busy, Instant::now())
+    }
+
+    /// The lanes in which a delivery that becomes due is claimed at once.
+    fn ready_lanes(&self) -> LaneSet {
+        match (self.count_free_slots(), self.is_busy) {
+            (0, _) => LaneSet::EMPTY,
+            (_, true) => self.share.lanes(),
+            (_, false) => LaneSet::ALL,
+        }
     }
 
     /// When the loop has something to do if nothing happens before.
     fn next_wake_time(&self, plan: &DispatchPlan) -> Instant {
-        let mut wake_time = plan.next_round.min(plan.next_sweep);
+        let mut wake_time = plan.next_poll.min(plan.next_sweep);
         if !self.in_flight.is_empty() {
             wake_time = wake_time.min(plan.next_renewal);
         }
-        for planned in [plan.next_due_check, plan.next_redelivery_batch]
-            .into_iter()
-            .flatten()
-        {
-            wake_time = wake_time.min(planned);
-        }
-        if plan.used_all_slots {
+        let next_claim = if self.count_free_slots() > 0 {
+            self.schedule
+                .next_claim_at(self.share.lanes(), self.is_busy)
+        } else {
             // A slot becomes free when the oldest delivery in one counts as slow.
             let now = Instant::now();
             let freed_at = self
@@ -314,7 +369,13 @@ impl Dispatcher {
                 .values()
                 .map(|delivery| delivery.started_at + slots::MAX_SLOT_TIME)
                 .filter(|freed_at| *freed_at > now);
-            wake_time = wake_time.min(freed_at.min().unwrap_or(wake_time));
+            freed_at.min()
+        };
+        for planned in [plan.next_due_check, plan.next_redelivery_batch, next_claim]
+            .into_iter()
+            .flatten()
+        {
+            wake_time = wake_time.min(planned);
         }
         wake_time
     }
@@ -324,7 +385,19 @@ impl Dispatcher {
     pub async fn tick(&mut self) -> Result<DispatchRound, Error> {
         self.sweep_leases().await?;
         while self.redeliveries.enqueue_next_batch().await?.had_request {}
-        self.write_results_and_claim().await
+        self.schedule.mark_due(LaneSet::ALL, Instant::now());
+        let was_busy = self.is_busy;
+        let round = self.write_results_and_claim().await?;
+        if !was_busy || round.started > 0 {
+            return Ok(round);
+        }
+        // Nothing more is due in its own lanes: it helps in those of others.
+        let helped = self.write_results_and_claim().await?;
+        Ok(DispatchRound {
+            written: round.written,
+            leases_lost: round.leases_lost,
+            ..helped
+        })
     }
 
     /// Waits for the attempts in flight and writes their results. Claims nothing.
@@ -351,7 +424,9 @@ impl Dispatcher {
 
     /// Writes the results of finished attempts, and starts as many due deliveries as there are free slots.
     async fn write_results_and_claim(&mut self) -> Result<DispatchRound, Error> {
-        self.run_round(self.count_free_slots()).await
+        let round = self.run_round(self.count_free_slots()).await?;
+        self.is_busy = round.used_all_slots;
+        Ok(round)
     }
 
     async fn write_results(&mut self) -> Result<DispatchRound, Error> {
@@ -363,13 +438,19 @@ impl Dispatcher {
         if !self.maybe_claimed.is_empty() {
             with_database_timeout(self.store.release_leases(&self.maybe_claimed)).await?;
             self.maybe_claimed.clear();
+            self.schedule.mark_unknown(LaneSet::ALL);
         }
         let mut round = DispatchRound::default();
         while self.unwritten_results.len() > MAX_RESULTS_PER_BATCH {
-            self.process_batch(0, &mut round).await?;
+            self.process_batch(LaneSet::EMPTY, 0, &mut round).await?;
         }
-        if limit > 0 || !self.unwritten_results.is_empty() {
-            self.process_batch(limit, &mut round).await?;
+        let lanes = if limit > 0 {
+            self.lanes_to_claim()
+        } else {
+            LaneSet::EMPTY
+        };
+        if !lanes.is_empty() || !self.unwritten_results.is_empty() {
+            self.process_batch(lanes, limit, &mut round).await?;
         }
         round.used_all_slots = round.started == limit;
         Ok(round)
@@ -377,6 +458,7 @@ impl Dispatcher {
 
     async fn process_batch(
         &mut self,
+        lanes: LaneSet,
         limit: usize,
         round: &mut DispatchRound,
     ) -> Result<(), Error> {
@@ -387,6 +469,7 @@ impl Dispatcher {
             .store
             .write_results_and_claim(
                 &self.unwritten_results[..count],
+                lanes,
                 limit,
                 &self.last_served_tenant,
             )
@@ -414,6 +497,12 @@ impl Dispatcher {
             self.last_served_tenant = last.job.tenant_id.to_string();
         }
         round.started += report.claimed.len();
+        let now = Instant::now();
+        let has_more = report.claimed.len() == limit;
+        self.schedule.record_claim(report.locked, has_more, now);
+        let elsewhere = lanes.iter().filter(|lane| !report.locked.contains(*lane));
+        self.schedule
+            .record_locked(elsewhere.collect(), now + IDLE_NEXT_DUE_DELAY);
         self.start_attempts(report.claimed, claimed_at);
         Ok(())
     }
@@ -476,6 +565,9 @@ impl Dispatcher {
             span.record("otel.status_code", "ERROR");
         }
         span.in_scope(|| report_attempt(&claimed, &outcome, next_step.status(), latency));
+        // Its tenant and its callback may have one more now.
+        let lane = tenant_lane(&claimed.job.tenant_id);
+        self.schedule.mark_due(lane.into(), Instant::now());
         self.unwritten_results.push(FinishedAttempt {
             claimed,
             outcome,
@@ -500,6 +592,7 @@ impl Dispatcher {
             self.write_results().await?;
         }
         let swept = with_database_timeout(self.store.sweep_expired_leases()).await?;
+        self.schedule.mark_due(swept.lanes, Instant::now());
         if swept.interrupted > 0 {
             let count = u64::try_from(swept.interrupted).unwrap_or(u64::MAX);
             self.metrics.interrupted.inc_by(count);
@@ -617,21 +710,19 @@ impl Dispatcher {
                 "deliveries_released"
             );
         }
-        self.work_notifier.notify_work();
+        self.work_notifier.notify_others(LaneSet::ALL);
     }
 }
 
 /// When the loop does what, by the clock of this process.
 struct DispatchPlan {
     poll_interval: Duration,
-    next_round: Instant,
+    next_poll: Instant,
     next_sweep: Instant,
     next_renewal: Instant,
     /// When the database is asked what is due next.
     next_due_check: Option<Instant>,
     next_redelivery_batch: Option<Instant>,
-    /// Whether the last round used every free slot.
-    used_all_slots: bool,
 }
 
 impl DispatchPlan {
@@ -639,17 +730,16 @@ impl DispatchPlan {
         let now = Instant::now();
         Self {
             poll_interval,
-            next_round: now,
+            next_poll: now,
             next_sweep: now,
             next_renewal: now + LEASE_RENEWAL_INTERVAL,
             next_due_check: None,
             next_redelivery_batch: None,
-            used_all_slots: false,
         }
     }
 
-    fn schedule_round_now(&mut self) {
-        self.next_round = Instant::now();
+    fn schedule_check_now(&mut self) {
+        self.next_due_check = Some(Instant::now());
     }
 }
 

@@ -9,6 +9,7 @@
 //!
 //! - [`delivery`]: the retry policy, pure, and [`schedule`]: the delays between attempts
 //! - [`health`]: the health of a callback, and how many requests it may get, pure
+//! - [`lane_schedule`]: in which lanes a process claims, and when, pure
 //! - [`slots`]: how many deliveries one process may have in flight, pure
 //! - [`dispatcher`]: the loop, with its [`metrics`] and [`work_notifier`], which wakes it
 //! - [`store`]: claims, results and leases
@@ -39,6 +40,7 @@ pub mod health;
 pub mod history;
 pub mod hold;
 mod job;
+mod lane_schedule;
 mod metrics;
 mod outcome;
 pub(crate) mod probe;

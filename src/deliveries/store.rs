@@ -16,8 +16,10 @@ use super::delivery::NextStep;
 use super::health::{EndpointHealth, EndpointState, HealthSignal, MAX_IN_FLIGHT_PER_CALLBACK};
 use super::job::DeliveryJob;
 use super::outcome::AttemptOutcome;
+use super::work_notifier::format_payload;
 use crate::base::clock::Timestamp;
 use crate::base::id::{DeliveryId, EventId, TenantId};
+use crate::base::lane::{Lane, LaneSet};
 use crate::db::{Database, DbTransaction, Error};
 
 /// The NOTIFY channel on which processes tell each other that deliveries are due.
@@ -35,15 +37,12 @@ const TRANSACTION_TIMEOUT: Duration = Duration::from_secs(8);
 const COMMIT_TIMEOUT: Duration = Duration::from_secs(4);
 const MAX_LEASES_PER_SWEEP: i64 = 1000;
 
-/// The lock of a row lets one process claim at a time: only then are the limits over all processes exact. It is taken in the same
-/// message that begins the transaction, and the timeout ends the transaction of a process that stops in the middle.
+/// The timeout ends the transaction of a process that stops in the middle, and with it the locks of its lanes.
 ///
-/// The plans must not depend on the table's statistics: the table can grow a thousandfold before they are updated.
-const BEGIN_CLAIM_SQL: &str = "set local idle_in_transaction_session_timeout = '2s'; set local enable_seqscan = off; \
-    set local enable_bitmapscan = off; set local jit = off; select from delivery_lanes order by lane for no key update";
-/// The same without the lock, for a batch that only writes results.
-const BEGIN_WRITE_SQL: &str = "set local idle_in_transaction_session_timeout = '2s'; set local enable_seqscan = off; \
-    set local enable_bitmapscan = off; set local jit = off";
+/// The plans must not depend on the table's statistics: the table can grow a thousandfold before they are updated. They are kept:
+/// otherwise Postgres would plan a claim anew each time, for the lanes that it names, which takes longer than the claim.
+const BEGIN_SQL: &str = "set local idle_in_transaction_session_timeout = '2s'; set local enable_seqscan = off; \
+    set local enable_bitmapscan = off; set local jit = off; set local plan_cache_mode = force_generic_plan";
 
 /// The right to write the result of one attempt: the row, and the number under which it was claimed. A row whose lease
 /// was released, swept or claimed again has another number.
@@ -92,6 +91,8 @@ impl FinishedAttempt {
 pub(super) struct BatchReport {
     /// The deliveries whose results were written.
     pub(super) written: HashSet<DeliveryId>,
+    /// The lanes in which this batch claimed. Other processes were claiming in the rest of those that were asked for.
+    pub(super) locked: LaneSet,
     pub(super) claimed: Vec<ClaimedDelivery>,
     pub(super) state_changes: Vec<EndpointStateChange>,
 }
@@ -124,10 +125,10 @@ impl From<Error> for BatchError {
 }
 
 /// How long until there is something to do.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub(super) struct NextDue {
-    /// `None`: no delivery waits, or none of those that wait may be sent.
-    pub(super) delivery: Option<Duration>,
+    /// By lane, without lanes in which no delivery waits that may be sent.
+    pub(super) deliveries: Vec<(Lane, Duration)>,
     pub(super) redelivery_batch: Option<Duration>,
 }
 
@@ -136,6 +137,8 @@ pub(super) struct NextDue {
 pub(super) struct SweepReport {
     /// How many leases had expired.
     pub(super) interrupted: usize,
+    /// The lanes of these deliveries.
+    pub(super) lanes: LaneSet,
     /// The deliveries that were parked.
     pub(super) parked: Vec<DeliveryId>,
 }
@@ -155,15 +158,17 @@ impl DeliveryStore {
         }
     }
 
-    /// Writes `results` and claims up to `limit` deliveries, in one transaction. `last_served` is the tenant of the last
-    /// delivery that was claimed: among equals, the tenants after it come first.
+    /// Writes `results` and claims up to `limit` deliveries in those of `lanes` in which no other process is claiming, in one
+    /// transaction. `last_served` is the tenant of the last delivery that was claimed: among equals, the tenants after it come
+    /// first.
     pub(super) async fn write_results_and_claim(
         &self,
         results: &[FinishedAttempt],
+        lanes: LaneSet,
         limit: usize,
         last_served: &str,
     ) -> Result<BatchReport, BatchError> {
-        let preparing = self.prepare_transaction(results, limit, last_served);
+        let preparing = self.prepare_transaction(results, lanes, limit, last_served);
         let prepared = timeout(TRANSACTION_TIMEOUT, preparing).await;
         let (transaction, rows, mut report) = prepared.map_err(|_| timeout_error())??;
         // From here on this process may hold these rows, whether or not it learns of it.
@@ -193,16 +198,15 @@ impl DeliveryStore {
     async fn prepare_transaction(
         &self,
         results: &[FinishedAttempt],
+        lanes: LaneSet,
         limit: usize,
         last_served: &str,
     ) -> Result<(DbTransaction, Vec<ClaimedRow>, BatchReport), Error> {
-        let begin = if limit > 0 {
-            BEGIN_CLAIM_SQL
-        } else {
-            BEGIN_WRITE_SQL
+        let mut transaction = self.database.pool().begin_with(BEGIN_SQL).await?;
+        let mut report = BatchReport {
+            locked: lock_free_lanes(&mut transaction, lanes).await?,
+            ..BatchReport::default()
         };
-        let mut transaction = self.database.pool().begin_with(begin).await?;
-        let mut report = BatchReport::default();
         if !results.is_empty() {
             lock_delivery_rows(&mut transaction, results).await?;
             report.written = self.write_results(&mut transaction, results).await?;
@@ -213,16 +217,17 @@ impl DeliveryStore {
             settle_original_deliveries(&mut transaction, &accepted).await?;
             report.state_changes = self.update_health(&mut transaction, &accepted).await?;
         }
-        let claimed = if limit > 0 {
-            self.claim_due(&mut transaction, limit, last_served).await?
-        } else {
+        let claimed = if report.locked.is_empty() {
             Vec::new()
+        } else {
+            self.claim_due(&mut transaction, report.locked, limit, last_served)
+                .await?
         };
         Ok((transaction, claimed, report))
     }
 
     /// Loads the bodies, without those that cannot be decoded. Not part of the claim: a client that stops reading in the middle of a large
-    /// answer must not hold the lock that all claimers wait for.
+    /// answer must not hold the locks of its lanes.
     async fn load_bodies(&self, claimed: &[ClaimedRow]) -> Result<HashMap<EventId, Bytes>, Error> {
         if claimed.is_empty() {
             return Ok(HashMap::new());
@@ -407,14 +412,16 @@ impl DeliveryStore {
         Ok(rows.collect())
     }
 
-    /// Claims up to `limit` due deliveries. Tenants take turns: the tenant with the fewest deliveries in flight is first,
-    /// then each gets one more, and so on. The callbacks of a tenant take turns in the same way.
+    /// Claims up to `limit` due deliveries in these lanes, which this transaction has locked: only then are the limits over all
+    /// processes exact. Tenants take turns: the tenant with the fewest deliveries in flight is first, then each gets one more, and
+    /// so on. The callbacks of a tenant take turns in the same way.
     ///
     /// How many requests a callback may get at once is [`EndpointHealth::max_in_flight`], repeated in SQL; a test compares
     /// the two.
     async fn claim_due(
         &self,
         transaction: &mut DbTransaction,
+        lanes: LaneSet,
         limit: usize,
         last_served: &str,
     ) -> Result<Vec<ClaimedRow>, Error> {
@@ -424,17 +431,17 @@ impl DeliveryStore {
             with busy as (
                 select tenant_id, callback_key, count(*) as requests
                 from webhook_deliveries
-                where lease_until > attesto_now()
+                where lane = any($6) and lease_until is not null and lease_until > attesto_now()
                 group by tenant_id, callback_key
             ), open as (
-                select waiting.tenant_id, waiting.callback_key,
+                select waiting.lane, waiting.tenant_id, waiting.callback_key, waiting.next_attempt_at,
                     coalesce(busy.requests, 0) as under_way,
                     coalesce(of_tenant.requests, 0) as under_way_of_tenant,
                     case when health.closed_until is null then coalesce(health.allowed, 1) else 1 end as admitted,
                     coalesce(health.state = 'active' and health.allowed = $5 and health.failures = 0
                         and health.last_success_at > attesto_now() - make_interval(secs => 60), false)
                         as settled
-                from webhook_callbacks_waiting waiting
+                from delivery_callbacks_waiting($6) waiting
                 join tenants tenant on tenant.id = waiting.tenant_id and tenant.is_active
                 join webhook_configs config on config.tenant_id = waiting.tenant_id and config.is_active
                 left join webhook_health health
@@ -442,8 +449,8 @@ impl DeliveryStore {
                 left join busy on busy.tenant_id = waiting.tenant_id and busy.callback_key = waiting.callback_key
                 left join (select tenant_id, sum(requests)::int8 as requests from busy group by tenant_id) of_tenant
                     on of_tenant.tenant_id = waiting.tenant_id
-                where (health.closed_until is null
-                        or health.closed_until <= attesto_now())
+                where waiting.next_attempt_at <= attesto_now()
+                    and (health.closed_until is null or health.closed_until <= attesto_now())
                     and not exists (select from delivery_holds where released_at is null)
             ), candidate as (
                 select due.id, open.tenant_id, open.settled,
@@ -457,7 +464,10 @@ impl DeliveryStore {
                         select delivery.id, delivery.next_attempt_at
                         from webhook_deliveries delivery
                         where delivery.status = 'pending' and delivery.lease_until is null and delivery.parked_at is null
+                            and delivery.lane = open.lane
                             and delivery.tenant_id = open.tenant_id and delivery.callback_key = open.callback_key
+                            -- Not before the first that waits: the index still has delivered ones there.
+                            and delivery.next_attempt_at >= open.next_attempt_at
                             and delivery.next_attempt_at <= attesto_now()
                         order by delivery.next_attempt_at
                         limit least(greatest(open.admitted - open.under_way, 0), $1)
@@ -493,6 +503,7 @@ impl DeliveryStore {
             MAX_IN_FLIGHT_PER_TENANT,
             LEASE_TTL.as_secs_f64(),
             i16::from(MAX_IN_FLIGHT_PER_CALLBACK),
+            &to_lane_column(lanes),
         )
         .fetch_all(&mut **transaction)
         .await?;
@@ -505,60 +516,57 @@ impl DeliveryStore {
         Ok(rows)
     }
 
-    /// How long until the next delivery and the next batch of a redelivery are due.
-    pub(super) async fn load_next_due(&self) -> Result<NextDue, Error> {
-        let row = sqlx::query!(
+    /// How long until the next delivery in each of these lanes and the next batch of a redelivery are due.
+    pub(super) async fn load_next_due(&self, lanes: LaneSet) -> Result<NextDue, Error> {
+        let mut transaction = self.database.pool().begin_with(BEGIN_SQL).await?;
+        let rows = sqlx::query!(
             r#"
             with busy as (
                 select tenant_id, callback_key, count(*) as requests
                 from webhook_deliveries
-                where lease_until > attesto_now()
+                where lane = any($2) and lease_until is not null and lease_until > attesto_now()
                 group by tenant_id, callback_key
+            ), due as (
+                select waiting.lane, min(greatest(waiting.next_attempt_at, health.closed_until)) as due_at
+                from delivery_callbacks_waiting($2) waiting
+                join tenants tenant on tenant.id = waiting.tenant_id and tenant.is_active
+                join webhook_configs config on config.tenant_id = waiting.tenant_id and config.is_active
+                left join webhook_health health
+                    on health.tenant_id = waiting.tenant_id and health.callback_key = waiting.callback_key
+                left join busy on busy.tenant_id = waiting.tenant_id and busy.callback_key = waiting.callback_key
+                left join (select tenant_id, sum(requests)::int8 as requests from busy group by tenant_id) of_tenant
+                    on of_tenant.tenant_id = waiting.tenant_id
+                where not exists (select from delivery_holds where released_at is null)
+                    and coalesce(of_tenant.requests, 0) < $1
+                    and coalesce(busy.requests, 0)
+                        < case when health.closed_until is null then coalesce(health.allowed, 1) else 1 end
+                group by waiting.lane
+            ), batch as (
+                select min(next_batch_at) as due_at from webhook_redeliveries where finished_at is null
             )
-            select
-                (
-                    select extract(epoch from
-                            min(greatest(first.next_attempt_at, health.closed_until))
-                            - attesto_now())::float8
-                    from webhook_callbacks_waiting waiting
-                    join tenants tenant on tenant.id = waiting.tenant_id and tenant.is_active
-                    join webhook_configs config on config.tenant_id = waiting.tenant_id and config.is_active
-                    left join webhook_health health
-                        on health.tenant_id = waiting.tenant_id and health.callback_key = waiting.callback_key
-                    left join busy on busy.tenant_id = waiting.tenant_id and busy.callback_key = waiting.callback_key
-                    left join (select tenant_id, sum(requests)::int8 as requests from busy group by tenant_id) of_tenant
-                        on of_tenant.tenant_id = waiting.tenant_id
-                    cross join lateral (
-                        select delivery.next_attempt_at
-                        from webhook_deliveries delivery
-                        where delivery.status = 'pending' and delivery.lease_until is null and delivery.parked_at is null
-                            and delivery.tenant_id = waiting.tenant_id and delivery.callback_key = waiting.callback_key
-                        order by delivery.next_attempt_at
-                        limit 1
-                    ) first
-                    where not exists (select from delivery_holds where released_at is null)
-                        and coalesce(of_tenant.requests, 0) < $1
-                        and coalesce(busy.requests, 0)
-                            < case when health.closed_until is null then coalesce(health.allowed, 1) else 1 end
-                ) as due,
-                (
-                    select extract(epoch from min(next_batch_at) - attesto_now())::float8
-                    from webhook_redeliveries
-                    where finished_at is null
-                ) as batch
+            select lane as "lane?", extract(epoch from due_at - attesto_now())::float8 as "pause?" from due
+            union all
+            select null, extract(epoch from due_at - attesto_now())::float8 from batch
             "#,
             MAX_IN_FLIGHT_PER_TENANT,
+            &to_lane_column(lanes),
         )
-        .fetch_one(self.database.pool())
+        .fetch_all(&mut *transaction)
         .await?;
-        let until = |seconds: Option<f64>| {
-            seconds
-                .map(|seconds| Duration::try_from_secs_f64(seconds.max(0.0)).unwrap_or(LEASE_TTL))
-        };
-        Ok(NextDue {
-            delivery: until(row.due),
-            redelivery_batch: until(row.batch),
-        })
+        transaction.commit().await?;
+        let mut next_due = NextDue::default();
+        for row in rows {
+            let Some(seconds) = row.pause else { continue };
+            let pause = Duration::try_from_secs_f64(seconds.max(0.0)).unwrap_or(LEASE_TTL);
+            match row.lane {
+                Some(number) => {
+                    let lane = Lane::from_column(number);
+                    next_due.deliveries.extend(lane.map(|lane| (lane, pause)));
+                }
+                None => next_due.redelivery_batch = Some(pause),
+            }
+        }
+        Ok(next_due)
     }
 
     /// Renews these leases. Returns the deliveries whose leases are still ours.
@@ -623,7 +631,7 @@ impl DeliveryStore {
                 )
                 -- Checked again in the row as it is now: the lease may have been renewed after the row was selected.
                 and delivery.lease_until <= attesto_now()
-            returning delivery.id as "id: DeliveryId", delivery.parked_at
+            returning delivery.id as "id: DeliveryId", delivery.lane, delivery.parked_at
             "#,
             MAX_INTERRUPTIONS,
             MAX_LEASES_PER_SWEEP,
@@ -632,6 +640,10 @@ impl DeliveryStore {
         .await?;
         Ok(SweepReport {
             interrupted: rows.len(),
+            lanes: rows
+                .iter()
+                .filter_map(|row| Lane::from_column(row.lane))
+                .collect(),
             parked: rows
                 .into_iter()
                 .filter(|row| row.parked_at.is_some())
@@ -639,6 +651,23 @@ impl DeliveryStore {
                 .collect(),
         })
     }
+}
+
+/// Locks those of the lanes in which no other process is claiming, until the end of the transaction.
+async fn lock_free_lanes(
+    transaction: &mut DbTransaction,
+    lanes: LaneSet,
+) -> Result<LaneSet, Error> {
+    if lanes.is_empty() {
+        return Ok(LaneSet::EMPTY);
+    }
+    let locked = sqlx::query_scalar!(
+        "select lane from delivery_lanes where lane = any($1) order by lane for no key update skip locked",
+        &to_lane_column(lanes),
+    )
+    .fetch_all(&mut **transaction)
+    .await?;
+    Ok(locked.into_iter().filter_map(Lane::from_column).collect())
 }
 
 /// A redelivery that succeeded also writes the event's original delivery. So all rows that this transaction writes are
@@ -706,10 +735,11 @@ async fn settle_original_deliveries(
     Ok(())
 }
 
-/// Tells all processes that deliveries are due.
-pub(super) async fn notify_work_channel(database: &Database) -> Result<(), Error> {
-    sqlx::query("select pg_notify($1, '')")
+/// Tells all processes that deliveries are due in these lanes.
+pub(super) async fn notify_work_channel(database: &Database, lanes: LaneSet) -> Result<(), Error> {
+    sqlx::query("select pg_notify($1, $2)")
         .bind(WORK_CHANNEL)
+        .bind(format_payload(lanes))
         .execute(database.pool())
         .await?;
     Ok(())
@@ -809,6 +839,10 @@ async fn save_health(transaction: &mut DbTransaction, rows: &[HealthRow]) -> Res
 /// One value of each row, as `unnest` takes them.
 fn to_column<R, T>(rows: &[R], value: impl Fn(&R) -> T) -> Vec<T> {
     rows.iter().map(value).collect()
+}
+
+fn to_lane_column(lanes: LaneSet) -> Vec<i16> {
+    lanes.iter().map(|lane| i16::from(lane.number())).collect()
 }
 
 fn unzip_leases(leases: &[Lease]) -> (Vec<String>, Vec<i32>) {

@@ -1,10 +1,10 @@
-//! Tells dispatchers that deliveries are due: the one in this process at once, those of other processes when this process
-//! has no free slot.
+//! Tells dispatchers in which lanes deliveries are due: the one in this process if it claims there at once, otherwise those of other
+//! processes.
 //!
 //! A notification only wakes a dispatcher earlier. One that is lost delays a delivery until the next poll.
 
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
 use tokio::sync::Notify;
@@ -12,8 +12,11 @@ use tokio::time::sleep;
 use tokio_util::sync::CancellationToken;
 
 use super::store;
+use crate::base::id::TenantId;
+use crate::base::lane::LaneSet;
 use crate::db::Database;
 use crate::db::change_listener::{ChangeListener, DatabaseChange};
+use crate::tenants::lane::tenant_lane;
 
 /// The shortest time between two notifications of other processes. Each NOTIFY takes a lock that is shared by all commits
 /// of the database server that notify. For the same reason none is sent in the transaction that stores an event.
@@ -26,9 +29,57 @@ pub struct WorkNotifier(Arc<NotifierState>);
 #[derive(Default)]
 struct NotifierState {
     local: Notify,
+    local_work: WorkLanes,
     remote: Notify,
-    /// Whether this process delivers and has a free slot.
-    has_free_slots: AtomicBool,
+    remote_lanes: SharedLanes,
+    /// The lanes in which this process claims at once.
+    ready_lanes: SharedLanes,
+}
+
+#[derive(Default)]
+struct WorkLanes {
+    due: SharedLanes,
+    unknown: SharedLanes,
+}
+
+/// A [`LaneSet`] that threads share.
+#[derive(Default)]
+struct SharedLanes(AtomicU64);
+
+impl SharedLanes {
+    fn get(&self) -> LaneSet {
+        LaneSet::from_bits(self.0.load(Ordering::Acquire))
+    }
+
+    fn set(&self, lanes: LaneSet) {
+        self.0.store(lanes.bits(), Ordering::Release);
+    }
+
+    fn add(&self, lanes: LaneSet) {
+        self.0.fetch_or(lanes.bits(), Ordering::AcqRel);
+    }
+
+    fn take(&self) -> LaneSet {
+        LaneSet::from_bits(self.0.swap(0, Ordering::AcqRel))
+    }
+}
+
+/// Where there is work.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct NotifiedWork {
+    /// Deliveries are due in these lanes.
+    pub(super) due: LaneSet,
+    /// Deliveries may be due in these.
+    pub(super) unknown: LaneSet,
+}
+
+impl NotifiedWork {
+    fn due(lanes: LaneSet) -> Self {
+        Self {
+            due: lanes,
+            unknown: LaneSet::EMPTY,
+        }
+    }
 }
 
 impl WorkNotifier {
@@ -37,25 +88,48 @@ impl WorkNotifier {
     pub fn from_changes(changes: &ChangeListener) -> Self {
         let notifier = Self::default();
         let on_work = notifier.clone();
-        changes.on_notification(store::WORK_CHANNEL, move || on_work.0.local.notify_one());
+        changes.on_notification(store::WORK_CHANNEL, move |payload| {
+            let work = parse_payload(payload).map(NotifiedWork::due);
+            on_work.wake_local(work.unwrap_or(NotifiedWork {
+                due: LaneSet::EMPTY,
+                unknown: LaneSet::ALL,
+            }));
+        });
         let on_change = notifier.clone();
         changes.subscribe(move |change| {
-            if let DatabaseChange::Row { table, .. } = change
+            if let DatabaseChange::Row { table, tenant } = change
                 && matches!(table.as_str(), "tenants" | "webhook_configs")
             {
-                on_change.0.local.notify_one();
+                on_change.wake_local(NotifiedWork::due(tenant_lane(tenant).into()));
             }
         });
         notifier
     }
 
-    /// Wakes a dispatcher. Call it after the commit that made deliveries due, never before.
-    pub fn notify_work(&self) {
-        if self.0.has_free_slots.load(Ordering::Acquire) {
+    /// Wakes a dispatcher: a delivery of this tenant is due. Call it after the commit that made it due, never before.
+    pub fn notify_work(&self, tenant: &TenantId) {
+        let lane = tenant_lane(tenant);
+        // This process knows of it too when its next slot becomes free.
+        self.0.local_work.due.add(lane.into());
+        if self.0.ready_lanes.get().contains(lane) {
             self.0.local.notify_one();
         } else {
+            self.notify_others(lane.into());
+        }
+    }
+
+    /// Wakes the dispatchers of other processes: deliveries are due in these lanes.
+    pub(super) fn notify_others(&self, lanes: LaneSet) {
+        if !lanes.is_empty() {
+            self.0.remote_lanes.add(lanes);
             self.0.remote.notify_one();
         }
+    }
+
+    fn wake_local(&self, work: NotifiedWork) {
+        self.0.local_work.due.add(work.due);
+        self.0.local_work.unknown.add(work.unknown);
+        self.0.local.notify_one();
     }
 
     /// Sends the notifications for other processes until `stop` is cancelled.
@@ -63,8 +137,9 @@ impl WorkNotifier {
         let sending = async {
             loop {
                 self.0.remote.notified().await;
+                let lanes = self.0.remote_lanes.take();
                 // Without it they find the deliveries at their next poll.
-                if let Err(error) = store::notify_work_channel(database).await {
+                if let Err(error) = store::notify_work_channel(database, lanes).await {
                     tracing::debug!(%error, "work_notification_failed");
                 }
                 sleep(NOTIFY_INTERVAL).await;
@@ -78,8 +153,66 @@ impl WorkNotifier {
         self.0.local.notified().await;
     }
 
-    /// Sets whether this process has a free slot for the next delivery.
-    pub(super) fn set_ready(&self, ready: bool) {
-        self.0.has_free_slots.store(ready, Ordering::Release);
+    /// Where work was notified since the last call, also by notifications that woke no dispatcher of this process.
+    pub(super) fn take_work(&self) -> NotifiedWork {
+        NotifiedWork {
+            due: self.0.local_work.due.take(),
+            unknown: self.0.local_work.unknown.take(),
+        }
+    }
+
+    /// Sets in which lanes this process claims at once.
+    pub(super) fn set_ready(&self, lanes: LaneSet) {
+        self.0.ready_lanes.set(lanes);
+    }
+}
+
+/// What a notification of other processes says.
+pub(super) fn format_payload(lanes: LaneSet) -> String {
+    if lanes == LaneSet::ALL {
+        String::new()
+    } else {
+        format!("{:x}", lanes.bits())
+    }
+}
+
+/// `None`: it names no lanes.
+fn parse_payload(payload: &str) -> Option<LaneSet> {
+    u64::from_str_radix(payload, 16)
+        .ok()
+        .map(LaneSet::from_bits)
+}
+
+#[cfg(test)]
+mod tests {
+    use futures_util::FutureExt as _;
+
+    use super::*;
+    use crate::base::clock::Timestamp;
+
+    #[test]
+    fn a_payload_names_lanes_or_none() {
+        for bits in [1, 1 << 63, 0xdead_beef] {
+            let lanes = LaneSet::from_bits(bits);
+            assert_eq!(parse_payload(&format_payload(lanes)), Some(lanes));
+        }
+        assert_eq!(parse_payload(&format_payload(LaneSet::ALL)), None);
+        assert_eq!(parse_payload("of a later release"), None);
+    }
+
+    #[tokio::test]
+    async fn the_process_that_claims_at_once_is_woken() {
+        let notifier = WorkNotifier::default();
+        let tenant = TenantId::mint(Timestamp::from_millis(0));
+        let lanes = LaneSet::from(tenant_lane(&tenant));
+        notifier.notify_work(&tenant);
+        assert_eq!(notifier.wait_for_work().now_or_never(), None);
+        assert_eq!(notifier.0.remote_lanes.take(), lanes);
+        assert_eq!(notifier.take_work(), NotifiedWork::due(lanes));
+        notifier.set_ready(lanes);
+        notifier.notify_work(&tenant);
+        assert_eq!(notifier.wait_for_work().now_or_never(), Some(()));
+        assert_eq!(notifier.take_work(), NotifiedWork::due(lanes));
+        assert_eq!(notifier.0.remote_lanes.take(), LaneSet::EMPTY);
     }
 }

@@ -18,16 +18,16 @@ pub struct EventRecorder {
     database: Database,
     bodies: BodyStore,
     clock: Clock,
-    on_delivery_enqueued: Arc<dyn Fn() + Send + Sync>,
+    on_delivery_enqueued: Arc<dyn Fn(&TenantId) + Send + Sync>,
     on_stored: Arc<dyn Fn(&TenantId) + Send + Sync>,
 }
 
 impl EventRecorder {
-    /// `on_delivery_enqueued` is called after each commit that has enqueued a delivery. It must return at once.
+    /// `on_delivery_enqueued` is called with its tenant after each commit that has enqueued a delivery. It must return at once.
     pub fn new(
         database: &Database,
         clock: &Clock,
-        on_delivery_enqueued: impl Fn() + Send + Sync + 'static,
+        on_delivery_enqueued: impl Fn(&TenantId) + Send + Sync + 'static,
     ) -> Self {
         Self {
             database: database.clone(),
@@ -61,7 +61,7 @@ impl EventRecorder {
         let stored =
             store::insert_event(&self.database, event, &event_id, &delivery_id, &body).await?;
         if stored.enqueued {
-            (self.on_delivery_enqueued)();
+            (self.on_delivery_enqueued)(&event.tenant);
         }
         if stored.is_new {
             (self.on_stored)(&event.tenant);

@@ -9,6 +9,7 @@ use tokio::sync::Mutex;
 use tokio::time::{sleep, timeout};
 use tokio_util::sync::CancellationToken;
 
+use super::lane_share::LaneShare;
 use super::live_replicas::{LiveReplicaCount, LiveReplicas, format_name_list};
 use super::replica::{CertificateValidity, ReplicaNotices};
 use super::store;
@@ -46,6 +47,8 @@ pub struct ReplicaHeartbeat {
     certificates: CertificateExpiries,
     notices: NoticeSource,
     live_replicas: LiveReplicaCount,
+    lane_share: LaneShare,
+    delivers: bool,
     /// Whether the row was written. Locked while it is, so that no earlier count replaces a later one.
     is_registered: Arc<Mutex<bool>>,
 }
@@ -62,6 +65,8 @@ impl ReplicaHeartbeat {
             certificates: Arc::new(BTreeMap::new),
             notices: Arc::new(ReplicaNotices::default),
             live_replicas: LiveReplicaCount::default(),
+            lane_share: LaneShare::default(),
+            delivers: true,
             is_registered: Arc::default(),
         }
     }
@@ -69,6 +74,18 @@ impl ReplicaHeartbeat {
     /// How many processes serve, counted with each heartbeat.
     pub fn live_replica_count(&self) -> LiveReplicaCount {
         self.live_replicas.clone()
+    }
+
+    /// Which lanes fall to this process, determined with each heartbeat.
+    pub fn lane_share(&self) -> LaneShare {
+        self.lane_share.clone()
+    }
+
+    /// Sets whether this process claims deliveries.
+    #[must_use]
+    pub fn with_delivering(mut self, delivers: bool) -> Self {
+        self.delivers = delivers;
+        self
     }
 
     /// Adds a fingerprint of each group of settings, so that differences between processes are noticed.
@@ -140,12 +157,14 @@ impl ReplicaHeartbeat {
             settings: json!(self.settings),
             certificates: json!((self.certificates)()),
             notices: json!((self.notices)()),
+            delivers: self.delivers,
         };
         let mut is_registered = self.is_registered.lock().await;
         let asked = self.clock.now();
         let written = store::upsert_heartbeat(&self.database, &beat).await?;
         *is_registered = true;
         self.live_replicas.set(written.live_replicas);
+        self.lane_share.update(&self.id, &written.others_delivering);
         self.database
             .record_database_time(&self.clock, asked, written.seen_at);
         Ok(())

@@ -20,6 +20,7 @@ pub(super) struct HeartbeatRow<'a> {
     pub(super) settings: serde_json::Value,
     pub(super) certificates: serde_json::Value,
     pub(super) notices: serde_json::Value,
+    pub(super) delivers: bool,
 }
 
 /// What the database answers to a heartbeat.
@@ -28,6 +29,8 @@ pub(super) struct WrittenHeartbeat {
     pub(super) seen_at: Timestamp,
     /// The processes that serve now, this one included.
     pub(super) live_replicas: i64,
+    /// The other processes that deliver.
+    pub(super) others_delivering: Vec<ReplicaId>,
 }
 
 pub(super) async fn upsert_heartbeat(
@@ -43,15 +46,18 @@ pub(super) async fn upsert_heartbeat(
         )
         insert into replicas
             (id, host, pid, version, started_at, seen_at, sealing_key_id, opening_key_ids, settings, certificates,
-                notices)
-        select $1, $2, $3, $4, now, now, $5, $6, $8, $9, $11
+                notices, delivers)
+        select $1, $2, $3, $4, now, now, $5, $6, $8, $9, $11, $12
         from (select attesto_now() as now) clock
         on conflict (id) do update set
             seen_at = excluded.seen_at, certificates = excluded.certificates, notices = excluded.notices
         returning seen_at, 1 + (
             select count(*) from replicas other
             where other.id <> $1 and other.seen_at > attesto_now() - make_interval(secs => $10)
-        ) as "live_replicas!"
+        ) as "live_replicas!", array(
+            select other.id from replicas other
+            where other.id <> $1 and other.delivers and other.seen_at > attesto_now() - make_interval(secs => $10)
+        ) as "others_delivering!"
         "#,
         row.id.as_str(),
         row.host,
@@ -64,12 +70,18 @@ pub(super) async fn upsert_heartbeat(
         row.certificates,
         HEARTBEAT_TIMEOUT.as_secs_f64(),
         row.notices,
+        row.delivers,
     )
     .fetch_one(database.pool())
     .await?;
     Ok(WrittenHeartbeat {
         seen_at: written.seen_at.into(),
         live_replicas: written.live_replicas,
+        others_delivering: written
+            .others_delivering
+            .iter()
+            .filter_map(|id| id.parse().ok())
+            .collect(),
     })
 }
 

@@ -11,6 +11,7 @@
 //! - `rate_limiter`: one token bucket for each tenant
 //! - [`intake`]: how much of the stores' notifications is taken in for a tenant
 //! - `api_key_usage`: when a key was last used
+//! - [`lane`]: the lane of a tenant
 //! - [`caller`]: from the `Authorization` header to a [`Caller`]
 
 pub mod api_key;
@@ -18,6 +19,7 @@ mod api_key_cache;
 mod api_key_usage;
 pub mod caller;
 pub mod intake;
+pub mod lane;
 mod rate_limiter;
 pub mod store;
 pub mod tenant;

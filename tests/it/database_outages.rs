@@ -314,7 +314,7 @@ async fn without_free_connections_requests_get_503_quickly_and_deliveries_contin
     }
 
     // Meanwhile, events recorded by another process are delivered.
-    let record = EventRecorder::new(&owner.database, &clock, || {});
+    let record = EventRecorder::new(&owner.database, &clock, |_| {});
     record_events(&record, &tenant.id, &["1", "2", "3"]).await;
     say_so(&owner.database).await;
     receiver.until(3).await;
@@ -436,7 +436,7 @@ async fn deliveries_are_found_by_polling_when_notifications_are_lost() {
     let tenant = world.stranger().await.id;
     set_callback(&world, &tenant, &receiver.url()).await;
     // Another process records and notifies.
-    let record = EventRecorder::new(&direct.database, &clock, || {});
+    let record = EventRecorder::new(&direct.database, &clock, |_| {});
     let arrives = async |number: usize| {
         record_events(&record, &tenant, &[&number.to_string()]).await;
         say_so(&direct.database).await;

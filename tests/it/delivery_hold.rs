@@ -21,7 +21,7 @@ const OK: &[u8] = b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nok";
 
 /// Records events of a tenant, each with a delivery that is due now.
 pub(crate) async fn events(world: &World, tenant: &TenantId, names: &[&str]) {
-    let record = EventRecorder::new(world.database(), &world.clock, || {});
+    let record = EventRecorder::new(world.database(), &world.clock, |_| {});
     record_events(&record, tenant, names).await;
 }
 

@@ -26,7 +26,7 @@ const HALF_A_MINUTE: Duration = Duration::from_secs(30);
 
 /// What stores events as another process does: the server is not told.
 fn recorder(world: &World) -> EventRecorder {
-    EventRecorder::new(world.database(), &world.clock, || {})
+    EventRecorder::new(world.database(), &world.clock, |_| {})
 }
 
 async fn store(world: &World, event: &NewEvent) -> EventId {

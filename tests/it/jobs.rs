@@ -7,10 +7,12 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
 use attesto::base::clock::{Clock, Timestamp};
+use attesto::base::lane::LaneSet;
 use attesto::config::groups::{ExpiryThresholds, JobIntervals, RetentionSettings};
 use attesto::jobs::{
     self, Job, JobContext, JobOutcome, JobRunError, JobScheduler, list_last_runs, run_job_now,
 };
+use attesto::replicas::ReplicaHeartbeat;
 use futures_util::FutureExt as _;
 use serde_json::{Value, json};
 use tokio::sync::Notify;
@@ -320,4 +322,24 @@ async fn a_replica_is_registered_and_removed_when_it_stops() {
         .await
         .unwrap();
     assert_eq!(left, 0);
+}
+
+/// The lanes of deliveries are divided among the processes that deliver; none is left out.
+#[tokio::test]
+async fn lanes_are_shared_by_the_processes_that_deliver() {
+    // The server itself does not deliver.
+    let world = World::with(&[("WEBHOOK_DISPATCHER_DISABLED", "1")]).await;
+    world.send_heartbeat().await;
+    let [one, other] =
+        [(), ()].map(|()| ReplicaHeartbeat::new(world.database(), world.keyring(), &world.clock));
+    one.send_heartbeat().await.unwrap();
+    assert_eq!(one.lane_share().lanes(), LaneSet::ALL, "alone");
+    other.send_heartbeat().await.unwrap();
+    one.send_heartbeat().await.unwrap();
+    let [ours, theirs] = [&one, &other].map(|process| process.lane_share().lanes().bits());
+    assert_eq!((ours & theirs, ours | theirs), (0, u64::MAX));
+    // The other one was killed.
+    world.pass(Duration::from_mins(1)).await;
+    one.send_heartbeat().await.unwrap();
+    assert_eq!(one.lane_share().lanes(), LaneSet::ALL);
 }

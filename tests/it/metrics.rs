@@ -352,7 +352,7 @@ async fn dispatcher_activity_is_counted() {
     let receiver = Receiver::answering(b"HTTP/1.1 500 No\r\ncontent-length: 0\r\n\r\n").await;
     configure(&world, &tenant, &receiver.url()).await;
     let event = test_event(&tenant, "1");
-    let record = EventRecorder::new(database, &world.clock, || {});
+    let record = EventRecorder::new(database, &world.clock, |_| {});
     record.record_event(&event).await.unwrap();
     world.pass(Duration::from_secs(7)).await;
     let settings = SenderSettings::new(Duration::from_secs(5), EgressPolicy::new(true));

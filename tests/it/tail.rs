@@ -54,7 +54,7 @@ impl Watched {
             state,
             ..test_event(&self.tenant, external_id)
         };
-        let record = EventRecorder::new(self.world.database(), &self.world.clock, || {});
+        let record = EventRecorder::new(self.world.database(), &self.world.clock, |_| {});
         record
             .record_event(&event)
             .await

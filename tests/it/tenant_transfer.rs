@@ -1133,7 +1133,7 @@ async fn writes_in_progress_at_deactivation_are_exported() {
     assert_eq!(exported.rows["webhook_events"], 2);
     // A writer that started while the tenant was active is refused when it writes now.
     let event = test_event(id, "too late");
-    let stored = EventRecorder::new(database, &moved.old.clock, || {})
+    let stored = EventRecorder::new(database, &moved.old.clock, |_| {})
         .record_event(&event)
         .await;
     assert!(
@@ -1395,7 +1395,7 @@ async fn other_changes_proceed_during_a_long_import() {
 async fn a_state_that_was_not_known_is_asked_for_at_the_destination() {
     let moved = Move::prepared().await;
     let id = &moved.tenant.id;
-    let record = EventRecorder::new(moved.old.database(), &moved.old.clock, || {});
+    let record = EventRecorder::new(moved.old.database(), &moved.old.clock, |_| {});
     let event = |external_id: &str, is_told: bool| NewEvent {
         subject: Some(EventSubject {
             key: "token".to_owned(),

@@ -351,7 +351,7 @@ async fn a_delivery_attempt_is_a_trace_and_sends_no_traceparent() {
         raw: raw("{}"),
         ..test_event(&tenant, "1")
     };
-    let record = EventRecorder::new(&fresh.database, &clock, || {});
+    let record = EventRecorder::new(&fresh.database, &clock, |_| {});
     record.record_event(&event).await.unwrap();
 
     let span = collector.span("webhook delivery").await;

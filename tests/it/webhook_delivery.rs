@@ -7,7 +7,8 @@ use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
 use attesto::base::clock::{Clock, Timestamp};
-use attesto::base::id::{DeliveryId, EventId, TenantId};
+use attesto::base::id::{DeliveryId, EventId, ReplicaId, TenantId};
+use attesto::base::lane::LaneSet;
 use attesto::db::Database;
 use attesto::db::change_listener::ChangeListener;
 use attesto::deliveries::redelivery::{
@@ -17,13 +18,15 @@ use attesto::deliveries::{
     AttemptOutcome, DeliveryJob, Dispatcher, DispatcherSettings, JobSender, OutcomeClass,
     Redeliveries, WorkNotifier,
 };
+use attesto::replicas::LaneShare;
+use attesto::tenants::lane::tenant_lane;
 use futures_util::FutureExt as _;
 use futures_util::future::{BoxFuture, join_all, pending};
 use tokio::sync::{Notify, Semaphore};
 use tokio_util::sync::CancellationToken;
 
 use crate::world::postgres::{Fresh, fresh_database, pass_time};
-use crate::world::wait::finished;
+use crate::world::wait::{finished, wait_until};
 
 const URL: &str = "https://receiver.example/hook";
 
@@ -102,6 +105,17 @@ impl World {
             .await
             .unwrap();
         tenants
+    }
+
+    /// Two tenants whose lanes differ.
+    async fn tenants_in_two_lanes(&self) -> (TenantId, TenantId) {
+        loop {
+            let mut tenants = self.tenants(2).await;
+            let (other, one) = (tenants.remove(1), tenants.remove(0));
+            if tenant_lane(&one) != tenant_lane(&other) {
+                return (one, other);
+            }
+        }
     }
 
     /// Events of a tenant with one delivery each, due now.
@@ -739,7 +753,7 @@ async fn hanging_callbacks_do_not_block_others() {
     receiver.has_seen(64).await;
     for _ in 0..3 {
         let event = world.event(healthy).await;
-        wake.notify_work();
+        wake.notify_work(healthy);
         // The sixty-four requests that hang never end.
         let arrived = async {
             while !receiver.times().contains_key(&event) {
@@ -805,6 +819,179 @@ async fn concurrency_limits_hold_across_replicas() {
     );
     // And within the tenant, every callback has its share.
     assert_eq!(of_callback.len(), 21);
+}
+
+/// The same function in Rust and in SQL: rows are stored with what SQL says, and claimed by what Rust says.
+#[tokio::test]
+async fn the_lane_of_a_tenant_is_the_same_in_sql() {
+    let world = World::new().await;
+    let tenants: Vec<_> = (0..5_000)
+        .map(|at| TenantId::mint(Timestamp::from_millis(at * 86_400_000)))
+        .collect();
+    let ids: Vec<&str> = tenants.iter().map(TenantId::as_str).collect();
+    let in_sql: Vec<i16> = sqlx::query_scalar(
+        "select tenant_lane(id) from unnest($1::text[]) with ordinality as ids (id, n) order by n",
+    )
+    .bind(&ids)
+    .fetch_all(world.database().pool())
+    .await
+    .unwrap();
+    let here = |tenant| i16::from(tenant_lane(tenant).number());
+    assert_eq!(in_sql, tenants.iter().map(here).collect::<Vec<_>>());
+    let used: LaneSet = tenants.iter().map(tenant_lane).collect();
+    assert_eq!(used, LaneSet::ALL);
+    // Rows exist with these lanes: the function never changes.
+    let known: TenantId = "tenant_01J9ZQ4T5W6X7Y8Z9A0B1C2D3E".parse().unwrap();
+    assert_eq!(tenant_lane(&known).number(), 27);
+    let tenant = world.tenant().await;
+    world.event(&tenant).await;
+    let stored = sqlx::query_scalar::<_, i16>("select lane from webhook_deliveries");
+    let stored = stored.fetch_one(world.database().pool()).await.unwrap();
+    assert_eq!(stored, here(&tenant));
+}
+
+/// One process is claiming: it holds up its lanes only, and nobody waits for it.
+#[tokio::test]
+async fn a_claim_leaves_other_lanes_to_other_processes() {
+    let world = World::new().await;
+    let (one, other) = world.tenants_in_two_lanes().await;
+    world.event(&one).await;
+    world.event(&other).await;
+    let mut claiming = world.database().pool().begin().await.unwrap();
+    sqlx::query("select from delivery_lanes where lane = $1 for no key update")
+        .bind(i16::from(tenant_lane(&one).number()))
+        .execute(&mut *claiming)
+        .await
+        .unwrap();
+    let receiver = fine();
+    let mut dispatcher = world.dispatcher(receiver.sender());
+    assert_eq!(dispatcher.run_until_idle().await.unwrap(), 1);
+    assert_eq!(receiver.seen()[0].tenant_id, other);
+    claiming.commit().await.unwrap();
+    assert_eq!(dispatcher.run_until_idle().await.unwrap(), 1);
+    assert_eq!(receiver.seen()[1].tenant_id, one);
+}
+
+/// Running, it tries again by itself.
+#[tokio::test]
+async fn a_locked_lane_is_claimed_in_when_it_is_free() {
+    let world = World::new().await;
+    let tenant = world.tenant().await;
+    world.event(&tenant).await;
+    let mut claiming = world.database().pool().begin().await.unwrap();
+    sqlx::query("select from delivery_lanes for no key update")
+        .execute(&mut *claiming)
+        .await
+        .unwrap();
+    let receiver = fine();
+    let mut dispatcher = world.dispatcher(receiver.sender());
+    assert_eq!(dispatcher.tick().await.unwrap().started, 0);
+    let stop = CancellationToken::new();
+    let running = tokio::spawn(dispatcher.run(stop.clone()));
+    claiming.commit().await.unwrap();
+    finished("the event is delivered", receiver.has_seen(1)).await;
+    stop.cancel();
+    running.await.unwrap();
+}
+
+/// With more to do than it can, a process claims in its own lanes; with free slots in all.
+#[tokio::test]
+async fn a_busy_process_leaves_the_lanes_of_others_alone() {
+    const SLOTS: usize = 8;
+    let share = LaneShare::default();
+    let [own, other] = [0, 1].map(|at| ReplicaId::mint(Timestamp::from_millis(at)));
+    share.update(&own, &[other]);
+    let is_own = |tenant: &TenantId| share.lanes().contains(tenant_lane(tenant));
+    loop {
+        let world = World::new().await;
+        let tenants = world.tenants(24).await;
+        world.well_known(&tenants).await;
+        let owned = tenants.iter().filter(|tenant| is_own(tenant)).count();
+        if owned == 0 || owned == tenants.len() {
+            continue;
+        }
+        for tenant in &tenants {
+            world.events(tenant, SLOTS * 2).await;
+        }
+        let receiver = fine();
+        let mut dispatcher = world
+            .dispatcher_with(receiver.sender(), SLOTS, WorkNotifier::default())
+            .with_lane_share(share.clone());
+        let begun = Instant::now();
+        assert_eq!(dispatcher.tick().await.unwrap().started, SLOTS);
+        dispatcher.finish_in_flight().await.unwrap();
+        let second = dispatcher.tick().await.unwrap().started;
+        // After two seconds the lanes of others count as left behind.
+        if begun.elapsed() >= Duration::from_secs(2) {
+            continue;
+        }
+        assert_eq!(second, SLOTS);
+        dispatcher.finish_in_flight().await.unwrap();
+        assert!(
+            receiver.seen()[SLOTS..]
+                .iter()
+                .all(|job| is_own(&job.tenant_id))
+        );
+        let rest = dispatcher.run_until_idle().await.unwrap();
+        assert_eq!(rest, tenants.len() * SLOTS * 2 - 2 * SLOTS, "all");
+        return;
+    }
+}
+
+/// Two processes work off a backlog together.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn two_processes_share_a_backlog() {
+    const EACH: usize = 10;
+    let world = World::new().await;
+    // More than one process can have in flight.
+    let tenants = world.tenants(80).await;
+    world.well_known(&tenants).await;
+    for tenant in &tenants {
+        world.events(tenant, EACH).await;
+    }
+    let [one, other] = [0, 1].map(|at| ReplicaId::mint(Timestamp::from_millis(at)));
+    let stop = CancellationToken::new();
+    let gate = Arc::new(Semaphore::new(0));
+    let receivers = [(), ()].map(|()| {
+        let gate = gate.clone();
+        Receiver::new(move |_| {
+            let gate = gate.clone();
+            async move {
+                let _ = gate.acquire().await;
+                answer(200)
+            }
+            .boxed()
+        })
+    });
+    let shares = [(&one, &other), (&other, &one)].map(|(own, other)| {
+        let share = LaneShare::default();
+        share.update(own, std::slice::from_ref(other));
+        share
+    });
+    let running: Vec<_> = receivers
+        .iter()
+        .zip(shares)
+        .map(|(receiver, share)| {
+            let dispatcher = world
+                .dispatcher_with(receiver.sender(), 16, WorkNotifier::default())
+                .with_lane_share(share);
+            tokio::spawn(dispatcher.run(stop.clone()))
+        })
+        .collect();
+    for receiver in &receivers {
+        finished("both have claimed", receiver.has_seen(1)).await;
+    }
+    gate.add_permits(1_000);
+    wait_until("everything is delivered", async || {
+        !world.standing().await.contains_key("pending")
+    })
+    .await;
+    stop.cancel();
+    for process in running {
+        process.await.unwrap();
+    }
+    let seen = receivers.each_ref().map(|receiver| receiver.seen().len());
+    assert_eq!(seen[0] + seen[1], tenants.len() * EACH, "each once");
 }
 
 /// Every tenant is served once before any is served twice, regardless of the order of ids.
@@ -1245,7 +1432,7 @@ async fn work_created_by_another_process_starts_at_once() {
     // The first may have to wait until the other process listens.
     for count in 1..=5 {
         let event = world.event(&tenant).await;
-        here.notify_work();
+        here.notify_work(&tenant);
         receiver.has_seen(count).await;
         assert!(receiver.times().contains_key(&event));
     }

@@ -104,7 +104,7 @@ async fn every_attempt_sends_the_stored_body_with_current_signatures() {
         raw: raw("{ \"spaced\" : 1e400 }"),
         ..test_event(&tenant, "1")
     };
-    let record = EventRecorder::new(database, &clock, || {});
+    let record = EventRecorder::new(database, &clock, |_| {});
     let stored = record.record_event(&event).await.unwrap();
     let body = event_body(database, stored.event_id.as_str()).await;
     assert!(body.contains("\"raw\":{ \"spaced\" : 1e400 }"), "{body}");
@@ -167,7 +167,7 @@ async fn a_delivery_that_cannot_be_signed_waits() {
     let stranger = Keyring::new(key, Vec::new()).unwrap();
     set_callback(database, &stranger, &tenant, &receiver.url(), &secret("x")).await;
     let event = test_event(&tenant, "1");
-    let record = EventRecorder::new(database, &world.clock, || {});
+    let record = EventRecorder::new(database, &world.clock, |_| {});
     record.record_event(&event).await.unwrap();
     let settings = SenderSettings::new(Duration::from_secs(5), EgressPolicy::new(true));
     let sender = Sender::new(settings, &world.clock).unwrap();

@@ -3,6 +3,7 @@
 use serde::Serialize;
 
 use crate::base::clock::Timestamp;
+use crate::base::lane::LaneSet;
 use crate::db::{Database, Error};
 use crate::deliveries::store::notify_work_channel;
 
@@ -59,7 +60,7 @@ pub async fn release_hold(database: &Database, host: &str) -> Result<Option<Deli
     .fetch_optional(database.pool())
     .await?;
     if released.is_some() {
-        notify_work_channel(database).await?;
+        notify_work_channel(database, LaneSet::ALL).await?;
     }
     Ok(released)
 }

@@ -52,20 +52,12 @@ impl QueueStats {
         let oldest = sqlx::query_scalar!(
             r#"
             select extract(epoch from
-                attesto_now() - min(oldest.next_attempt_at))::float8
+                attesto_now() - min(waiting.next_attempt_at))::float8
             from webhook_callbacks_waiting waiting
             join tenants tenant on tenant.id = waiting.tenant_id and tenant.is_active
             join webhook_configs config on config.tenant_id = waiting.tenant_id and config.is_active
             left join webhook_health health
                 on health.tenant_id = waiting.tenant_id and health.callback_key = waiting.callback_key
-            cross join lateral (
-                select delivery.next_attempt_at
-                from webhook_deliveries delivery
-                where delivery.status = 'pending' and delivery.lease_until is null and delivery.parked_at is null
-                    and delivery.tenant_id = waiting.tenant_id and delivery.callback_key = waiting.callback_key
-                order by delivery.next_attempt_at
-                limit 1
-            ) oldest
             where health.closed_until is null
                 or health.closed_until <= attesto_now()
             "#)

@@ -4,6 +4,7 @@ use super::request::{RedeliveryError, RedeliveryFilter, RedeliveryRequest};
 use super::store::{self, REDELIVERY_BATCH_SIZE, RedeliveryBatch, RedeliveryPreview};
 use crate::base::clock::Clock;
 use crate::base::id::{DeliveryId, EventId, RedeliveryId};
+use crate::base::lane::LaneSet;
 use crate::db::{Database, Error};
 use crate::deliveries::store::notify_work_channel;
 
@@ -71,7 +72,7 @@ impl Redeliveries {
 
     /// Without it the dispatchers find the deliveries at their next poll.
     async fn notify_work(&self) {
-        if let Err(error) = notify_work_channel(&self.database).await {
+        if let Err(error) = notify_work_channel(&self.database, LaneSet::ALL).await {
             tracing::debug!(%error, "work_notification_failed");
         }
     }

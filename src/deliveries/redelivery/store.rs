@@ -24,12 +24,24 @@ pub struct RedeliveryPreview {
 }
 
 /// What one batch did.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct RedeliveryBatch {
     /// How many deliveries were enqueued.
     pub enqueued: usize,
     /// Whether the batch of a request was due.
     pub had_request: bool,
+    /// Whose request it was.
+    pub tenant: Option<TenantId>,
+}
+
+impl RedeliveryBatch {
+    fn new(tenant: TenantId, enqueued: i32) -> Self {
+        Self {
+            enqueued: usize::try_from(enqueued).unwrap_or(0),
+            had_request: true,
+            tenant: Some(tenant),
+        }
+    }
 }
 
 pub(super) async fn enqueue_event(
@@ -193,7 +205,7 @@ pub(super) async fn enqueue_next_batch(
     database: &Database,
     ids: &[String],
 ) -> Result<RedeliveryBatch, Error> {
-    let enqueued = sqlx::query_scalar!(
+    let batch = sqlx::query!(
         r#"
         with clock as (
             select attesto_now() as now
@@ -287,7 +299,7 @@ pub(super) async fn enqueue_next_batch(
         cross join progress
         left join looked_at last on last.position = progress.position
         where redelivery.id = request.id
-        returning progress.enqueued as "enqueued!"
+        returning progress.enqueued as "enqueued!", redelivery.tenant_id as "tenant: TenantId"
         "#,
         MAX_SCANNED_EVENTS,
         i64::try_from(REDELIVERY_BATCH_SIZE).unwrap_or(i64::MAX),
@@ -297,8 +309,6 @@ pub(super) async fn enqueue_next_batch(
     )
     .fetch_optional(database.pool())
     .await?;
-    Ok(RedeliveryBatch {
-        enqueued: enqueued.map_or(0, |count| usize::try_from(count).unwrap_or(0)),
-        had_request: enqueued.is_some(),
-    })
+    let done = batch.map(|batch| RedeliveryBatch::new(batch.tenant, batch.enqueued));
+    Ok(done.unwrap_or_default())
 }

@@ -459,7 +459,7 @@ impl DocRunner {
             ..test_event(&self.tenant.id, external_id)
         };
         let database = self.world.database();
-        let record = EventRecorder::new(database, &self.world.clock, || {});
+        let record = EventRecorder::new(database, &self.world.clock, |_| {});
         let stored = record.record_event(&event).await.unwrap().event_id;
         sqlx::query(
             "update webhook_deliveries set status = 'failed', failed_at = now(), attempt_count = 6 where event_id = $1",
