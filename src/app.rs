@@ -187,11 +187,11 @@ impl App {
         );
         let wake = WorkNotifier::from_changes(&changes);
         let notifier = wake.clone();
-        let record =
-            EventRecorder::new(database, clock, move |tenant| notifier.notify_work(tenant));
         let feed = EventFeed::new(database, clock);
         let waiting = feed.clone();
-        let record = record.with_stored_hook(move |tenant| waiting.notify_stored(tenant));
+        let record = EventRecorder::new(database, clock, move |tenant| notifier.notify_work(tenant))
+            .with_stored_hook(move |tenant| waiting.notify_stored(tenant))
+            .with_metrics(&registry);
         let sender = build_sender(settings, database, clock)?;
         let presence = build_heartbeat(settings, database, clock, &certificate_expiries);
         let intake = build_intake(settings, clock, refusals, &presence);
@@ -374,6 +374,7 @@ impl App {
             tls,
             tls_metrics,
             presence,
+            recorder,
             ..
         } = self;
         let mut tasks: Vec<NamedTask> = vec![
@@ -416,6 +417,13 @@ impl App {
                 ),
             ),
             ("replica_heartbeat", presence.run(stop.clone()).boxed()),
+            (
+                "event_writer",
+                run_with(stop, |stop| async move {
+                    stop.cancelled().await;
+                    recorder.finish_writes().await;
+                }),
+            ),
         ];
         if let Some(listener) = metrics.listener {
             let gauges = metrics.statistics;

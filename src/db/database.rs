@@ -353,6 +353,11 @@ impl Database {
         std::iter::once(&self.pool).chain(reserved)
     }
 
+    /// How long a connection of the pool is waited for.
+    pub(crate) fn connect_timeout(&self) -> Duration {
+        self.settings.connect_timeout
+    }
+
     /// The connection pool of `DATABASE_URL`.
     pub fn pool(&self) -> &DbPool {
         &self.pool

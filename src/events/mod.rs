@@ -8,6 +8,7 @@
 //! - [`event`]: an event, and its JSON
 //! - [`purchase_state`]: what a purchase is worth, the same object for both stores
 //! - [`recorder`]: the only way to write events
+//! - [`event_writer`]: writes events that wait at the same moment in one transaction
 //! - [`notification_metrics`]: counts the notifications of the stores
 //! - [`store`]: the queries
 //! - [`unresolved`]: events whose state is told later
@@ -15,6 +16,7 @@
 
 mod event;
 mod event_type;
+mod event_writer;
 pub mod feed;
 mod notification_metrics;
 pub mod purchase_state;

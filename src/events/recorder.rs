@@ -6,17 +6,20 @@ use serde::Serialize;
 use utoipa::ToSchema;
 
 use super::event::NewEvent;
-use super::store::{self, RecordError, StoredEvent};
+use super::event_writer::EventWriter;
+use super::store::{self, EventRow, InsertOutcome, RecordError, StoredEvent};
 use crate::base::clock::Clock;
 use crate::base::id::{DeliveryId, EventId, TenantId};
 use crate::db::Database;
 use crate::deliveries::body::{BodyParts, BodyStore};
+use crate::telemetry::metrics::MetricsRegistry;
 
 /// Writes events together with their deliveries.
 #[derive(Clone)]
 pub struct EventRecorder {
     database: Database,
     bodies: BodyStore,
+    writer: EventWriter,
     clock: Clock,
     on_delivery_enqueued: Arc<dyn Fn(&TenantId) + Send + Sync>,
     on_stored: Arc<dyn Fn(&TenantId) + Send + Sync>,
@@ -32,6 +35,7 @@ impl EventRecorder {
         Self {
             database: database.clone(),
             bodies: BodyStore::new(database),
+            writer: EventWriter::new(database),
             clock: clock.clone(),
             on_delivery_enqueued: Arc::new(on_delivery_enqueued),
             on_stored: Arc::new(|_| {}),
@@ -47,9 +51,45 @@ impl EventRecorder {
         }
     }
 
+    /// The same, with its metrics in `registry`.
+    #[must_use]
+    pub fn with_metrics(self, registry: &MetricsRegistry) -> Self {
+        self.writer.register_metrics(registry);
+        self
+    }
+
     /// Writes the event, and a delivery if its tenant has an active callback. Both are committed when this returns. The event
     /// of a repeated notification is not written again, and no event is written for an inactive tenant.
     pub async fn record_event(&self, event: &NewEvent) -> Result<StoredEvent, RecordError> {
+        loop {
+            let row = self.prepare_row(event).await?;
+            let id = row.id.clone();
+            match self.writer.write(row).await? {
+                InsertOutcome::TenantInactive => return Err(RecordError::InactiveTenant),
+                InsertOutcome::Stored { enqueued } => {
+                    if enqueued {
+                        (self.on_delivery_enqueued)(&event.tenant);
+                    }
+                    (self.on_stored)(&event.tenant);
+                    return Ok(StoredEvent::new(id, enqueued));
+                }
+                InsertOutcome::Repeated => {}
+            }
+            // A second statement: the first cannot see a row that was committed while it waited for that row.
+            if let Some(event_id) = store::confirm_event(&self.database, event).await? {
+                return Ok(StoredEvent::repeated(event_id));
+            }
+            // The earlier event was pruned between the two statements: try again.
+        }
+    }
+
+    /// Waits until every event that is being written is written or has failed. For the end of the process, when no request is
+    /// served any more: the callers of some may have disconnected.
+    pub(crate) async fn finish_writes(&self) {
+        self.writer.finish().await;
+    }
+
+    async fn prepare_row(&self, event: &NewEvent) -> Result<EventRow, RecordError> {
         let now = self.clock.now();
         let (event_id, delivery_id) = (EventId::mint(now), DeliveryId::mint(now));
         let body = event.to_json_body(&event_id, now);
@@ -58,15 +98,7 @@ impl EventRecorder {
             .bodies
             .encode(parts, event.shared_content.as_deref())
             .await?;
-        let stored =
-            store::insert_event(&self.database, event, &event_id, &delivery_id, &body).await?;
-        if stored.enqueued {
-            (self.on_delivery_enqueued)(&event.tenant);
-        }
-        if stored.is_new {
-            (self.on_stored)(&event.tenant);
-        }
-        Ok(stored)
+        Ok(EventRow::new(event, event_id, delivery_id, body))
     }
 }
 

@@ -1,9 +1,11 @@
 //! The queries on events.
 
 use std::borrow::Cow;
+use std::sync::Arc;
 
 use serde_json::Value;
 use serde_json::value::RawValue;
+use time::OffsetDateTime;
 
 use super::event::NewEvent;
 use super::event_type::EventSource;
@@ -28,7 +30,7 @@ pub struct StoredEvent {
 }
 
 impl StoredEvent {
-    fn new(event_id: EventId, enqueued: bool) -> Self {
+    pub(super) fn new(event_id: EventId, enqueued: bool) -> Self {
         Self {
             event_id,
             is_new: true,
@@ -37,7 +39,7 @@ impl StoredEvent {
     }
 
     /// `event_id` is the event that was stored first.
-    fn repeated(event_id: EventId) -> Self {
+    pub(super) fn repeated(event_id: EventId) -> Self {
         Self {
             event_id,
             is_new: false,
@@ -52,9 +54,113 @@ pub enum RecordError {
     /// The tenant is inactive or does not exist.
     #[error("the tenant is not active")]
     InactiveTenant,
-    /// The database failed.
+    /// The database failed. Events that were written together share the error.
     #[error(transparent)]
-    Database(#[from] Error),
+    Database(Arc<Error>),
+}
+
+impl From<Error> for RecordError {
+    fn from(error: Error) -> Self {
+        Self::Database(Arc::new(error))
+    }
+}
+
+/// The columns of an event and its delivery, as they are written.
+#[derive(Clone, Debug)]
+pub(super) struct EventRow {
+    pub(super) id: EventId,
+    pub(super) delivery_id: DeliveryId,
+    tenant: TenantId,
+    source: EventSource,
+    external_id: String,
+    event_type: &'static str,
+    reason: Option<String>,
+    platform_event: String,
+    environment: Option<&'static str>,
+    key_hash: Option<[u8; 32]>,
+    subject_key: Option<String>,
+    product_id: Option<String>,
+    subject_type: Option<&'static str>,
+    app_user_id: Option<String>,
+    /// JSON.
+    decoded_payload: String,
+    occurred_at: Option<OffsetDateTime>,
+    /// JSON.
+    state: Option<String>,
+    state_error: Option<&'static str>,
+    /// The encoded body, with a place for `sequence`.
+    stored_body: Vec<u8>,
+}
+
+/// What makes two notifications the same.
+pub(super) type NotificationKey<'a> = (&'a TenantId, EventSource, &'a str);
+
+impl EventRow {
+    /// `stored_body` is the encoded body, with a place for `sequence`.
+    pub(super) fn new(
+        event: &NewEvent,
+        id: EventId,
+        delivery_id: DeliveryId,
+        stored_body: Vec<u8>,
+    ) -> Self {
+        let text = |text: &str| replace_nul(text).into_owned();
+        let subject = event.subject.as_ref();
+        Self {
+            id,
+            delivery_id,
+            tenant: event.tenant.clone(),
+            source: event.source,
+            external_id: text(&event.external_id),
+            event_type: event.event_type.as_str(),
+            reason: event.reason.as_deref().map(text),
+            platform_event: text(&event.platform_event),
+            environment: event.environment.map(super::EventEnvironment::as_str),
+            key_hash: subject.map(|subject| sha256(subject.key.as_bytes())),
+            subject_key: subject.map(|subject| truncate_index_key(&subject.key).into_owned()),
+            product_id: subject.and_then(|subject| subject.product_id.as_deref().map(text)),
+            subject_type: subject.map(|subject| subject.r#type.as_str()),
+            app_user_id: event.app_user_id.as_deref().map(text),
+            decoded_payload: to_jsonb_text(event.facts.as_ref().unwrap_or(&event.data))
+                .into_owned(),
+            occurred_at: event.occurred_at.map(OffsetDateTime::from),
+            state: event.state.as_ref().map(state_column),
+            state_error: event.state_error.map(super::StateError::as_str),
+            stored_body,
+        }
+    }
+
+    pub(super) fn notification(&self) -> NotificationKey<'_> {
+        (&self.tenant, self.source, &self.external_id)
+    }
+
+    /// About how many bytes are sent to the database.
+    pub(super) fn size(&self) -> usize {
+        /// All other columns.
+        const OTHERS: usize = 512;
+        let state = self.state.as_ref().map_or(0, String::len);
+        self.decoded_payload.len() + self.stored_body.len() + state + OTHERS
+    }
+}
+
+/// What became of an event in the statement that was to write it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum InsertOutcome {
+    /// The tenant is inactive or does not exist.
+    TenantInactive,
+    /// The notification was stored before. [`confirm_event`] tells which event that is.
+    Repeated,
+    /// Committed.
+    Stored { enqueued: bool },
+}
+
+impl InsertOutcome {
+    fn new(is_active: bool, is_new: bool, enqueued: bool) -> Self {
+        match (is_active, is_new) {
+            (false, _) => Self::TenantInactive,
+            (true, false) => Self::Repeated,
+            (true, true) => Self::Stored { enqueued },
+        }
+    }
 }
 
 /// What the statement raises when it has given an event a number in its subject's sequence and then finds the notification
@@ -64,23 +170,11 @@ const NOTIFICATION_REPEATED: &str = "AT001";
 /// Writes an event and, if its tenant has an active callback, a delivery; an event with a subject and without a state is also
 /// listed in `unresolved_states`. One statement: all are written or none is, and a client that disconnects cannot leave a
 /// transaction open. The same statement checks that the tenant is active: an earlier check may be out of date, and an export
-/// of an inactive tenant must contain all of its events. `body` is the encoded body, with a place for `sequence`.
+/// of an inactive tenant must contain all of its events.
 pub(super) async fn insert_event(
     database: &Database,
-    event: &NewEvent,
-    id: &EventId,
-    delivery: &DeliveryId,
-    body: &[u8],
-) -> Result<StoredEvent, RecordError> {
-    let external_id = replace_nul(&event.external_id);
-    let reason = event.reason.as_deref().map(replace_nul);
-    let platform_event = replace_nul(&event.platform_event);
-    let subject = event.subject.as_ref();
-    let key_hash = subject.map(|subject| sha256(subject.key.as_bytes()));
-    let subject_key = subject.map(|subject| truncate_index_key(&subject.key));
-    let product_id = subject.and_then(|subject| subject.product_id.as_deref().map(replace_nul));
-    let app_user_id = event.app_user_id.as_deref().map(replace_nul);
-    let state = event.state.as_ref().map(state_column);
+    event: &EventRow,
+) -> Result<InsertOutcome, Error> {
     loop {
         let row = sqlx::query!(
             r#"
@@ -124,46 +218,164 @@ pub(super) async fn insert_event(
                 case when exists (select from subject) and not exists (select from event)
                     then raise_notification_repeated() end as repeated
             "#,
-            id.as_str(),
+            event.id.as_str(),
             event.tenant.as_str(),
             event.source.as_str(),
-            &external_id,
-            event.event_type.as_str(),
-            reason.as_deref(),
-            &platform_event,
-            event.environment.map(super::EventEnvironment::as_str),
-            subject_key.as_deref(),
-            product_id.as_deref(),
-            subject.map(|subject| subject.r#type.as_str()),
-            app_user_id.as_deref(),
-            &to_jsonb_text(event.facts.as_ref().unwrap_or(&event.data)),
-            event.occurred_at.map(time::OffsetDateTime::from),
-            delivery.as_str(),
-            state.as_deref(),
-            event.state_error.map(super::StateError::as_str),
-            body,
-            key_hash.as_ref().map(<[u8; 32]>::as_slice),
+            &event.external_id,
+            event.event_type,
+            event.reason.as_deref(),
+            &event.platform_event,
+            event.environment,
+            event.subject_key.as_deref(),
+            event.product_id.as_deref(),
+            event.subject_type,
+            event.app_user_id.as_deref(),
+            &event.decoded_payload,
+            event.occurred_at,
+            event.delivery_id.as_str(),
+            event.state.as_deref(),
+            event.state_error,
+            &event.stored_body,
+            event.key_hash.as_ref().map(<[u8; 32]>::as_slice),
             FIRST_RETRY_DELAY.as_secs_f64(),
         )
         .fetch_one(database.pool());
-        let row = match database.writes().observe(row).await {
-            Ok(row) => row,
-            Err(error) if is_repeated(&error) => continue,
-            Err(error) => return Err(error.into()),
-        };
-        if !row.is_active {
-            return Err(RecordError::InactiveTenant);
+        match database.writes().observe(row).await {
+            Ok(row) => return Ok(InsertOutcome::new(row.is_active, row.is_new, row.enqueued)),
+            Err(error) if is_repeated(&error) => {}
+            Err(error) => return Err(error),
         }
-        if row.is_new {
-            return Ok(StoredEvent::new(id.clone(), row.enqueued));
-        }
-        // A second statement: the first cannot see a row that was committed while it waited for that row.
-        let earlier = confirm_event(database, &event.tenant, event.source, &external_id).await?;
-        if let Some(event_id) = earlier {
-            return Ok(StoredEvent::repeated(event_id));
-        }
-        // The earlier event was pruned between the two statements: try again.
     }
+}
+
+/// Writes several events, each as [`insert_event`] does, in one statement: all are written or none is. No notification may be in it
+/// twice. The outcomes are in the order of `events`.
+///
+/// Every lookup is a lateral join with a limit: a probe of an index for each event, and never a join with a whole table, whatever the
+/// statistics say. Rows are locked in the order of their keys, all subjects before the first event, so that
+/// statements of several processes do not wait for each other in a circle.
+#[expect(clippy::too_many_lines, reason = "one statement and its columns")]
+pub(super) async fn insert_events(
+    database: &Database,
+    events: &[EventRow],
+) -> Result<Vec<InsertOutcome>, Error> {
+    fn column<'a, T>(events: &'a [EventRow], value: impl Fn(&'a EventRow) -> T) -> Vec<T> {
+        events.iter().map(value).collect()
+    }
+    let rows = sqlx::query!(
+        r#"
+        with input as materialized (
+            select event.*, tenant.id is not null as is_active, earlier.id is not null as is_repeated
+            from unnest($1::text[], $2::text[], $3::text[], $4::text[], $5::text[], $6::text[], $7::text[], $8::text[],
+                    $9::text[], $10::text[], $11::text[], $12::text[], $13::text[], $14::timestamptz[], $15::text[],
+                    $16::text[], $17::text[], $18::bytea[], $19::bytea[])
+                with ordinality as event (id, tenant_id, source, external_id, event_type, reason, platform_event, environment,
+                    subject_key, subject_product_id, subject_type, app_user_id, decoded_payload, occurred_at, delivery_id,
+                    state, state_error, stored_body, key_hash, place)
+            left join lateral (
+                select tenants.id from tenants where tenants.id = event.tenant_id and tenants.is_active limit 1
+            ) tenant on true
+            left join lateral (
+                select stored.id from webhook_events stored
+                where stored.tenant_id = event.tenant_id and stored.source = event.source
+                    and stored.external_id = event.external_id
+                limit 1
+            ) earlier on true
+        ), fresh as materialized (
+            select input.*,
+                row_number() over subject as nth,
+                count(*) over (partition by tenant_id, source, key_hash) as of_subject
+            from input
+            where is_active and not is_repeated
+            window subject as (partition by tenant_id, source, key_hash order by place)
+        ), subject as (
+            -- Locks the subjects' rows until the commit, so that their events are committed in the order of their numbers.
+            insert into subjects (tenant_id, source, key_hash, last_sequence)
+            select tenant_id, source, key_hash, of_subject
+            from fresh
+            where key_hash is not null and nth = 1
+            order by tenant_id, source, key_hash
+            on conflict (tenant_id, source, key_hash)
+                do update set last_sequence = subjects.last_sequence + excluded.last_sequence
+            returning tenant_id, source, key_hash, last_sequence
+        ), event as (
+            insert into webhook_events
+                (id, tenant_id, source, external_id, event_type, reason, platform_event, environment, subject_key,
+                 subject_product_id, subject_type, app_user_id, decoded_payload, occurred_at,
+                 sequence, state, state_error, stored_body)
+            select fresh.id, fresh.tenant_id, fresh.source, fresh.external_id, fresh.event_type, fresh.reason,
+                fresh.platform_event, fresh.environment, fresh.subject_key, fresh.subject_product_id, fresh.subject_type,
+                fresh.app_user_id, fresh.decoded_payload::jsonb, fresh.occurred_at,
+                subject.last_sequence - fresh.of_subject + fresh.nth, fresh.state::jsonb, fresh.state_error,
+                fresh.stored_body
+            from fresh
+            left join subject on subject.tenant_id = fresh.tenant_id and subject.source = fresh.source
+                and subject.key_hash = fresh.key_hash
+            -- Always true, once all subjects are written.
+            where (select count(*) from subject) >= 0
+            order by fresh.tenant_id, fresh.source, fresh.external_id
+            on conflict (tenant_id, source, external_id) do nothing
+            returning id
+        ), delivery as (
+            -- Where it goes is decided now: a later change of the configuration redirects nothing.
+            insert into webhook_deliveries (id, event_id, tenant_id, callback_url)
+            select fresh.delivery_id, event.id, fresh.tenant_id, config.callback_url
+            from event
+            join fresh on fresh.id = event.id
+            cross join lateral (
+                select callback_url from webhook_configs
+                where webhook_configs.tenant_id = fresh.tenant_id and webhook_configs.is_active
+                limit 1
+            ) config
+            order by fresh.place
+            returning event_id
+        ), unresolved as (
+            insert into unresolved_states
+                (event_id, tenant_id, source, key_hash, state_error, next_attempt_at, created_at)
+            select event.id, fresh.tenant_id, fresh.source, fresh.key_hash, fresh.state_error,
+                clock.now + make_interval(secs => $20), clock.now
+            from event
+            join fresh on fresh.id = event.id
+            cross join (select attesto_now() as now) clock
+            where fresh.key_hash is not null and fresh.state is null and fresh.state_error is not null
+        )
+        select input.is_active as "is_active!", event.id is not null as "is_new!",
+            delivery.event_id is not null as "enqueued!",
+            case when input.is_active and not input.is_repeated and event.id is null and input.key_hash is not null
+                then raise_notification_repeated() end as repeated
+        from input
+        left join event on event.id = input.id
+        left join delivery on delivery.event_id = input.id
+        order by input.place
+        "#,
+        &column(events, |event| event.id.as_str()) as &[&str],
+        &column(events, |event| event.tenant.as_str()) as &[&str],
+        &column(events, |event| event.source.as_str()) as &[&str],
+        &column(events, |event| event.external_id.as_str()) as &[&str],
+        &column(events, |event| event.event_type) as &[&str],
+        &column(events, |event| event.reason.as_deref()) as &[Option<&str>],
+        &column(events, |event| event.platform_event.as_str()) as &[&str],
+        &column(events, |event| event.environment) as &[Option<&str>],
+        &column(events, |event| event.subject_key.as_deref()) as &[Option<&str>],
+        &column(events, |event| event.product_id.as_deref()) as &[Option<&str>],
+        &column(events, |event| event.subject_type) as &[Option<&str>],
+        &column(events, |event| event.app_user_id.as_deref()) as &[Option<&str>],
+        &column(events, |event| event.decoded_payload.as_str()) as &[&str],
+        &column(events, |event| event.occurred_at) as &[Option<OffsetDateTime>],
+        &column(events, |event| event.delivery_id.as_str()) as &[&str],
+        &column(events, |event| event.state.as_deref()) as &[Option<&str>],
+        &column(events, |event| event.state_error) as &[Option<&str>],
+        &column(events, |event| event.stored_body.as_slice()) as &[&[u8]],
+        &column(events, |event| event.key_hash.as_ref().map(<[u8; 32]>::as_slice))
+            as &[Option<&[u8]>],
+        FIRST_RETRY_DELAY.as_secs_f64(),
+    )
+    .fetch_all(database.pool());
+    let rows = database.writes().observe(rows).await?;
+    let outcomes = rows
+        .into_iter()
+        .map(|row| InsertOutcome::new(row.is_active, row.is_new, row.enqueued));
+    Ok(outcomes.collect())
 }
 
 fn state_column(state: &PurchaseState) -> String {
@@ -184,11 +396,9 @@ fn is_repeated(error: &Error) -> bool {
 /// was waiting for the standby becomes visible without it. The answer to the repeat would end the store's attempts, and the
 /// standby that takes over knows nothing of the event. A lock of the row is a write of a few bytes, whose commit waits for the
 /// standby like that of the event, and by then the standby has everything before it too.
-async fn confirm_event(
+pub(super) async fn confirm_event(
     database: &Database,
-    tenant: &TenantId,
-    source: EventSource,
-    external_id: &str,
+    event: &NewEvent,
 ) -> Result<Option<EventId>, Error> {
     let confirm = sqlx::query_scalar!(
         r#"
@@ -196,9 +406,9 @@ async fn confirm_event(
         where tenant_id = $1 and source = $2 and external_id = $3
         for key share
         "#,
-        tenant.as_str(),
-        source.as_str(),
-        external_id,
+        event.tenant.as_str(),
+        event.source.as_str(),
+        &replace_nul(&event.external_id),
     );
     let confirm = confirm.fetch_optional(database.pool());
     database.writes().observe(confirm).await

@@ -20,7 +20,7 @@ use prometheus_client::registry::{Metric, Registry};
 pub type Counter = counter::Counter;
 /// A value that goes up and down. Clones share it.
 pub type Gauge = gauge::Gauge<f64, AtomicU64>;
-/// Observed durations in seconds, counted by upper bound. Clones share them.
+/// Observed values, counted by upper bound. Clones share them.
 pub type Histogram = histogram::Histogram;
 
 /// The `Content-Type` of [`MetricsRegistry::render_text`].
@@ -76,7 +76,7 @@ impl MetricsRegistry {
         self.add(name, help, Gauge::default())
     }
 
-    /// Adds a histogram with these upper bounds in seconds. `name` ends in `_seconds`.
+    /// Adds a histogram with these upper bounds. `name` ends in the unit; durations are in seconds.
     pub fn register_histogram(
         &self,
         name: &'static str,

@@ -31,6 +31,7 @@ mod docs;
 mod doctor;
 mod embedded;
 mod encryption;
+mod event_batches;
 mod event_feed;
 mod failover;
 mod google_credentials;

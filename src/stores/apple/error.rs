@@ -210,7 +210,7 @@ pub enum AppleNotificationError {
     NoNotificationUuid,
     /// The database did not store it.
     #[error(transparent)]
-    Database(#[from] db::Error),
+    Database(Arc<db::Error>),
 }
 
 /// Why a notification is not accepted.
@@ -306,7 +306,7 @@ impl From<AppleNotificationError> for Problem {
                 "notificationUUID",
                 "must be in the signed payload, with 1 to 256 characters",
             )]),
-            AppleNotificationError::Database(error) => error.into(),
+            AppleNotificationError::Database(error) => (&*error).into(),
         }
     }
 }

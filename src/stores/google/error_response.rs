@@ -205,7 +205,7 @@ impl From<RecordError> for GoogleNotificationError {
     fn from(error: RecordError) -> Self {
         match error {
             RecordError::InactiveTenant => Self::TenantInactive,
-            RecordError::Database(error) => Self::Database(Arc::new(error)),
+            RecordError::Database(error) => Self::Database(error),
         }
     }
 }

@@ -142,7 +142,7 @@ impl StateCompleter {
     }
 
     /// Does one round, of which nothing runs on when this returns.
-    pub async fn tick(&mut self) -> Result<CompletionRound, Error> {
+    pub async fn tick(&mut self) -> Result<CompletionRound, Arc<Error>> {
         self.remove_old_events().await?;
         let now = self.clock.uptime();
         self.resting
@@ -187,7 +187,7 @@ impl StateCompleter {
     }
 
     /// Asks about one event, and stores the event that tells its state.
-    async fn complete_event(&self, event: &UnresolvedEvent) -> Result<Completion, Error> {
+    async fn complete_event(&self, event: &UnresolvedEvent) -> Result<Completion, Arc<Error>> {
         // The event about a replaced purchase also lacks the purchase that took its place.
         if event.is_superseded && event.state_error == StateError::StoreUnavailable {
             return Ok(Completion::Ended);
@@ -237,7 +237,7 @@ impl StateCompleter {
         &self,
         event: &UnresolvedEvent,
         purchase: LatePurchase,
-    ) -> Result<Completion, Error> {
+    ) -> Result<Completion, Arc<Error>> {
         let stored = match self
             .recorder
             .record_event(&event.complete_with(purchase))
