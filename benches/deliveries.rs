@@ -5,7 +5,7 @@
 //! The server is the real binary on a private, durable Postgres; the receiver is in this program.
 //! CPU time is read from the system for each process, including Postgres. The baselines are
 //! measured in the same run: a bare HTTP POST of the same bytes, the dispatcher's own SQL without
-//! sending, and the inserts of an event without verification.
+//! sending, and transactions of one row.
 
 #![expect(
     clippy::cast_precision_loss,
@@ -14,11 +14,14 @@
     reason = "rates and shares of small counts"
 )]
 
+#[path = "support/load.rs"]
+mod load;
 mod support;
 
 use std::collections::HashMap;
-use std::io::Write as _;
+use std::io::Write;
 use std::net::{Ipv4Addr, SocketAddr};
+use std::path::PathBuf;
 use std::process::Command;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex};
@@ -36,9 +39,12 @@ use attesto::deliveries::{
 };
 use attesto::embedded_postgres::{EmbeddedOptions, EmbeddedPostgres};
 use attesto::events::{EventRecorder, EventSource, EventType, NewEvent};
+use attesto::simulator::state::apple::{NewTransaction, SimulatedEnvironment, TransactionChange};
+use attesto::simulator::state::apple_notifications::NotificationUrls;
 use attesto::simulator::{Simulator, SimulatorOptions};
-use attesto::stores::google;
+use attesto::stores::apple::account::{AppleCredentials, EnvironmentChoice, SigningKey};
 use attesto::stores::google::account::GoogleServiceAccount;
+use attesto::stores::{apple, google};
 use attesto::tenants;
 use axum::Router;
 use axum::extract::{Path, State};
@@ -65,8 +71,15 @@ const CONCURRENCY: usize = 64;
 /// The rate and the length of the latency measurement.
 const PER_SECOND: u32 = 100;
 const PUSHED: usize = 2_000;
-/// Notifications in the measurement of the inbound rate.
-const INBOUND: usize = 5_000;
+/// Notifications in each round of the measurement of a load, and the connections that push them.
+const LOAD: usize = 6_000;
+const LOAD_CONNECTIONS: usize = 32;
+const LOAD_ROUNDS: usize = 3;
+/// Transactions in each round of the yardstick.
+const YARDSTICK: usize = 5_000;
+/// The threads of the receiver and of the load generator.
+const RECEIVER: &str = "receiver";
+const GENERATOR: &str = "generator";
 /// Callbacks that never answer.
 const HANGING: usize = 250;
 
@@ -95,7 +108,7 @@ struct Arrived {
 }
 
 impl Arrivals {
-    async fn start() -> (Self, SocketAddr) {
+    fn start() -> (Self, SocketAddr) {
         let arrivals = Self::default();
         let routes = Router::new()
             .route("/hook/{tenant}", post(take))
@@ -105,11 +118,19 @@ impl Arrivals {
             )
             .route("/bare", post(async |_: Bytes| "ok"))
             .with_state(arrivals.clone());
-        let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0))
-            .await
-            .expect("a free port");
+        let listener = std::net::TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).expect("a free port");
+        listener.set_nonblocking(true).expect("a socket");
         let address = listener.local_addr().expect("it is bound");
-        tokio::spawn(async move { axum::serve(listener, routes).await.expect("it serves") });
+        // A thread of its own, so that its CPU time is known.
+        std::thread::spawn(move || {
+            load::named_runtime(RECEIVER).block_on(async move {
+                let listener = TcpListener::from_std(listener).expect("a listener");
+                let serving = async move { axum::serve(listener, routes).await };
+                // On the runtime's own thread, whose name is counted.
+                let served = tokio::spawn(serving).await.expect("it does not panic");
+                served.expect("it serves");
+            });
+        });
         (arrivals, address)
     }
 
@@ -156,6 +177,8 @@ struct Bench {
     postgres: EmbeddedPostgres,
     database: Database,
     simulator: Simulator,
+    /// The file with the simulated App Store's root certificate.
+    roots: PathBuf,
     keyring: Keyring,
     key: String,
     clock: Clock,
@@ -169,7 +192,7 @@ impl Bench {
         let clock = Clock::system();
         let folder = std::env::temp_dir().join(format!("attesto-bench-{}", std::process::id()));
         let options = EmbeddedOptions {
-            data_dir: Some(folder),
+            data_dir: Some(folder.clone()),
             ..EmbeddedOptions::from_env(config::read_env_var)
         };
         let postgres = EmbeddedPostgres::start(options)
@@ -180,14 +203,17 @@ impl Bench {
         let simulator = Simulator::start(SimulatorOptions::new(clock.clone()))
             .await
             .expect("the stores start");
+        let roots = folder.join("simulator-root.pem");
+        std::fs::write(&roots, simulator.apple_root_pem()).expect("written");
         let key = STANDARD.encode([7; 32]);
         let master = MasterKey::parse(&key, Some(1)).expect("a key");
         let keyring = Keyring::new(master, vec![]).expect("a ring");
-        let (arrivals, receiver) = Arrivals::start().await;
+        let (arrivals, receiver) = Arrivals::start();
         let mut bench = Self {
             postgres,
             database,
             simulator,
+            roots,
             keyring,
             key,
             clock,
@@ -198,6 +224,7 @@ impl Bench {
         for number in 0..TENANTS {
             let tenant = bench.tenant(&format!("hook/{number}")).await;
             bench.credentials(&tenant, &package(number)).await;
+            bench.apple_credentials(&tenant, &package(number)).await;
             bench.tenants.push(tenant);
         }
         bench
@@ -247,6 +274,32 @@ impl Bench {
             .expect("credentials");
     }
 
+    async fn apple_credentials(&self, tenant: &TenantId, bundle: &str) {
+        let key = self.simulator.apple().api_key();
+        let credentials = AppleCredentials {
+            bundle_id: bundle.to_owned(),
+            key_id: key.key_id,
+            issuer_id: key.issuer_id,
+            key: SigningKey::parse(key.private_key.as_bytes()).expect("a key"),
+            environment: EnvironmentChoice::Production,
+            app_apple_id: i64::try_from(self.simulator.apple().get_app(bundle).app_apple_id).ok(),
+        };
+        let new = apple::store::NewAppleCredentials {
+            key_file: key.private_key.as_bytes(),
+            credentials: &credentials,
+        };
+        apple::store::set_credentials(&self.database, &self.keyring, tenant, &new)
+            .await
+            .expect("credentials");
+        // Signed when a purchase changes, and kept until they are fetched.
+        let urls = NotificationUrls {
+            manual: true,
+            ..NotificationUrls::for_both_environments("http://127.0.0.1:9/")
+        };
+        let set = self.simulator.apple().set_notification_urls(bundle, urls);
+        set.expect("an address");
+    }
+
     async fn execute(&self, statement: &'static str) {
         sqlx::query(statement)
             .execute(self.database.pool())
@@ -286,12 +339,8 @@ impl Bench {
             .env("DATABASE_URL", self.postgres.connection_url())
             .env("ATTESTO_ENCRYPTION_KEY", &self.key)
             .env("WEBHOOK_ALLOW_PRIVATE_CALLBACKS", "true")
-            .envs(
-                self.simulator
-                    .environment_variables()
-                    .into_iter()
-                    .filter(|(name, _)| name.starts_with("GOOGLE_")),
-            );
+            .envs(self.simulator.environment_variables())
+            .env("APPLE_ROOT_CERTIFICATES", &self.roots);
         Server::start(&mut command)
     }
 
@@ -342,6 +391,261 @@ impl Bench {
             })
             .collect()
     }
+}
+
+/// Notifications of renewals as the App Store pushes them, each signed, with two signed parts: path and body.
+fn apple_notifications(bench: &Bench, count: usize) -> Vec<(String, String)> {
+    let apple = bench.simulator.apple();
+    let mut bought = Vec::new();
+    for number in 0..count {
+        let new = NewTransaction {
+            bundle_id: Some(package(number % TENANTS)),
+            environment: SimulatedEnvironment::Production,
+            ..NewTransaction::default()
+        };
+        // As a store has them: a purchase, and renewals of earlier ones.
+        if number % 4 == 0 || bought.len() < 4 * TENANTS {
+            bought.push(apple.create_transaction(new).expect("bought"));
+        } else {
+            let at = fastrand::usize(..bought.len());
+            let id = bought[at].transaction_id.clone();
+            let renewed = apple.change_transaction(&id, &TransactionChange::Renew {});
+            bought[at] = renewed.expect("renewed");
+        }
+    }
+    let tenants: HashMap<String, &TenantId> = bench
+        .tenants
+        .iter()
+        .enumerate()
+        .map(|(number, tenant)| (package(number), tenant))
+        .collect();
+    let mut made = apple.list_notifications();
+    made.drain(..made.len() - count);
+    made.into_iter()
+        .map(|notification| {
+            let tenant = tenants[&notification.bundle_id];
+            let body = json!({ "signedPayload": notification.signed_payload });
+            (format!("/v1/webhooks/apple/{tenant}"), body.to_string())
+        })
+        .collect()
+}
+
+/// What is measured of one round of a load.
+#[derive(Clone, Copy, Default)]
+struct LoadCost {
+    /// A second.
+    taken_in: f64,
+    delivered: f64,
+    /// Microseconds of processor time for each notification.
+    server: f64,
+    postgres: f64,
+    receiver: f64,
+    generator: f64,
+    /// For each notification.
+    wal_bytes: f64,
+    disk_bytes: f64,
+    transactions: f64,
+}
+
+/// Counters of Postgres.
+struct DatabaseCounters {
+    cpu: Duration,
+    wal: f64,
+    disk: f64,
+    transactions: f64,
+}
+
+impl DatabaseCounters {
+    async fn read(bench: &Bench) -> Self {
+        // Postgres processes report their statistics up to a second late, and later when they are idle.
+        let (wal, disk, transactions): (f64, f64, f64) = sqlx::query_as(
+            "select (pg_current_wal_insert_lsn() - '0/0'::pg_lsn)::float8, pg_database_size(current_database())::float8,
+                xact_commit::float8 from pg_stat_database where datname = current_database()",
+        )
+        .fetch_one(bench.database.pool())
+        .await
+        .expect("it answers");
+        Self {
+            cpu: bench.database_cpu().await,
+            wal,
+            disk,
+            transactions,
+        }
+    }
+}
+
+async fn all_delivered(bench: &Bench) {
+    loop {
+        let open: bool = sqlx::query_scalar(
+            "select exists (select from webhook_deliveries where status = 'pending')",
+        )
+        .fetch_one(bench.database.pool())
+        .await
+        .expect("it answers");
+        if !open {
+            return;
+        }
+        tokio::time::sleep(Duration::from_millis(50)).await;
+    }
+}
+
+/// Pushes notifications as fast as they are taken in, while they are delivered.
+async fn push_load(bench: &Bench, server: &Server, requests: Vec<Vec<u8>>) -> LoadCost {
+    let count = requests.len();
+    let requests = Arc::new(requests);
+    bench.arrivals.reset();
+    let generator = load::named_runtime(GENERATOR);
+    let before = (
+        DatabaseCounters::read(bench).await,
+        server.cpu(),
+        load::cpu_of_thread(RECEIVER),
+    );
+    let begun = Instant::now();
+    let taking_in = load::send_all(server.address, LOAD_CONNECTIONS, requests);
+    let taken_in = generator.spawn(taking_in).await.expect("all are taken in");
+    let generating = load::cpu_of_thread(GENERATOR);
+    bench.arrivals.until(count).await;
+    let delivered = begun.elapsed();
+    all_delivered(bench).await;
+    let each = |time: Duration| micros(time) / count as f64;
+    let server_cpu = each(server.cpu().saturating_sub(before.1));
+    let receiver = each(load::cpu_of_thread(RECEIVER).saturating_sub(before.2));
+    let cpu = bench.database_cpu().await;
+    // The rest is read after the statistics were reported.
+    tokio::time::sleep(Duration::from_millis(1500)).await;
+    let after = DatabaseCounters::read(bench).await;
+    generator.shutdown_background();
+    LoadCost {
+        taken_in: count as f64 / taken_in.as_secs_f64(),
+        delivered: count as f64 / delivered.as_secs_f64(),
+        server: server_cpu,
+        postgres: each(cpu.saturating_sub(before.0.cpu)),
+        receiver,
+        generator: each(generating),
+        wal_bytes: (after.wal - before.0.wal) / count as f64,
+        disk_bytes: (after.disk - before.0.disk) / count as f64,
+        transactions: (after.transactions - before.0.transactions) / count as f64,
+    }
+}
+
+/// The yardstick: transactions that insert one row of 1,000 bytes, as many at once as there are connections. How many a second,
+/// and the processor time of Postgres for each, in microseconds.
+async fn yardstick(bench: &Bench, count: usize) -> (f64, f64) {
+    bench
+        .execute("create table if not exists bench_yardstick (id bigint generated always as identity primary key, body bytea not null)")
+        .await;
+    let before = bench.database_cpu().await;
+    let pool = bench.database.pool().clone();
+    let rate = rate(count, move |_| {
+        let pool = pool.clone();
+        async move {
+            sqlx::query("insert into bench_yardstick (body) values ($1)")
+                .bind(vec![fastrand::u8(..); 1000])
+                .execute(&pool)
+                .await
+                .expect("inserted");
+        }
+    })
+    .await;
+    let cpu = bench.database_cpu().await.saturating_sub(before);
+    (rate, micros(cpu) / count as f64)
+}
+
+/// Both kinds of notification and the yardstick, in turns.
+async fn measure_load(bench: &Bench, server: &Server, scale: usize, out: &mut impl Write) {
+    let count = LOAD / scale;
+    let mut of_kind = [Vec::new(), Vec::new()];
+    let mut yard = Vec::new();
+    let mut bytes = [0; 2];
+    // The first round warms caches and is not counted.
+    for round in 0..=LOAD_ROUNDS {
+        yard.push(yardstick(bench, YARDSTICK / scale).await);
+        for (kind, costs) in of_kind.iter_mut().enumerate() {
+            let requests: Vec<_> = if kind == 0 {
+                let made = bench.notifications(count);
+                bytes[kind] = made[0].2.len();
+                let made = made.iter();
+                made.map(|(path, token, body)| load::post_request(path, Some(token), body))
+                    .collect()
+            } else {
+                let made = apple_notifications(bench, count);
+                bytes[kind] = made[0].1.len();
+                let made = made.iter();
+                made.map(|(path, body)| load::post_request(path, None, body))
+                    .collect()
+            };
+            let cost = push_load(bench, server, requests).await;
+            if round > 0 {
+                costs.push(cost);
+            }
+        }
+    }
+    yard.remove(0);
+    let (yard_rate, yard_cpu) = (
+        median_of(&yard, |yard| yard.0),
+        median_of(&yard, |yard| yard.1),
+    );
+    let [google, apple] = of_kind;
+    let line =
+        |out: &mut dyn Write, name: &str, of: fn(&LoadCost) -> f64, unit: &str, goals: &str| {
+            let _ = writeln!(
+                out,
+                "  {name:23}{:9.0}{:9.0} {unit:4} {goals}",
+                median_of(&google, of),
+                median_of(&apple, of)
+            );
+        };
+    let _ = writeln!(
+        out,
+        "\nNotifications taken in and delivered, {LOAD_CONNECTIONS} connections, {TENANTS} tenants, median of {LOAD_ROUNDS} rounds of {count}\n\
+         \x20                           Google    Apple      (goals)\n\
+         \x20 size                   {:9}{:9} B",
+        bytes[0], bytes[1]
+    );
+    line(out, "taken in", |cost| cost.taken_in, "/s", "");
+    line(
+        out,
+        "taken in and delivered",
+        |cost| cost.delivered,
+        "/s",
+        "(7000, 2500)",
+    );
+    line(out, "server", |cost| cost.server, "µs", "(Apple: 280)");
+    line(out, "Postgres", |cost| cost.postgres, "µs", "(Apple: 420)");
+    line(out, "receiver", |cost| cost.receiver, "µs", "");
+    line(
+        out,
+        "these three",
+        |cost| cost.server + cost.postgres + cost.receiver,
+        "µs",
+        "(Apple: 750)",
+    );
+    line(out, "load generator", |cost| cost.generator, "µs", "");
+    line(out, "WAL", |cost| cost.wal_bytes, "B", "(Apple: 6000)");
+    line(out, "disk", |cost| cost.disk_bytes, "B", "(Apple: 5000)");
+    let share = |costs: &[LoadCost]| median_of(costs, |cost| cost.delivered) / yard_rate;
+    let cpu_share = |costs: &[LoadCost]| median_of(costs, |cost| cost.postgres) / yard_cpu;
+    let transactions = |costs: &[LoadCost]| median_of(costs, |cost| cost.transactions);
+    let _ = writeln!(
+        out,
+        "  {:23}{:9.2}{:9.2}\n\
+         \x20 the yardstick, one row of 1,000 bytes a transaction: {yard_rate:.0} /s, Postgres {yard_cpu:.0} µs\n\
+         \x20 {:23}{:9.2}{:9.2}\n\
+         \x20 {:23}{:9.2}{:9.2}",
+        "transactions",
+        transactions(&google),
+        transactions(&apple),
+        "rate, of the yardstick",
+        share(&google),
+        share(&apple),
+        "Postgres, of the same",
+        cpu_share(&google),
+        cpu_share(&apple),
+    );
+}
+
+fn median_of<T>(rows: &[T], of: impl Fn(&T) -> f64) -> f64 {
+    median(&mut rows.iter().map(of).collect::<Vec<_>>())
 }
 
 fn package(number: usize) -> String {
@@ -506,70 +810,7 @@ async fn measure(scale: usize) {
         share(&times, 1.0)
     );
 
-    // Accepting notifications only, next to the same inserts alone.
-    let inbound = INBOUND / scale;
-    let client = attesto::outbound::build_http_client().expect("a client");
-    let notifications = Arc::new(bench.notifications(inbound));
-    let address = server.address;
-    let (mut taken, mut bare_inserts) = (Vec::new(), Vec::new());
-    for round in 0..3 {
-        let record = EventRecorder::new(&bench.database, &bench.clock, |_| {});
-        let tenants = bench.tenants.clone();
-        bare_inserts.push(
-            rate(inbound, move |number| {
-                let (record, event) = (
-                    record.clone(),
-                    event(&tenants[number % TENANTS], format!("bare-{round}-{number}")),
-                );
-                async move { record.record_event(&event).await.map(drop).expect("stored") }
-            })
-            .await,
-        );
-        let (client, notifications) = (client.clone(), notifications.clone());
-        taken.push(
-            rate(inbound, move |number| {
-                let (path, bearer, body) = notifications[number].clone();
-                // Each round has messages of its own.
-                let body =
-                    body.replacen("\"messageId\":\"", &format!("\"messageId\":\"{round}"), 1);
-                let request = client
-                    .post(format!("http://{address}{path}"))
-                    .bearer_auth(bearer)
-                    .body(body);
-                async move {
-                    let answer = request
-                        .header("content-type", "application/json")
-                        .send()
-                        .await
-                        .expect("an answer");
-                    assert_eq!(answer.status(), 200);
-                    let _ = answer.bytes().await;
-                }
-            })
-            .await,
-        );
-    }
-    let (taken, bare_inserts) = (median(&mut taken), median(&mut bare_inserts));
-    let _ = writeln!(
-        out,
-        "\nNotifications taken in: verified and committed, while delivering them\n\
-         \x20 taken in               {taken:8.0} /s\n\
-         \x20 bare inserts           {bare_inserts:8.0} /s\n\
-         \x20 of those               {:8.0} %",
-        100.0 * taken / bare_inserts
-    );
-    // All these are delivered before anything else is measured.
-    loop {
-        let open: i64 =
-            sqlx::query_scalar("select count(*) from webhook_deliveries where status = 'pending'")
-                .fetch_one(bench.database.pool())
-                .await
-                .expect("it answers");
-        if open == 0 {
-            break;
-        }
-        tokio::time::sleep(Duration::from_millis(100)).await;
-    }
+    measure_load(&bench, &server, scale, &mut out).await;
 
     // Idle.
     let commits = || async {
