@@ -205,9 +205,7 @@ impl App {
             refusals,
             &intake,
         );
-        let dispatch_status = DispatchStatus::new(settings.webhooks.is_dispatcher_enabled);
-        dispatch_status.register_in(&registry);
-        let presence = presence.with_notices(replica_notices(&dispatch_status, &intake));
+        let dispatch_status = build_dispatch_status(settings, &registry);
         let callers = Authenticator::new(database, &changes, clock, settings.rate_limit)
             .with_refusal_metrics(refusals)
             .with_rate_limit_scope(settings.admission.rate_limit_scope, &presence);
@@ -232,16 +230,13 @@ impl App {
                 &registry,
                 DatabaseGauges::new(database, keyring, clock, &certificate_expiries, &registry),
             ),
-            presence,
+            presence: presence.with_notices(replica_notices(&dispatch_status, &intake)),
             certificate_expiries,
             sender,
             dispatch_status,
             wake,
             webhooks: settings.webhooks,
-            jobs: settings.job_intervals.is_enabled.then(|| {
-                let tools = build_job_tools(settings, database, clock);
-                JobScheduler::new(&tools, all_jobs(&tools))
-            }),
+            jobs: build_jobs(settings, database, clock),
             shutdown_grace: settings.shutdown_grace,
             tls: None,
             trace_metrics: None,
@@ -602,6 +597,19 @@ pub fn all_jobs(tools: &JobContext) -> Vec<Job> {
     ]);
     jobs.sort_by_key(|job| job.name);
     jobs
+}
+
+fn build_jobs(settings: &AppSettings, database: &Database, clock: &Clock) -> Option<JobScheduler> {
+    settings.job_intervals.is_enabled.then(|| {
+        let tools = build_job_tools(settings, database, clock);
+        JobScheduler::new(&tools, all_jobs(&tools))
+    })
+}
+
+fn build_dispatch_status(settings: &AppSettings, registry: &MetricsRegistry) -> DispatchStatus {
+    let status = DispatchStatus::new(settings.webhooks.is_dispatcher_enabled);
+    status.register_in(registry);
+    status
 }
 
 /// What other processes are told that this one does not do.
