@@ -189,9 +189,10 @@ impl App {
         let notifier = wake.clone();
         let feed = EventFeed::new(database, clock);
         let waiting = feed.clone();
-        let record = EventRecorder::new(database, clock, move |tenant| notifier.notify_work(tenant))
-            .with_stored_hook(move |tenant| waiting.notify_stored(tenant))
-            .with_metrics(&registry);
+        let record =
+            EventRecorder::new(database, clock, move |tenant| notifier.notify_work(tenant))
+                .with_stored_hook(move |tenant| waiting.notify_stored(tenant))
+                .with_metrics(&registry);
         let sender = build_sender(settings, database, clock)?;
         let presence = build_heartbeat(settings, database, clock, &certificate_expiries);
         let intake = build_intake(settings, clock, refusals, &presence);

@@ -386,7 +386,7 @@ async fn deliveries_that_get_no_connection_borrow_one_and_say_so_meanwhile() {
         notice.is_some_and(|notice| notice.starts_with("waiting: ")) && is_up().await < 0.5
     })
     .await;
-    let record = EventRecorder::new(&owner.database, &clock, || {});
+    let record = EventRecorder::new(&owner.database, &clock, |_| {});
     record_events(&record, &tenant, &["1", "2", "3"]).await;
     drop(held);
     receiver.until(3).await;

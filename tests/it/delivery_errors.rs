@@ -437,7 +437,7 @@ async fn why_a_delivery_failed_is_kept_and_shown() {
         &secret("m"),
     )
     .await;
-    let record = EventRecorder::new(world.database(), &world.clock, || {});
+    let record = EventRecorder::new(world.database(), &world.clock, |_| {});
     record
         .record_event(&test_event(&tenant, "1"))
         .await
@@ -490,7 +490,7 @@ async fn what_waits_for_the_previous_address_is_sent_to_the_new_one() {
     let right = Receiver::answering(OK).await;
     let (database, keyring) = (world.database(), world.keyring());
     set_callback(database, keyring, &tenant, &wrong.url(), &secret("m")).await;
-    let record = EventRecorder::new(database, &world.clock, || {});
+    let record = EventRecorder::new(database, &world.clock, |_| {});
     for number in ["1", "2"] {
         record
             .record_event(&test_event(&tenant, number))
@@ -575,7 +575,7 @@ async fn http_in_a_private_network_is_allowed_per_tenant_and_network() {
         ran.complained
     );
 
-    let record = EventRecorder::new(world.database(), &world.clock, || {});
+    let record = EventRecorder::new(world.database(), &world.clock, |_| {});
     record
         .record_event(&test_event(&tenant, "1"))
         .await

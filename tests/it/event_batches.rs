@@ -25,7 +25,7 @@ use crate::world::wait::wait_until;
 
 fn recorder(database: &Database) -> (EventRecorder, MetricsRegistry) {
     let registry = MetricsRegistry::default();
-    let record = EventRecorder::new(database, &Clock::system(), || {});
+    let record = EventRecorder::new(database, &Clock::system(), |_| {});
     (record.with_metrics(&registry), registry)
 }
 
