@@ -186,13 +186,8 @@ impl App {
             },
         );
         let wake = WorkNotifier::from_changes(&changes);
-        let notifier = wake.clone();
         let feed = EventFeed::new(database, clock);
-        let waiting = feed.clone();
-        let record =
-            EventRecorder::new(database, clock, move |tenant| notifier.notify_work(tenant))
-                .with_stored_hook(move |tenant| waiting.notify_stored(tenant))
-                .with_metrics(&registry);
+        let record = build_recorder(database, clock, &wake, &feed).with_metrics(&registry);
         let sender = build_sender(settings, database, clock)?;
         let presence = build_heartbeat(settings, database, clock, &certificate_expiries);
         let intake = build_intake(settings, clock, refusals, &presence);
@@ -514,12 +509,12 @@ impl App {
     }
 
     fn readiness_checks(&self) -> Vec<(&'static str, ReadinessCheck)> {
-        let (database, keyring) = (self.database.for_readiness(), self.keyring.clone());
+        let keyring = self.keyring.clone();
         let prepared = Arc::new(AtomicBool::new(false));
-        let db: ReadinessCheck = Arc::new({
-            let database = database.clone();
-            move || check_database(database.clone(), prepared.clone()).boxed()
-        });
+        let database = self.database.clone();
+        let db: ReadinessCheck =
+            Arc::new(move || check_database(database.clone(), prepared.clone()).boxed());
+        let database = self.database.for_readiness();
         let unused = Arc::new(UnusedKeys::new(&self.clock));
         let encryption: ReadinessCheck = Arc::new(move || {
             check_encryption_key(database.clone(), keyring.clone(), unused.clone()).boxed()
@@ -598,6 +593,18 @@ pub fn all_jobs(tools: &JobContext) -> Vec<Job> {
     ]);
     jobs.sort_by_key(|job| job.name);
     jobs
+}
+
+/// Stored events wake the dispatcher and the requests that wait for them.
+fn build_recorder(
+    database: &Database,
+    clock: &Clock,
+    wake: &WorkNotifier,
+    feed: &EventFeed,
+) -> EventRecorder {
+    let (wake, feed) = (wake.clone(), feed.clone());
+    EventRecorder::new(database, clock, move |tenant| wake.notify_work(tenant))
+        .with_stored_hook(move |tenant| feed.notify_stored(tenant))
 }
 
 fn build_jobs(settings: &AppSettings, database: &Database, clock: &Clock) -> Option<JobScheduler> {
@@ -691,7 +698,7 @@ async fn check_database(database: Database, prepared: Arc<AtomicBool>) -> Result
     if prepared.load(Ordering::Relaxed) {
         return Ok(());
     }
-    match database.load_schema_state().await {
+    match database.for_readiness().load_schema_state().await {
         Ok(SchemaState::UpToDate | SchemaState::AheadAndCompatible) => {
             prepared.store(true, Ordering::Relaxed);
             Ok(())

@@ -81,11 +81,17 @@ async fn tenants_are_created_listed_and_changed() {
             &shell,
             &[&limits[..], &["--per-second", "5", "--burst", "9"]].concat()
         ),
-        json!({"id": one, "rateLimitPerSecond": 5, "rateLimitBurst": 9})
+        json!({
+            "id": one, "rateLimitPerSecond": 5, "rateLimitBurst": 9,
+            "intakeEventsPerMinute": null, "intakeMegabytesPerMinute": null,
+        })
     );
     assert_eq!(
         answer(&shell, &[&limits[..], &["--burst", "default"]].concat()),
-        json!({"id": one, "rateLimitPerSecond": 5, "rateLimitBurst": null})
+        json!({
+            "id": one, "rateLimitPerSecond": 5, "rateLimitBurst": null,
+            "intakeEventsPerMinute": null, "intakeMegabytesPerMinute": null,
+        })
     );
     assert_eq!(answer(&shell, &limits)["rateLimitPerSecond"], 5);
 }

@@ -59,17 +59,16 @@ impl Authorities {
         let made = params.signed_by(&key, &issuer).unwrap();
         (vec![made.der().clone()], key)
     }
+}
 
-    /// Issued by an intermediate authority, whose certificate is not in the chain.
-    fn issue_without_intermediate(
-        &self,
-        params: &CertificateParams,
-    ) -> (Vec<CertificateDer<'static>>, KeyPair) {
-        let key = KeyPair::generate().unwrap();
-        let between = Issuer::new(authority("An intermediate"), KeyPair::generate().unwrap());
-        let made = params.signed_by(&key, &between).unwrap();
-        (vec![made.der().clone()], key)
-    }
+/// Issued by an intermediate authority, whose certificate is not in the chain.
+fn issue_without_intermediate(
+    params: &CertificateParams,
+) -> (Vec<CertificateDer<'static>>, KeyPair) {
+    let key = KeyPair::generate().unwrap();
+    let between = Issuer::new(authority("An intermediate"), KeyPair::generate().unwrap());
+    let made = params.signed_by(&key, &between).unwrap();
+    (vec![made.der().clone()], key)
 }
 
 fn authority(name: &str) -> CertificateParams {
@@ -245,14 +244,14 @@ async fn what_is_wrong_with_a_certificate_is_said_with_its_name_and_date() {
             &["`openssl req -x509`", "basicConstraints=critical,CA:FALSE"],
         ),
         (
-            authorities.issue_without_intermediate(&with_issuer_address(leaf(&["localhost"]))),
+            issue_without_intermediate(&with_issuer_address(leaf(&["localhost"]))),
             &[
                 "without the intermediate certificate \"CN=An intermediate",
                 "fullchain.pem",
             ],
         ),
         (
-            authorities.issue_without_intermediate(&leaf(&["localhost"])),
+            issue_without_intermediate(&leaf(&["localhost"])),
             &["\"CN=An intermediate", "fullchain.pem", "SSL_CERT_FILE"],
         ),
         (
@@ -277,6 +276,7 @@ async fn what_is_wrong_with_a_certificate_is_said_with_its_name_and_date() {
 }
 
 #[tokio::test]
+#[expect(clippy::too_many_lines, reason = "a table")]
 async fn what_is_wrong_with_a_connection_or_an_answer_is_said_with_what_to_do() {
     let world = World::with(&[("WEBHOOK_DISPATCHER_DISABLED", "true")]).await;
     let tenant = world.stranger().await.id.to_string();

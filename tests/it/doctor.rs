@@ -721,6 +721,7 @@ async fn wrong_settings_are_reported() {
 }
 
 #[tokio::test]
+#[expect(clippy::too_many_lines, reason = "a table")]
 async fn missing_replicas_and_incomplete_tenants_are_reported() {
     let model = Model::new().await;
     let all: &[Broken] = &[

@@ -719,8 +719,9 @@ async fn ready_looks_for_values_of_an_old_key_once_an_hour() {
     };
     assert_eq!(encryption().await, "ok");
 
-    let place = sealed_columns::VALIDATION_AUDIT_KEY.context_for("200");
-    let add = "insert into validation_audit_keys (number, key_enc) values (200, $1)";
+    let place = sealed_columns::VALIDATION_AUDIT_KEY.context_for("1");
+    let add = "insert into validation_audit_keys (number, key_enc) values (1, $1) \
+        on conflict (number) do update set key_enc = excluded.key_enc";
     let added = sqlx::query(add).bind(old.seal(place, b"audit"));
     added.execute(world.database().pool()).await.unwrap();
     assert_eq!(encryption().await, "ok", "it is not looked for");

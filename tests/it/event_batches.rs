@@ -292,7 +292,7 @@ async fn processes_that_store_the_same_notifications_in_other_orders_store_each_
         .map(|number: usize| {
             let tenant = &tenants[number % 2];
             let name = number.to_string();
-            if number % 7 == 0 {
+            if number.is_multiple_of(7) {
                 return test_event(tenant, &name);
             }
             event_about(tenant, &name, &format!("subject {}", number % 5))
