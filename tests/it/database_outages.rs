@@ -366,7 +366,14 @@ async fn deliveries_that_get_no_connection_borrow_one_and_say_so_meanwhile() {
     wait_until("it delivers", async || is_up().await > 0.5).await;
 
     let pool = world.database().pool();
-    let held = join_all((0..3).map(|_| pool.begin())).await;
+    let mut held = Vec::new();
+    for _ in 0..3 {
+        let mut transaction = pool.begin().await.unwrap();
+        // However slow the machine is.
+        let keep = "set local idle_in_transaction_session_timeout = 0";
+        transaction.execute(keep).await.unwrap();
+        held.push(transaction);
+    }
     let all = "select count(*) from pg_stat_activity where usename = $1";
     let count = async || {
         let counted = sqlx::query_scalar::<_, i64>(all).bind(&clerk);
