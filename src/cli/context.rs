@@ -19,6 +19,7 @@ use crate::config::{RawSettings, admin};
 use crate::credentials::canary::{self, CanaryError};
 use crate::crypto::keyring::Keyring;
 use crate::db::{Database, Operator};
+use crate::deliveries::body::EventBodyError;
 use crate::egress::EgressPolicy;
 use crate::embedded_postgres::{EmbeddedOptions, EmbeddedPostgres};
 use crate::replicas::live_replicas::format_name_list;
@@ -338,6 +339,15 @@ impl From<crate::db::Error> for CommandError {
                 DatabaseFailure::None
             },
             ..Self::failed(crate::db::describe_command_error(&error))
+        }
+    }
+}
+
+impl From<EventBodyError> for CommandError {
+    fn from(error: EventBodyError) -> Self {
+        match error {
+            EventBodyError::Database(error) => error.into(),
+            unreadable @ EventBodyError::Unreadable { .. } => Self::from_cause(unreadable),
         }
     }
 }

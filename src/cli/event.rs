@@ -5,7 +5,6 @@ use serde_json::value::RawValue;
 
 use super::context::{CommandContext, CommandError, ensure_tenant_exists};
 use crate::base::id::TenantId;
-use crate::deliveries::body::EventBodyError;
 use crate::events::feed::{
     DEFAULT_PAGE_EVENTS, EventFeed, FeedCursor, FeedError, FeedQuery, MAX_PAGE_EVENTS,
 };
@@ -116,7 +115,7 @@ fn event_line(body: &RawValue) -> String {
 impl From<FeedError> for CommandError {
     fn from(error: FeedError) -> Self {
         match error {
-            FeedError::Body(EventBodyError::Database(error)) => error.into(),
+            FeedError::Body(error) => error.into(),
             FeedError::ForeignCursor => Self::usage_error(format!("--after {error}.")),
             error => Self::from_cause(error),
         }

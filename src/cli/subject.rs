@@ -6,7 +6,6 @@ use super::context::{CommandContext, CommandError, ensure_tenant_exists};
 use super::state_text::{self, LABEL_WIDTH};
 use super::verify::{VerifyDependencies, print_rejection};
 use crate::base::id::TenantId;
-use crate::deliveries::body::EventBodyError;
 use crate::events::EventSource;
 use crate::events::feed::{EventFeed, KnownSubject};
 use crate::stores::shared::subject_source::SubjectSource;
@@ -25,7 +24,7 @@ pub(crate) struct ShowSubjectArgs {
     /// The tenant's id, `tenant_…`
     tenant: TenantId,
 
-    /// The store
+    /// The store that sold it
     #[arg(value_enum)]
     source: StoreArg,
 
@@ -39,9 +38,9 @@ pub(crate) struct ShowSubjectArgs {
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum)]
 enum StoreArg {
-    /// The App Store.
+    /// Sold by the App Store
     Apple,
-    /// Google Play.
+    /// Sold by Google Play
     Google,
 }
 
@@ -66,13 +65,7 @@ async fn show_subject(
         StoreArg::Google => EventSource::Google,
     };
     let feed = EventFeed::new(&database, &context.clock);
-    let known = feed
-        .find_subject(tenant, source, key)
-        .await
-        .map_err(|error| match error {
-            EventBodyError::Database(error) => error.into(),
-            unreadable @ EventBodyError::Unreadable { .. } => CommandError::from_cause(unreadable),
-        })?;
+    let known = feed.find_subject(tenant, source, key).await?;
     let subject = if arguments.refresh {
         let dependencies = VerifyDependencies::load(context).await?;
         let refreshed = match source {

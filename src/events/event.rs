@@ -5,6 +5,7 @@ use std::sync::Arc;
 
 use serde::Serialize;
 use serde_json::value::RawValue;
+use serde_json::{Value, json};
 use utoipa::ToSchema;
 
 use super::event_type::{EventSource, EventType};
@@ -86,6 +87,19 @@ pub struct EventSubject {
     pub current: bool,
     /// The newest purchase token of the subscription, where this message is about an older one (Google).
     pub superseded_by: Option<String>,
+}
+
+impl EventSubject {
+    /// For the API description: a Google Play subscription.
+    pub(crate) fn example_json() -> Value {
+        json!({
+            "key": "mbcdefghijklmnopqrstuvwx.AO-J1Ozn",
+            "productId": "pro_monthly",
+            "type": "subscription",
+            "current": true,
+            "supersededBy": null,
+        })
+    }
 }
 
 /// Which purchase names the app's user.

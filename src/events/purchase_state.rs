@@ -4,6 +4,7 @@
 //! A receiver keeps the newest by `asOf` and lets its customer in while `entitled` and before `entitledUntil`.
 
 use serde::{Deserialize, Serialize};
+use serde_json::{Value, json};
 use utoipa::ToSchema;
 
 use crate::base::clock::Timestamp;
@@ -55,6 +56,28 @@ pub struct PurchaseState {
 }
 
 impl PurchaseState {
+    /// For the API description: of a running Google Play subscription.
+    pub(crate) fn example_json() -> Value {
+        json!({
+            "status": "active",
+            "entitled": true,
+            "entitledUntil": "2026-05-10T14:22:10.000Z",
+            "productId": "pro_monthly",
+            "basePlanId": "monthly",
+            "offerId": null,
+            "period": "regular",
+            "willRenew": true,
+            "renewsAs": "pro_monthly",
+            "renewsAt": "2026-05-10T14:22:10.000Z",
+            "ownership": "purchased",
+            "quantity": 1,
+            "refundableQuantity": null,
+            "acknowledgeBy": null,
+            "basis": "store",
+            "asOf": "2026-04-10T14:22:10.020Z",
+        })
+    }
+
     /// For one line of text: `active, entitled until 2026-12-29T20:25:35.493Z`.
     pub(crate) fn to_summary(&self) -> String {
         let status = self.status.as_str();

@@ -82,10 +82,10 @@ pub(super) struct EventRow {
     product_id: Option<String>,
     subject_type: Option<&'static str>,
     app_user_id: Option<String>,
-    /// JSON.
+    /// The decoded notification, as JSON.
     decoded_payload: String,
     occurred_at: Option<OffsetDateTime>,
-    /// JSON.
+    /// The purchase state, as JSON.
     state: Option<String>,
     state_error: Option<&'static str>,
     /// The encoded body, with a place for `sequence`.
@@ -129,6 +129,10 @@ impl EventRow {
         }
     }
 
+    pub(super) fn tenant(&self) -> &TenantId {
+        &self.tenant
+    }
+
     pub(super) fn notification(&self) -> NotificationKey<'_> {
         (&self.tenant, self.source, &self.external_id)
     }
@@ -149,7 +153,7 @@ pub(super) enum InsertOutcome {
     TenantInactive,
     /// The notification was stored before. [`confirm_event`] tells which event that is.
     Repeated,
-    /// Committed.
+    /// The event is committed; `enqueued`: with a delivery.
     Stored { enqueued: bool },
 }
 

@@ -11,6 +11,7 @@
 //! - [`connection_info`]: what a request carries of its connection
 //! - [`health`]: `/health` and `/ready`
 //! - [`json`]: reads a body that is a JSON object, and reports every issue at once
+//! - [`query_string`]: reads the query of a URL, and reports every issue at once
 //! - [`request_metrics`]: counts requests, by route
 
 pub mod api_docs;
@@ -20,6 +21,7 @@ pub mod connection_info;
 pub mod health;
 pub mod json;
 pub mod problem;
+pub(crate) mod query_string;
 pub mod request_layer;
 pub mod request_metrics;
 

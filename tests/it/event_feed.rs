@@ -638,19 +638,18 @@ async fn reading_on_costs_no_scan_of_the_history() {
         .await
         .unwrap();
     let mut connection = fresh.database.pool().sqlx_pool().acquire().await.unwrap();
+    // As in the functions of the migration.
     for statement in [
         "vacuum analyze webhook_events",
         "set plan_cache_mode = force_custom_plan",
+        "set enable_seqscan = off",
+        "set enable_bitmapscan = off",
     ] {
         sqlx::query(statement)
             .execute(&mut *connection)
             .await
             .unwrap();
     }
-    sqlx::query("set enable_seqscan = off")
-        .execute(&mut *connection)
-        .await
-        .unwrap();
     let plan: Vec<String> = sqlx::query_scalar(
         "explain (analyze, costs off, timing off) select from webhook_events where tenant_id = (select min(tenant_id) from event_feeds)
             and feed_position is null limit 1000",

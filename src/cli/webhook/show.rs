@@ -4,7 +4,7 @@ use serde::Serialize;
 
 use super::super::context::{CommandContext, CommandError};
 use crate::base::id::EventId;
-use crate::deliveries::body::{EventBodyError, load_event_body, raw_message};
+use crate::deliveries::body::{load_event_body, raw_message};
 
 #[derive(Debug, clap::Args)]
 pub(crate) struct ShowEventArgs {
@@ -32,12 +32,7 @@ pub(super) async fn show_event(
 ) -> Result<(), CommandError> {
     let ShowEventArgs { event, raw } = arguments;
     let database = context.open_database().await?;
-    let body = load_event_body(&database, event)
-        .await
-        .map_err(|error| match error {
-            EventBodyError::Database(error) => error.into(),
-            unreadable @ EventBodyError::Unreadable { .. } => CommandError::from_cause(unreadable),
-        })?;
+    let body = load_event_body(&database, event).await?;
     let body = body.ok_or_else(|| CommandError::failed(format!("no such event: {event}")))?;
     let mut shown = ShownEvent {
         event_id: event,

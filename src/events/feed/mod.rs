@@ -8,14 +8,12 @@
 //! - [`reader`]: [`EventFeed`], which reads pages and waits for new events
 //! - [`waiting`]: which tenants are waited for
 //! - [`subject`]: the newest state of a purchase
-//! - [`query_string`]: reads the query of a URL; all issues are reported at once
 //! - [`routes`]: the HTTP routes on events
 //! - [`openapi`]: the schema of an event
 //! - [`store`]: the queries
 
 mod cursor;
 mod openapi;
-pub(crate) mod query_string;
 mod reader;
 mod routes;
 mod store;
@@ -23,7 +21,7 @@ mod subject;
 mod waiting;
 
 pub use cursor::{FeedCursor, MalformedCursorError};
-pub(crate) use openapi::{describe_read_errors, state_example};
+pub(crate) use openapi::describe_read_errors;
 pub use reader::{DEFAULT_PAGE_EVENTS, EventFeed, FeedError, FeedPage, FeedQuery, MAX_PAGE_EVENTS};
 pub(crate) use routes::{event_routes, openapi_document};
 pub(crate) use subject::{KnownSubject, MAX_SUBJECT_KEY_CHARS};

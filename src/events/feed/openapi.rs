@@ -87,45 +87,14 @@ pub(super) fn event_example() -> Value {
         "tenantId": "tenant_01J9ZQ4T5W6X7Y8Z9A0B1C2D3E",
         "source": "google",
         "environment": "production",
-        "subject": subject_example(),
+        "subject": EventSubject::example_json(),
         "appUserId": "7e3fb204-2b0d-4d70-a0c2-6d8a3f6c1e55",
         "appUserIdSource": "purchase",
         "sequence": 7,
-        "state": state_example(),
+        "state": PurchaseState::example_json(),
         "stateError": null,
         "data": { "version": "1.0", "packageName": "com.example.app" },
         "raw": { "message": { "messageId": "136969346945" } },
-    })
-}
-
-fn subject_example() -> Value {
-    json!({
-        "key": "mbcdefghijklmnopqrstuvwx.AO-J1Ozn",
-        "productId": "pro_monthly",
-        "type": "subscription",
-        "current": true,
-        "supersededBy": null,
-    })
-}
-
-pub(crate) fn state_example() -> Value {
-    json!({
-        "status": "active",
-        "entitled": true,
-        "entitledUntil": "2026-05-10T14:22:10.000Z",
-        "productId": "pro_monthly",
-        "basePlanId": "monthly",
-        "offerId": null,
-        "period": "regular",
-        "willRenew": true,
-        "renewsAs": "pro_monthly",
-        "renewsAt": "2026-05-10T14:22:10.000Z",
-        "ownership": "purchased",
-        "quantity": 1,
-        "refundableQuantity": null,
-        "acknowledgeBy": null,
-        "basis": "store",
-        "asOf": "2026-04-10T14:22:10.020Z",
     })
 }
 

@@ -14,7 +14,7 @@ use super::waiting::{TooManyWaiting, WaitingRequests};
 use crate::base::clock::Clock;
 use crate::base::id::{EventId, TenantId};
 use crate::db::{Database, Error};
-use crate::deliveries::body::{BodyStore, EventBodyError};
+use crate::deliveries::body::{BodyStore, EventBodyError, load_event_body};
 use crate::deliveries::history;
 use crate::events::EventSource;
 
@@ -212,8 +212,8 @@ impl EventFeed {
         })
     }
 
-    /// The bodies of the entries, up to [`PAGE_BYTES`], and the cursor of the last. An event that was deleted meanwhile is left
-    /// out.
+    /// The bodies of the entries, up to [`PAGE_BYTES`], and the cursor of the last. Without the events that were deleted
+    /// meanwhile.
     async fn load_bodies(
         &self,
         entries: &[FeedEntry],
@@ -259,12 +259,7 @@ impl EventFeed {
         if !self.has_event(tenant, event).await? {
             return Ok(None);
         }
-        let mut found = self.bodies.load_bodies(&[event.to_string()]).await?;
-        let body = found.remove(event).transpose();
-        body.map_err(|cause| EventBodyError::Unreadable {
-            event: event.clone(),
-            cause,
-        })
+        load_event_body(&self.database, event).await
     }
 
     /// Whether the tenant has this event.

@@ -18,7 +18,6 @@ use super::openapi::{
     self, EventSchema, FeedPageSchema, describe_page_errors, describe_read_errors, event_not_found,
     malformed_event_id,
 };
-use super::query_string::QueryParameters;
 use super::reader::{DEFAULT_PAGE_EVENTS, EventFeed, FeedPage, FeedQuery, MAX_PAGE_EVENTS};
 use super::subject::MAX_SUBJECT_KEY_CHARS;
 use crate::base::id::{DeliveryId, EventId, TenantId};
@@ -26,6 +25,7 @@ use crate::deliveries::redelivery::{Redeliveries, RedeliveryError, RedeliveryReq
 use crate::http::Problem;
 use crate::http::api_docs::{DocumentedError, error_responses};
 use crate::http::problem::Issue;
+use crate::http::query_string::QueryParameters;
 use crate::tenants::{Authenticator, Caller};
 
 /// The longest that a request may wait. Shorter than what load balancers wait for an answer.
@@ -191,10 +191,10 @@ async fn read_event(
 #[schema(as = events::Redelivery)]
 #[expect(clippy::struct_field_names, reason = "these are the names in the JSON")]
 struct EnqueuedRedelivery {
-    /// The tenant.
+    /// The tenant that the event is for.
     #[schema(value_type = String)]
     tenant_id: TenantId,
-    /// The event.
+    /// The event that is delivered again.
     #[schema(value_type = String, examples("evt_01J9ZQ4T5W6X7Y8Z9A0B1C2D3E"))]
     event_id: EventId,
     /// The new delivery.

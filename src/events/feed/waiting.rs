@@ -80,8 +80,8 @@ impl WaitingRequests {
         state.tenants.keys().map(ToString::to_string).collect()
     }
 
-    /// Wakes the requests of tenants that have new events. A tenant that is looked at for the first time may have got some
-    /// before.
+    /// Wakes the requests of tenants that have new events. A tenant that is looked at for the first time may have got
+    /// some before that.
     pub(super) fn wake_changed(&self, progress: Vec<FeedProgress>) {
         let mut state = self.0.lock();
         for FeedProgress {

@@ -15,6 +15,7 @@ use super::error_response::{GoogleNotificationError, GoogleVerifyError};
 use super::request_body::{GooglePushBody, GoogleVerifyRequest};
 use super::response_body::VerifiedPurchase;
 use super::trust::PushTokenError;
+use crate::events::{EventSubject, PurchaseState};
 use crate::http::api_docs::{self, DocumentedError, string_enum_schema};
 use crate::http::problem::{Issue, always_false};
 use crate::http::{Problem, body, json};
@@ -231,37 +232,17 @@ impl IntoResponses for GoogleNotificationErrorResponses {
 
 /// The answer about a subscription that is paid for.
 pub(super) fn subscription_example() -> Value {
+    let mut state = PurchaseState::example_json();
+    state["acknowledgeBy"] = json!("2026-04-13T14:22:10.000Z");
+    state["asOf"] = json!("2026-04-10T14:25:00.000Z");
     json!({
         "valid": true,
         "version": crate::VERSION,
         "status": "active",
         "appUserId": "7e3fb204-2b0d-4d70-a0c2-6d8a3f6c1e55",
         "appUserIdSource": "purchase",
-        "subject": {
-            "key": "mbcdefghijklmnopqrstuvwx.AO-J1Ozn",
-            "productId": "pro_monthly",
-            "type": "subscription",
-            "current": true,
-            "supersededBy": null
-        },
-        "state": {
-            "status": "active",
-            "entitled": true,
-            "entitledUntil": "2026-05-10T14:22:10.000Z",
-            "productId": "pro_monthly",
-            "basePlanId": "monthly",
-            "offerId": null,
-            "period": "regular",
-            "willRenew": true,
-            "renewsAs": "pro_monthly",
-            "renewsAt": "2026-05-10T14:22:10.000Z",
-            "ownership": "purchased",
-            "quantity": 1,
-            "refundableQuantity": null,
-            "acknowledgeBy": "2026-04-13T14:22:10.000Z",
-            "basis": "store",
-            "asOf": "2026-04-10T14:25:00.000Z"
-        },
+        "subject": EventSubject::example_json(),
+        "state": state,
         "stateError": null,
         "purchase": {
             "kind": "androidpublisher#subscriptionPurchaseV2",

@@ -1,4 +1,4 @@
-//! `GET /v1/subjects/{source}/{key}`
+//! The route `GET /v1/subjects/{source}/{key}`
 
 use std::collections::BTreeMap;
 use std::time::Duration;
@@ -14,11 +14,11 @@ use utoipa_axum::routes;
 use super::routes::VerifyState;
 use super::subject_source::SubjectSources;
 use crate::audit::VerificationLog;
-use crate::events::EventSource;
-use crate::events::feed::query_string::QueryParameters;
 use crate::events::feed::{EventFeed, KnownSubject, MAX_SUBJECT_KEY_CHARS, describe_read_errors};
+use crate::events::{EventSource, EventSubject, PurchaseState};
 use crate::http::api_docs::{self, DocumentedError, error_responses};
 use crate::http::problem::{Issue, always_false};
+use crate::http::query_string::QueryParameters;
 use crate::http::{ErrorCode, Problem};
 use crate::tenants::{Authenticator, Caller};
 
@@ -189,14 +189,8 @@ async fn read_subject(
 fn known_example() -> Value {
     json!({
         "source": "google",
-        "subject": {
-            "key": "mbcdefghijklmnopqrstuvwx.AO-J1Ozn",
-            "productId": "pro_monthly",
-            "type": "subscription",
-            "current": true,
-            "supersededBy": null,
-        },
-        "state": crate::events::feed::state_example(),
+        "subject": EventSubject::example_json(),
+        "state": PurchaseState::example_json(),
         "stateError": null,
         "asOf": "2026-04-10T14:22:10.020Z",
         "eventId": "evt_01J9ZQ4T5W6X7Y8Z9A0B1C2D3E",

@@ -8,8 +8,7 @@ use std::str::FromStr;
 
 use url::form_urlencoded;
 
-use crate::http::Problem;
-use crate::http::problem::Issue;
+use super::problem::{Issue, Problem};
 
 /// The parameters of a query, and what was found wrong with them.
 #[derive(Debug)]
