@@ -32,7 +32,7 @@ const INTAKE_BUDGET_SPENT: &str = "tenant_intake";
 /// The budget of a tenant without its own.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct IntakeLimit {
-    /// `INTAKE_EVENTS_PER_MINUTE`
+    /// The setting `INTAKE_EVENTS_PER_MINUTE`
     pub events_per_minute: u32,
     /// `INTAKE_MEGABYTES_PER_MINUTE`, each of a million bytes
     pub megabytes_per_minute: u32,

@@ -196,68 +196,53 @@ pub async fn rename_tenant(
         .ok_or_else(|| TenantChangeError::TenantNotFound(id.clone()))
 }
 
-/// Changes each limit that is `Some`: to a number, or, with `Some(None)`, back to the default of the settings.
-pub async fn set_rate_limits(
+/// Changes of a tenant's limits. `None` changes nothing; `Some(None)` is the default of the settings.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct LimitChanges {
+    /// Requests in each second.
+    pub per_second: Option<Option<u32>>,
+    /// Requests in one burst.
+    pub burst: Option<Option<u32>>,
+    /// Notifications in each minute.
+    pub intake_events: Option<Option<u32>>,
+    /// Megabytes of notifications in each minute.
+    pub intake_megabytes: Option<Option<u32>>,
+}
+
+/// Makes all changes, or none if the tenant does not exist.
+pub async fn set_limits(
     database: &Database,
     id: &TenantId,
-    per_second: Option<Option<u32>>,
-    burst: Option<Option<u32>>,
+    changes: LimitChanges,
     now: Timestamp,
 ) -> Result<Tenant, TenantChangeError> {
-    let changed = sqlx::query_as!(
+    let tenant = sqlx::query_as!(
         TenantRow,
         r#"
         update tenants set
             rate_limit_per_second = case when $2 then $3 else rate_limit_per_second end,
             rate_limit_burst = case when $4 then $5 else rate_limit_burst end,
-            updated_at = $6
+            intake_events_per_minute = case when $6 then $7 else intake_events_per_minute end,
+            intake_megabytes_per_minute = case when $8 then $9 else intake_megabytes_per_minute end,
+            updated_at = $10
         where id = $1
         returning id as "id: TenantId", name, is_active, rate_limit_per_second, rate_limit_burst,
             intake_events_per_minute, intake_megabytes_per_minute, created_at
         "#,
         id.as_str(),
-        per_second.is_some(),
-        limit_to_column(per_second.flatten()),
-        burst.is_some(),
-        limit_to_column(burst.flatten()),
+        changes.per_second.is_some(),
+        limit_to_column(changes.per_second.flatten()),
+        changes.burst.is_some(),
+        limit_to_column(changes.burst.flatten()),
+        changes.intake_events.is_some(),
+        limit_to_column(changes.intake_events.flatten()),
+        changes.intake_megabytes.is_some(),
+        limit_to_column(changes.intake_megabytes.flatten()),
         time::OffsetDateTime::from(now)
     )
     .fetch_optional(database.pool())
     .await?;
-    changed
-        .map(Tenant::from)
-        .ok_or_else(|| TenantChangeError::TenantNotFound(id.clone()))
-}
-
-/// Changes each budget for notifications that is `Some`: to a number, or, with `Some(None)`, back to the default of the settings.
-pub async fn set_intake_limits(
-    database: &Database,
-    id: &TenantId,
-    events: Option<Option<u32>>,
-    megabytes: Option<Option<u32>>,
-    now: Timestamp,
-) -> Result<Tenant, TenantChangeError> {
-    let changed = sqlx::query_as!(
-        TenantRow,
-        r#"
-        update tenants set
-            intake_events_per_minute = case when $2 then $3 else intake_events_per_minute end,
-            intake_megabytes_per_minute = case when $4 then $5 else intake_megabytes_per_minute end,
-            updated_at = $6
-        where id = $1
-        returning id as "id: TenantId", name, is_active, rate_limit_per_second, rate_limit_burst,
-            intake_events_per_minute, intake_megabytes_per_minute, created_at
-        "#,
-        id.as_str(),
-        events.is_some(),
-        limit_to_column(events.flatten()),
-        megabytes.is_some(),
-        limit_to_column(megabytes.flatten()),
-        time::OffsetDateTime::from(now)
-    )
-    .fetch_optional(database.pool())
-    .await?;
-    changed
+    tenant
         .map(Tenant::from)
         .ok_or_else(|| TenantChangeError::TenantNotFound(id.clone()))
 }

@@ -444,15 +444,14 @@ async fn tenant_rate_limits_apply_and_change_while_running() {
         }
     };
     assert_eq!(granted().await, 3);
-    store::set_rate_limits(
-        &office.database,
-        &office.tenant.id,
-        None,
-        Some(Some(7)),
-        office.clock.now(),
-    )
-    .await
-    .unwrap();
+    let changes = store::LimitChanges {
+        burst: Some(Some(7)),
+        ..store::LimitChanges::default()
+    };
+    let (id, now) = (&office.tenant.id, office.clock.now());
+    store::set_limits(&office.database, id, changes, now)
+        .await
+        .unwrap();
     wait_until("let in again", async || office.call(&raw).await.is_ok()).await;
     assert_eq!(granted().await, 6, "seven, one of them just above");
     office.clock.advance(Duration::from_secs(2));
@@ -767,7 +766,7 @@ async fn an_unknown_tenant_has_no_keys_and_is_not_changed() {
         store::rename_tenant(database, &nobody, &name, now)
             .await
             .unwrap_err(),
-        store::set_rate_limits(database, &nobody, None, None, now)
+        store::set_limits(database, &nobody, store::LimitChanges::default(), now)
             .await
             .unwrap_err(),
     ] {

@@ -6,7 +6,7 @@ use super::super::context::{CommandContext, CommandError};
 use super::transfer;
 use crate::base::id::TenantId;
 use crate::tenants::DisplayName;
-use crate::tenants::store::{self, TenantChangeError};
+use crate::tenants::store::{self, LimitChanges, TenantChangeError};
 
 /// The commands of `attesto tenant`.
 #[derive(Debug, clap::Subcommand)]
@@ -142,18 +142,19 @@ pub(crate) async fn run(
             intake_events,
             intake_megabytes,
         } => {
-            if per_second.is_some() || burst.is_some() {
-                let (per_second, burst) = (per_second.map(|l| l.0), burst.map(|l| l.0));
-                store::set_rate_limits(&database, &id, per_second, burst, now).await?;
-            }
-            if intake_events.is_some() || intake_megabytes.is_some() {
-                let (events, megabytes) =
-                    (intake_events.map(|l| l.0), intake_megabytes.map(|l| l.0));
-                store::set_intake_limits(&database, &id, events, megabytes, now).await?;
-            }
-            let tenant = store::find_tenant(&database, &id)
-                .await?
-                .ok_or(TenantChangeError::TenantNotFound(id))?;
+            let changes = LimitChanges {
+                per_second: per_second.map(|limit| limit.0),
+                burst: burst.map(|limit| limit.0),
+                intake_events: intake_events.map(|limit| limit.0),
+                intake_megabytes: intake_megabytes.map(|limit| limit.0),
+            };
+            let tenant = if changes == LimitChanges::default() {
+                store::find_tenant(&database, &id)
+                    .await?
+                    .ok_or(TenantChangeError::TenantNotFound(id))?
+            } else {
+                store::set_limits(&database, &id, changes, now).await?
+            };
             let words = |limit: Option<u32>| {
                 limit.map_or("the service's setting".to_owned(), |limit| {
                     limit.to_string()
