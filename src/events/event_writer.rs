@@ -21,6 +21,7 @@ use tokio::time::timeout;
 use tokio_util::task::TaskTracker;
 
 use super::store::{self, EventRow, InsertOutcome, RecordError};
+use crate::base::id::TenantId;
 use crate::db::{Database, Error, is_unavailable};
 use crate::telemetry::metrics::{Histogram, MetricsRegistry, u64_to_f64};
 
@@ -39,6 +40,27 @@ const MAX_SINGLE_WRITES: usize = 4;
 
 /// Upper bounds for the number of events in a transaction.
 const BATCH_BUCKETS: &[f64] = &[1.0, 2.0, 4.0, 8.0, 16.0, 32.0, 64.0, 128.0];
+
+/// What is called with an event's tenant after its commit. It must return at once.
+pub(super) type CommitHook = Arc<dyn Fn(&TenantId) + Send + Sync>;
+
+/// What is called after each commit of a new event, whether or not its caller still waits.
+#[derive(Clone)]
+pub(super) struct CommitHooks {
+    pub(super) on_delivery_enqueued: CommitHook,
+    pub(super) on_stored: CommitHook,
+}
+
+impl CommitHooks {
+    fn call(&self, row: &EventRow, outcome: InsertOutcome) {
+        if let InsertOutcome::Stored { enqueued } = outcome {
+            if enqueued {
+                (self.on_delivery_enqueued)(row.tenant());
+            }
+            (self.on_stored)(row.tenant());
+        }
+    }
+}
 
 /// Writes events. Clones share the queue.
 #[derive(Clone)]
@@ -66,9 +88,31 @@ type WriteResult = Result<InsertOutcome, RecordError>;
 struct QueuedEvent {
     number: u64,
     row: EventRow,
+    caller: WaitingCaller,
+}
+
+impl QueuedEvent {
+    fn split(self) -> (EventRow, WaitingCaller) {
+        (self.row, self.caller)
+    }
+}
+
+/// What waits for the outcome of an event.
+struct WaitingCaller {
+    hooks: CommitHooks,
     answer: oneshot::Sender<WriteResult>,
     /// Given back when the event has its answer.
-    room: OwnedSemaphorePermit,
+    _room: OwnedSemaphorePermit,
+}
+
+impl WaitingCaller {
+    fn finish(self, row: &EventRow, result: WriteResult) {
+        if let Ok(outcome) = &result {
+            self.hooks.call(row, *outcome);
+        }
+        // It may have disconnected.
+        let _ = self.answer.send(result);
+    }
 }
 
 impl EventWriter {
@@ -92,12 +136,20 @@ impl EventWriter {
 
     /// Writes an event with others that wait. When this returns, it is committed or not written, except that the outcome of a commit
     /// whose confirmation was lost is not known.
-    pub(super) async fn write(&self, row: EventRow) -> WriteResult {
+    pub(super) async fn write(&self, row: EventRow, hooks: &CommitHooks) -> WriteResult {
         let limit = self.0.database.connect_timeout();
         let room = timeout(limit, self.reserve_room(row.size()));
         let room = room.await.map_err(|_| Error::PoolTimedOut)?;
         let (answer, mut written) = oneshot::channel();
-        let number = self.enqueue(row, answer, room);
+        let number = self.enqueue(|number| QueuedEvent {
+            number,
+            row,
+            caller: WaitingCaller {
+                hooks: hooks.clone(),
+                answer,
+                _room: room,
+            },
+        });
         if let Ok(written) = timeout(HELP_DELAY, &mut written).await {
             return written.unwrap_or_else(|_| Err(Error::WorkerCrashed.into()));
         }
@@ -124,21 +176,11 @@ impl EventWriter {
     }
 
     /// Queues an event, and returns its number there.
-    fn enqueue(
-        &self,
-        row: EventRow,
-        answer: oneshot::Sender<WriteResult>,
-        room: OwnedSemaphorePermit,
-    ) -> u64 {
+    fn enqueue(&self, event: impl FnOnce(u64) -> QueuedEvent) -> u64 {
         let mut queue = self.0.queue.lock();
         let number = queue.next_number;
         queue.next_number += 1;
-        queue.waiting.push_back(QueuedEvent {
-            number,
-            row,
-            answer,
-            room,
-        });
+        queue.waiting.push_back(event(number));
         if queue.writers == 0 {
             self.start_writer(&mut queue);
         }
@@ -190,7 +232,9 @@ impl WriteQueue {
         }
         drop(notifications);
         let taken = self.waiting.drain(..count);
-        taken.filter(|event| !event.answer.is_closed()).collect()
+        taken
+            .filter(|event| !event.caller.answer.is_closed())
+            .collect()
     }
 }
 
@@ -235,49 +279,36 @@ impl WriterState {
         let count = u64::try_from(batch.len()).unwrap_or(u64::MAX);
         self.batch_events.lock().observe(u64_to_f64(count));
         if batch.len() == 1 {
-            return self.write_each(batch).await;
+            return self
+                .write_each(batch.into_iter().map(QueuedEvent::split))
+                .await;
         }
-        let (rows, answers): (Vec<_>, Vec<_>) = batch
-            .into_iter()
-            .map(|event| (event.row, (event.answer, event.room)))
-            .unzip();
+        let (rows, callers): (Vec<_>, Vec<_>) = batch.into_iter().map(QueuedEvent::split).unzip();
         match store::insert_events(&self.database, &rows).await {
             Ok(outcomes) => {
-                for ((answer, _room), outcome) in answers.into_iter().zip(outcomes) {
-                    let _ = answer.send(Ok(outcome));
+                for ((row, caller), outcome) in rows.iter().zip(callers).zip(outcomes) {
+                    caller.finish(row, Ok(outcome));
                 }
             }
             Err(error) if is_unavailable(&error) => {
                 let error = Arc::new(error);
-                for (answer, _room) in answers {
-                    let _ = answer.send(Err(RecordError::Database(error.clone())));
+                for (row, caller) in rows.iter().zip(callers) {
+                    caller.finish(row, Err(RecordError::Database(error.clone())));
                 }
             }
             Err(error) => {
                 tracing::debug!(%error, events = rows.len(), "event_batch_refused");
-                let each = rows.into_iter().zip(answers);
-                let each = each.map(|(row, (answer, room))| QueuedEvent {
-                    number: 0,
-                    row,
-                    answer,
-                    room,
-                });
-                self.write_each(each.collect()).await;
+                self.write_each(rows.into_iter().zip(callers)).await;
             }
         }
     }
 
     /// Writes each event in a transaction of its own.
-    async fn write_each(&self, events: Vec<QueuedEvent>) {
-        let writing = stream::iter(events).for_each_concurrent(MAX_SINGLE_WRITES, |event| async {
-            let QueuedEvent {
-                row,
-                answer,
-                room: _room,
-                ..
-            } = event;
+    async fn write_each(&self, events: impl IntoIterator<Item = (EventRow, WaitingCaller)>) {
+        let events = stream::iter(events);
+        let writing = events.for_each_concurrent(MAX_SINGLE_WRITES, |(row, caller)| async move {
             let outcome = store::insert_event(&self.database, &row).await;
-            let _ = answer.send(outcome.map_err(RecordError::from));
+            caller.finish(&row, outcome.map_err(RecordError::from));
         });
         writing.await;
     }

@@ -6,7 +6,7 @@ use serde::Serialize;
 use utoipa::ToSchema;
 
 use super::event::NewEvent;
-use super::event_writer::EventWriter;
+use super::event_writer::{CommitHooks, EventWriter};
 use super::store::{self, EventRow, InsertOutcome, RecordError, StoredEvent};
 use crate::base::clock::Clock;
 use crate::base::id::{DeliveryId, EventId, TenantId};
@@ -21,8 +21,7 @@ pub struct EventRecorder {
     bodies: BodyStore,
     writer: EventWriter,
     clock: Clock,
-    on_delivery_enqueued: Arc<dyn Fn(&TenantId) + Send + Sync>,
-    on_stored: Arc<dyn Fn(&TenantId) + Send + Sync>,
+    hooks: CommitHooks,
 }
 
 impl EventRecorder {
@@ -37,18 +36,21 @@ impl EventRecorder {
             bodies: BodyStore::new(database),
             writer: EventWriter::new(database),
             clock: clock.clone(),
-            on_delivery_enqueued: Arc::new(on_delivery_enqueued),
-            on_stored: Arc::new(|_| {}),
+            hooks: CommitHooks {
+                on_delivery_enqueued: Arc::new(on_delivery_enqueued),
+                on_stored: Arc::new(|_| {}),
+            },
         }
     }
 
     /// The same, and `on_stored` is called with the tenant after each commit of a new event. It must return at once.
     #[must_use]
-    pub fn with_stored_hook(self, on_stored: impl Fn(&TenantId) + Send + Sync + 'static) -> Self {
-        Self {
-            on_stored: Arc::new(on_stored),
-            ..self
-        }
+    pub fn with_stored_hook(
+        mut self,
+        on_stored: impl Fn(&TenantId) + Send + Sync + 'static,
+    ) -> Self {
+        self.hooks.on_stored = Arc::new(on_stored);
+        self
     }
 
     /// The same, with its metrics in `registry`.
@@ -64,15 +66,9 @@ impl EventRecorder {
         loop {
             let row = self.prepare_row(event).await?;
             let id = row.id.clone();
-            match self.writer.write(row).await? {
+            match self.writer.write(row, &self.hooks).await? {
                 InsertOutcome::TenantInactive => return Err(RecordError::InactiveTenant),
-                InsertOutcome::Stored { enqueued } => {
-                    if enqueued {
-                        (self.on_delivery_enqueued)(&event.tenant);
-                    }
-                    (self.on_stored)(&event.tenant);
-                    return Ok(StoredEvent::new(id, enqueued));
-                }
+                InsertOutcome::Stored { enqueued } => return Ok(StoredEvent::new(id, enqueued)),
                 InsertOutcome::Repeated => {}
             }
             // A second statement: the first cannot see a row that was committed while it waited for that row.

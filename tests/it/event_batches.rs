@@ -3,6 +3,8 @@
 //! On the one thread of these tests, events that are recorded together all wait when the writer begins.
 
 use std::collections::{BTreeMap, HashSet};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
 
 use attesto::base::clock::Clock;
 use attesto::base::id::{EventId, TenantId};
@@ -17,7 +19,7 @@ use attesto::telemetry::metrics::MetricsRegistry;
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
 use futures_util::future::join_all;
-use sqlx::{AssertSqlSafe, Executor as _};
+use sqlx::{AssertSqlSafe, Executor as _, PgConnection};
 
 use crate::world::event::test_event;
 use crate::world::postgres::{Fresh, fresh_database};
@@ -96,6 +98,14 @@ async fn assert_no_gaps(database: &Database) {
     let ahead = "select count(*) from subjects s where last_sequence <> (select count(*) from webhook_events e
         where e.tenant_id = s.tenant_id and e.source = s.source and sha256(convert_to(e.subject_key, 'UTF8')) = s.key_hash)";
     assert_eq!(count(database, ahead).await, 0);
+}
+
+/// A session that lets no event be written until it ends its transaction.
+async fn lock_events(database: &Database) -> PgConnection {
+    let mut locking = database.connect_directly("locking").await.unwrap();
+    let lock = "begin; lock table webhook_events in share mode";
+    locking.execute(lock).await.unwrap();
+    locking
 }
 
 /// Waits until a statement of the service waits for a lock, and returns the id of its session.
@@ -232,9 +242,7 @@ async fn an_event_that_postgres_refuses_fails_alone() {
 async fn a_database_that_goes_away_fails_all_of_them_and_repeats_are_stored_once() {
     let fresh = fresh_database().await;
     let tenant = fresh.create_tenant().await;
-    let mut locking = fresh.database.connect_directly("locking").await.unwrap();
-    let lock = "begin; lock table webhook_events in share mode";
-    locking.execute(lock).await.unwrap();
+    let mut locking = lock_events(&fresh.database).await;
     let (record, _) = recorder(&fresh.database);
     let events: Vec<NewEvent> = (0..20)
         .map(|number| event_about(&tenant, &number.to_string(), "subject"))
@@ -265,10 +273,15 @@ async fn a_database_that_goes_away_fails_all_of_them_and_repeats_are_stored_once
 async fn an_event_that_is_being_written_is_stored_although_its_caller_has_left() {
     let fresh = fresh_database().await;
     let tenant = fresh.create_tenant().await;
-    let mut locking = fresh.database.connect_directly("locking").await.unwrap();
-    let lock = "begin; lock table webhook_events in share mode";
-    locking.execute(lock).await.unwrap();
-    let (record, _) = recorder(&fresh.database);
+    let mut locking = lock_events(&fresh.database).await;
+    set_callback(&fresh, &tenant).await;
+    let woken = Arc::<AtomicUsize>::default();
+    let record = EventRecorder::new(&fresh.database, &Clock::system(), {
+        let woken = woken.clone();
+        move |_| {
+            woken.fetch_add(1, Ordering::Relaxed);
+        }
+    });
     let calling = tokio::spawn({
         let (record, event) = (record.clone(), event_about(&tenant, "1", "subject"));
         async move { record.record_event(&event).await.map(drop) }
@@ -279,6 +292,10 @@ async fn an_event_that_is_being_written_is_stored_although_its_caller_has_left()
     locking.execute("rollback").await.unwrap();
     wait_until("the event is stored", async || {
         count(&fresh.database, "select count(*) from webhook_events").await == 1
+    })
+    .await;
+    wait_until("the dispatcher is woken", async || {
+        woken.load(Ordering::Relaxed) == 1
     })
     .await;
     assert_no_gaps(&fresh.database).await;
