@@ -385,9 +385,9 @@ impl Database {
         self.server.set_read_only(is_read_only);
     }
 
-    /// Whether the database answers within `patience`, takes writes and has a connection for requests; if not, the cause. Writes
-    /// nothing: whether writes complete is judged by those of this process, and by
-    /// [`run_write_heartbeat`](Self::run_write_heartbeat).
+    /// Whether the database answers within `patience`, takes writes and has a connection for requests; if not, the cause.
+    /// Writes nothing: whether writes complete is judged by those of this process, of which
+    /// [`run_write_heartbeat`](Self::run_write_heartbeat) makes some.
     pub async fn check_writable(&self, patience: Duration) -> Result<(), DatabaseConnectError> {
         let answered = self.for_readiness().ping(patience).await;
         match (answered, self.write_problem()) {

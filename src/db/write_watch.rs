@@ -15,11 +15,14 @@ use tokio_util::sync::CancellationToken;
 
 use super::{Database, DatabaseConnectError, Error, is_unavailable};
 
-/// Writes are stalled when one has taken this long and no other was completed meanwhile. Together with [`HEARTBEAT_INTERVAL`],
-/// within which a process writes something, less than three seconds.
+/// Writes are stalled when one has taken this long and no other was completed meanwhile. Together with [`MAX_SILENCE`], within
+/// which a process writes something, less than three seconds.
 const STALL_THRESHOLD: Duration = Duration::from_millis(1500);
 /// From the end of a heartbeat to the next.
 pub(super) const HEARTBEAT_INTERVAL: Duration = Duration::from_secs(1);
+/// For how long no write may complete before one is made. Longer than [`HEARTBEAT_INTERVAL`]: while the heartbeat of the listener
+/// completes, no other is needed.
+const MAX_SILENCE: Duration = Duration::from_millis(1250);
 /// Writes something that changes no row and is seen by no reader; its commit waits for the disk and for synchronous standbys as any
 /// other. Null where nothing may be written.
 pub(super) const HEARTBEAT_SQL: &str = "select case when not (pg_is_in_recovery() or current_setting('transaction_read_only')::bool) \
@@ -132,6 +135,15 @@ impl WriteWatch {
         writes.was_stalled
     }
 
+    /// How long until a write is to be made, because no other has completed.
+    fn time_until_heartbeat(&self) -> Duration {
+        let writes = self.state.lock();
+        let silence = writes.last_completed.map(|done| done.elapsed());
+        silence.map_or(Duration::ZERO, |silence| {
+            MAX_SILENCE.saturating_sub(silence)
+        })
+    }
+
     /// Why a write failed since when none has completed.
     pub(super) fn failure(&self) -> Option<DatabaseConnectError> {
         self.state.lock().failure
@@ -170,22 +182,24 @@ impl Drop for OpenWrite {
 }
 
 impl Database {
-    /// Writes something every second until `stop`, so that a process that has nothing else to write notices in time that writes
-    /// do not complete, and that they do again. On the connection of [`Database::for_readiness`], whatever the other connections do.
+    /// Writes something whenever no other write has completed for a second, until `stop`: so a process that has nothing else to
+    /// write notices in time that writes do not complete, and that they do again. On the connection of
+    /// [`Database::for_readiness`], whatever the other connections do.
     pub async fn run_write_heartbeat(&self, stop: CancellationToken) {
         let database = self.for_readiness();
-        loop {
-            // Nothing is given up here but for a server that was replaced: each further attempt would hang beside this one. What
-            // it ends with is kept by the watch.
-            let beat = stop.run_until_cancelled(database.send_write_heartbeat());
-            let pause = async {
-                beat.await?;
-                stop.run_until_cancelled(sleep(HEARTBEAT_INTERVAL)).await
-            };
-            if pause.await.is_none() {
-                return;
+        let beating = async {
+            loop {
+                let mut pause = self.writes().time_until_heartbeat();
+                if pause.is_zero() {
+                    // Nothing is given up here but for a server that was replaced: each further attempt would hang beside this
+                    // one. What it ends with is kept by the watch.
+                    database.send_write_heartbeat().await;
+                    pause = HEARTBEAT_INTERVAL;
+                }
+                sleep(pause).await;
             }
-        }
+        };
+        stop.run_until_cancelled(beating).await;
     }
 
     async fn send_write_heartbeat(&self) {
