@@ -433,8 +433,9 @@ fn apple_notifications(bench: &Bench, count: usize) -> Vec<(String, String)> {
 /// What is measured of one round of a load.
 #[derive(Clone, Copy, Default)]
 struct LoadCost {
-    /// A second.
+    /// Notifications that were taken in, each second.
     taken_in: f64,
+    /// Events that were delivered, each second.
     delivered: f64,
     /// Microseconds of processor time for each notification.
     server: f64,

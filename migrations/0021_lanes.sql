@@ -2,7 +2,7 @@
 -- previous release: stops, it claims in all lanes at once
 -- tables: locks replicas; rewrites webhook_deliveries; unknown anything
 
--- The lane of a tenant: the first byte of the SHA-256 of its id, modulo 64. `TenantId::lane` in src/base/lane.rs computes the same.
+-- The lane of a tenant: the first byte of the SHA-256 of its id, modulo 64. `tenant_lane` in src/tenants/lane.rs computes the same.
 create function tenant_lane(tenant_id text) returns smallint language sql immutable strict parallel safe
     as $$ select (get_byte(sha256(convert_to(tenant_id, 'UTF8')), 0) % 64)::smallint $$;
 

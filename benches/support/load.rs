@@ -50,8 +50,8 @@ pub(crate) fn post_request(path: &str, bearer: Option<&str>, body: &str) -> Vec<
     .into_bytes()
 }
 
-/// Sends each request once, over this many connections, each of which waits for its answer. Every answer must be 200. How long
-/// that took.
+/// Sends each request once, over this many connections, each of which waits for its answer. Every answer must be 200. Returns
+/// the time that it took.
 pub(crate) async fn send_all(
     server: SocketAddr,
     connections: usize,

@@ -1,5 +1,7 @@
 //! Lanes: the deliveries of each tenant belong to one of 64, in which one process at a time claims.
 
+use std::sync::atomic::{AtomicU64, Ordering};
+
 /// How many lanes there are. The same in every installation: rows are stored with their lane.
 pub const LANE_COUNT: usize = 64;
 /// The number of the last one.
@@ -37,9 +39,9 @@ impl Lane {
 pub struct LaneSet(u64);
 
 impl LaneSet {
-    /// No lane.
+    /// The set without any lane.
     pub const EMPTY: Self = Self(0);
-    /// Every lane.
+    /// The set of all 64 lanes.
     pub const ALL: Self = Self(u64::MAX);
 
     /// The set whose bit `n` says whether it has lane `n`.
@@ -97,6 +99,37 @@ impl FromIterator<Lane> for LaneSet {
             set.insert(lane);
         }
         set
+    }
+}
+
+/// A [`LaneSet`] that threads share.
+#[derive(Debug, Default)]
+pub struct SharedLanes(AtomicU64);
+
+impl SharedLanes {
+    /// Begins with these lanes.
+    pub fn new(lanes: LaneSet) -> Self {
+        Self(AtomicU64::new(lanes.bits()))
+    }
+
+    /// The lanes now.
+    pub fn get(&self) -> LaneSet {
+        LaneSet::from_bits(self.0.load(Ordering::Acquire))
+    }
+
+    /// Replaces the lanes.
+    pub fn set(&self, lanes: LaneSet) {
+        self.0.store(lanes.bits(), Ordering::Release);
+    }
+
+    /// Adds these lanes to the others.
+    pub fn add(&self, lanes: LaneSet) {
+        self.0.fetch_or(lanes.bits(), Ordering::AcqRel);
+    }
+
+    /// Removes all lanes, and returns them.
+    pub fn take(&self) -> LaneSet {
+        LaneSet::from_bits(self.0.swap(0, Ordering::AcqRel))
     }
 }
 

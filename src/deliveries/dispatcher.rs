@@ -201,6 +201,13 @@ impl Dispatcher {
         Self { share, ..self }
     }
 
+    /// How long a lane of another process may be due before this one claims there although it is busy, for tests.
+    #[must_use]
+    pub fn with_neglect_timeout(mut self, timeout: Duration) -> Self {
+        self.schedule.set_neglect_timeout(timeout);
+        self
+    }
+
     /// Uses these metrics from now on.
     #[must_use]
     pub fn with_metrics(self, metrics: DeliveryMetrics) -> Self {

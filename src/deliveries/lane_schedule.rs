@@ -5,8 +5,8 @@
 //! of these lanes, or until a notification.
 //!
 //! A busy process claims in its own lanes: those that fall to it when all processes that deliver share them. One that has free slots
-//! helps in the others. A lane that has been due for [`NEGLECT_TIMEOUT`] is claimed in by every process: the process that it falls
-//! to may be stopped.
+//! helps in the others. A lane that has been due for [`NEGLECT_TIMEOUT`] is claimed in by every process: the process that it
+//! falls to may be stopped.
 
 use std::time::Duration;
 
@@ -15,7 +15,7 @@ use tokio::time::Instant;
 use crate::base::lane::{LANE_COUNT, Lane, LaneSet};
 
 /// How long a lane of another process may be due before a busy process claims there.
-pub(super) const NEGLECT_TIMEOUT: Duration = Duration::from_secs(2);
+const NEGLECT_TIMEOUT: Duration = Duration::from_secs(2);
 
 #[derive(Debug)]
 pub(super) struct LaneSchedule {
@@ -23,6 +23,7 @@ pub(super) struct LaneSchedule {
     due_at: [Option<Instant>; LANE_COUNT],
     /// The lanes that the next survey looks at.
     unknown: LaneSet,
+    neglect_timeout: Duration,
 }
 
 impl LaneSchedule {
@@ -31,7 +32,13 @@ impl LaneSchedule {
         Self {
             due_at: [None; LANE_COUNT],
             unknown: LaneSet::ALL,
+            neglect_timeout: NEGLECT_TIMEOUT,
         }
+    }
+
+    /// Sets another time than [`NEGLECT_TIMEOUT`].
+    pub(super) fn set_neglect_timeout(&mut self, timeout: Duration) {
+        self.neglect_timeout = timeout;
     }
 
     /// Something may be claimed in these lanes now.
@@ -72,7 +79,7 @@ impl LaneSchedule {
     fn claim_at(&self, lane: Lane, own: LaneSet, is_busy: bool) -> Option<Instant> {
         let due_at = self.due_at[usize::from(lane.number())]?;
         if is_busy && !own.contains(lane) {
-            Some(due_at + NEGLECT_TIMEOUT)
+            Some(due_at + self.neglect_timeout)
         } else {
             Some(due_at)
         }

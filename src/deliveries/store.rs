@@ -16,7 +16,6 @@ use super::delivery::NextStep;
 use super::health::{EndpointHealth, EndpointState, HealthSignal, MAX_IN_FLIGHT_PER_CALLBACK};
 use super::job::DeliveryJob;
 use super::outcome::AttemptOutcome;
-use super::work_notifier::format_payload;
 use crate::base::clock::Timestamp;
 use crate::base::id::{DeliveryId, EventId, TenantId};
 use crate::base::lane::{Lane, LaneSet};
@@ -159,8 +158,8 @@ impl DeliveryStore {
     }
 
     /// Writes `results` and claims up to `limit` deliveries in those of `lanes` in which no other process is claiming, in one
-    /// transaction. `last_served` is the tenant of the last delivery that was claimed: among equals, the tenants after it come
-    /// first.
+    /// transaction. `last_served` is the tenant of the last delivery that was claimed: among equals, those with a higher id
+    /// come first.
     pub(super) async fn write_results_and_claim(
         &self,
         results: &[FinishedAttempt],
@@ -739,10 +738,26 @@ async fn settle_original_deliveries(
 pub(super) async fn notify_work_channel(database: &Database, lanes: LaneSet) -> Result<(), Error> {
     sqlx::query("select pg_notify($1, $2)")
         .bind(WORK_CHANNEL)
-        .bind(format_payload(lanes))
+        .bind(format_work_payload(lanes))
         .execute(database.pool())
         .await?;
     Ok(())
+}
+
+/// What a notification on [`WORK_CHANNEL`] says.
+fn format_work_payload(lanes: LaneSet) -> String {
+    if lanes == LaneSet::ALL {
+        String::new()
+    } else {
+        format!("{:x}", lanes.bits())
+    }
+}
+
+/// The lanes that a notification on [`WORK_CHANNEL`] names. `None`: it names none.
+pub(super) fn parse_work_payload(payload: &str) -> Option<LaneSet> {
+    u64::from_str_radix(payload, 16)
+        .ok()
+        .map(LaneSet::from_bits)
 }
 
 /// For a database that did not answer in time.
@@ -855,4 +870,19 @@ fn unzip_leases(leases: &[Lease]) -> (Vec<String>, Vec<i32>) {
 /// Counters are never negative.
 fn to_unsigned(number: i32) -> u32 {
     u32::try_from(number).unwrap_or(0)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_payload_names_lanes_or_none() {
+        for bits in [1, 1 << 63, 0xdead_beef] {
+            let lanes = LaneSet::from_bits(bits);
+            assert_eq!(parse_work_payload(&format_work_payload(lanes)), Some(lanes));
+        }
+        assert_eq!(parse_work_payload(&format_work_payload(LaneSet::ALL)), None);
+        assert_eq!(parse_work_payload("of a later release"), None);
+    }
 }

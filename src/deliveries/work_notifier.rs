@@ -1,10 +1,9 @@
-//! Tells dispatchers in which lanes deliveries are due: the one in this process if it claims there at once, otherwise those of other
-//! processes.
+//! Tells dispatchers in which lanes deliveries are due: the one in this process if it claims there at once, otherwise those of
+//! the other processes.
 //!
 //! A notification only wakes a dispatcher earlier. One that is lost delays a delivery until the next poll.
 
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
 use tokio::sync::Notify;
@@ -13,7 +12,7 @@ use tokio_util::sync::CancellationToken;
 
 use super::store;
 use crate::base::id::TenantId;
-use crate::base::lane::LaneSet;
+use crate::base::lane::{LaneSet, SharedLanes};
 use crate::db::Database;
 use crate::db::change_listener::{ChangeListener, DatabaseChange};
 use crate::tenants::lane::tenant_lane;
@@ -42,28 +41,6 @@ struct WorkLanes {
     unknown: SharedLanes,
 }
 
-/// A [`LaneSet`] that threads share.
-#[derive(Default)]
-struct SharedLanes(AtomicU64);
-
-impl SharedLanes {
-    fn get(&self) -> LaneSet {
-        LaneSet::from_bits(self.0.load(Ordering::Acquire))
-    }
-
-    fn set(&self, lanes: LaneSet) {
-        self.0.store(lanes.bits(), Ordering::Release);
-    }
-
-    fn add(&self, lanes: LaneSet) {
-        self.0.fetch_or(lanes.bits(), Ordering::AcqRel);
-    }
-
-    fn take(&self) -> LaneSet {
-        LaneSet::from_bits(self.0.swap(0, Ordering::AcqRel))
-    }
-}
-
 /// Where there is work.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) struct NotifiedWork {
@@ -89,7 +66,7 @@ impl WorkNotifier {
         let notifier = Self::default();
         let on_work = notifier.clone();
         changes.on_notification(store::WORK_CHANNEL, move |payload| {
-            let work = parse_payload(payload).map(NotifiedWork::due);
+            let work = store::parse_work_payload(payload).map(NotifiedWork::due);
             on_work.wake_local(work.unwrap_or(NotifiedWork {
                 due: LaneSet::EMPTY,
                 unknown: LaneSet::ALL,
@@ -167,38 +144,12 @@ impl WorkNotifier {
     }
 }
 
-/// What a notification of other processes says.
-pub(super) fn format_payload(lanes: LaneSet) -> String {
-    if lanes == LaneSet::ALL {
-        String::new()
-    } else {
-        format!("{:x}", lanes.bits())
-    }
-}
-
-/// `None`: it names no lanes.
-fn parse_payload(payload: &str) -> Option<LaneSet> {
-    u64::from_str_radix(payload, 16)
-        .ok()
-        .map(LaneSet::from_bits)
-}
-
 #[cfg(test)]
 mod tests {
     use futures_util::FutureExt as _;
 
     use super::*;
     use crate::base::clock::Timestamp;
-
-    #[test]
-    fn a_payload_names_lanes_or_none() {
-        for bits in [1, 1 << 63, 0xdead_beef] {
-            let lanes = LaneSet::from_bits(bits);
-            assert_eq!(parse_payload(&format_payload(lanes)), Some(lanes));
-        }
-        assert_eq!(parse_payload(&format_payload(LaneSet::ALL)), None);
-        assert_eq!(parse_payload("of a later release"), None);
-    }
 
     #[tokio::test]
     async fn the_process_that_claims_at_once_is_woken() {

@@ -5,32 +5,30 @@
 //! the lane decides then.
 
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
 
 use crate::base::id::ReplicaId;
-use crate::base::lane::{Lane, LaneSet};
+use crate::base::lane::{Lane, LaneSet, SharedLanes};
 use crate::crypto::token::sha256;
 
 /// The lanes of this process: all until its first heartbeat. Clones share it.
 #[derive(Clone, Debug)]
-pub struct LaneShare(Arc<AtomicU64>);
+pub struct LaneShare(Arc<SharedLanes>);
 
 impl Default for LaneShare {
     fn default() -> Self {
-        Self(Arc::new(AtomicU64::new(LaneSet::ALL.bits())))
+        Self(Arc::new(SharedLanes::new(LaneSet::ALL)))
     }
 }
 
 impl LaneShare {
     /// Its lanes now.
     pub fn lanes(&self) -> LaneSet {
-        LaneSet::from_bits(self.0.load(Ordering::Relaxed))
+        self.0.get()
     }
 
     /// Divides the lanes anew among `own` and the other processes that deliver.
     pub fn update(&self, own: &ReplicaId, others: &[ReplicaId]) {
-        let lanes = lanes_of(own, others);
-        self.0.store(lanes.bits(), Ordering::Relaxed);
+        self.0.set(lanes_of(own, others));
     }
 }
 

@@ -50,8 +50,8 @@ pub struct ReplicaNotices {
     /// Why it takes in notifications and delivers none, as in `/ready`: `off: …` or `waiting: …`.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub(crate) deliveries: Option<String>,
-    /// Tenants whose budget for notifications was spent within a day, and when that was last: at most
-    /// [`MAX_THROTTLED_TENANTS`].
+    /// Tenants whose budget for notifications was spent within a day, and when that was last: not more than
+    /// [`MAX_THROTTLED_TENANTS`] of them.
     #[serde(skip_serializing_if = "BTreeMap::is_empty")]
     pub(crate) throttled_tenants: BTreeMap<TenantId, Timestamp>,
 }

@@ -217,10 +217,7 @@ async fn http_handshake<S: AsyncRead + AsyncWrite + Send + Unpin + 'static>(
     let read_budget = ReadBudget::default();
     // Enough for the handshake; each request resets it.
     read_budget.reset_to(MAX_RESPONSE_HEAD_BYTES);
-    let stream = BudgetedStream {
-        inner: stream,
-        read_budget: read_budget.clone(),
-    };
+    let stream = BudgetedStream::new(stream, read_budget.clone());
     let (requests, connection) = http1::Builder::new()
         .max_buf_size(MAX_RESPONSE_HEAD_BYTES)
         .max_headers(MAX_RESPONSE_HEADERS)

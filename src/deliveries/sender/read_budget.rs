@@ -37,7 +37,7 @@ impl ReadBudget {
         self.0.left.load(Ordering::Relaxed) == 0
     }
 
-    /// Whether the server sent a TLS record on this connection, which is to say that plain text was read as TLS there.
+    /// Whether the server began with a TLS record on this connection, which is to say that plain text was read as TLS there.
     pub(super) fn is_tls_record(&self) -> bool {
         self.0.begins_with_tls.load(Ordering::Relaxed)
     }
@@ -62,8 +62,20 @@ impl ReadBudget {
 /// A connection whose reads fail once the budget is used up. The last read may exceed it.
 #[derive(Debug)]
 pub(super) struct BudgetedStream<S> {
-    pub(super) inner: S,
-    pub(super) read_budget: ReadBudget,
+    inner: S,
+    read_budget: ReadBudget,
+    has_read: bool,
+}
+
+impl<S> BudgetedStream<S> {
+    /// A new connection, from which nothing was read.
+    pub(super) fn new(inner: S, read_budget: ReadBudget) -> Self {
+        Self {
+            inner,
+            read_budget,
+            has_read: false,
+        }
+    }
 }
 
 impl<S: AsyncRead + Unpin> AsyncRead for BudgetedStream<S> {
@@ -78,8 +90,11 @@ impl<S: AsyncRead + Unpin> AsyncRead for BudgetedStream<S> {
         let before = buffer.filled().len();
         let polled = Pin::new(&mut self.inner).poll_read(context, buffer);
         let read = &buffer.filled()[before..];
-        self.read_budget.note_first_bytes(read);
+        if !self.has_read {
+            self.read_budget.note_first_bytes(read);
+        }
         self.read_budget.consume_bytes(read.len());
+        self.has_read |= !read.is_empty();
         polled
     }
 }
