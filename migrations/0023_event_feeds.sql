@@ -17,10 +17,10 @@ alter table webhook_events add column feed_position bigint;
 
 create unique index webhook_events_by_feed_position on webhook_events (tenant_id, feed_position);
 
--- Whether an event of the tenant has no number. Without sequential scans, which look cheap to the planner where many tenants
--- never read their events back.
+-- Whether an event of the tenant has no number. Without sequential and bitmap scans, which look cheap to the planner where many
+-- tenants never read their events back, and which read all events of the tenant.
 create function has_unnumbered_events(of_tenant text) returns boolean
-    language plpgsql stable set enable_seqscan = off
+    language plpgsql stable set enable_seqscan = off set enable_bitmapscan = off
     as $$
 begin
     return exists (select from webhook_events where tenant_id = of_tenant and feed_position is null);
@@ -30,7 +30,7 @@ $$;
 -- Gives numbers to up to `at_most` events of the tenant that have none, and returns to how many. A function, so that no client can
 -- leave the transaction open; each of its statements sees what was committed before the lock of the feed was granted.
 create function number_events(of_tenant text, at_most bigint) returns bigint
-    language plpgsql volatile set enable_seqscan = off
+    language plpgsql volatile set enable_seqscan = off set enable_bitmapscan = off
     as $$
 declare
     feed event_feeds;
