@@ -227,40 +227,62 @@ async fn a_wrong_clock_shifts_no_delivery_and_is_reported() {
     assert_eq!(receiver.requests().len(), sent);
 }
 
+/// A server with a role of its own, whose connections a test can limit.
+struct LimitedRole {
+    /// The database, as its owner.
+    owner: Fresh,
+    /// The name of the role.
+    clerk: String,
+    clock: Clock,
+    world: World,
+}
+
+impl LimitedRole {
+    async fn serve() -> Self {
+        let owner = fresh_database().await;
+        let clerk = format!("clerk_of_{}", owner.database.database_name());
+        let grants = format!(
+            "create role {clerk} login; grant all on all tables in schema public to {clerk}; \
+             grant all on all sequences in schema public to {clerk}"
+        );
+        let pool = owner.database.pool();
+        pool.execute(AssertSqlSafe(grants)).await.unwrap();
+        let url = owner
+            .url
+            .replace("user=attesto", &format!("user={clerk}"))
+            .replace("max=5", "max=12");
+        let settings = ConnectSettings::from_url(&url).unwrap();
+        let fresh = Fresh {
+            database: Database::open(&settings),
+            url,
+            direct: None,
+            settings,
+        };
+        let clock = Clock::fixed(Timestamp::parse("2026-04-10T14:22:10.000Z").unwrap());
+        let world = World::upon(fresh, clock.clone(), &OPEN).await;
+        Self {
+            owner,
+            clerk,
+            clock,
+            world,
+        }
+    }
+}
+
 /// Without a free connection a request waits three seconds and gets 503; deliveries have their
 /// reserved connections already.
 #[tokio::test]
 async fn without_free_connections_requests_get_503_quickly_and_deliveries_continue() {
-    let owner = fresh_database().await;
-    let clerk = format!("clerk_of_{}", owner.database.database_name());
+    let LimitedRole {
+        owner,
+        clerk,
+        clock,
+        world,
+    } = LimitedRole::serve().await;
     let execute = async |statement: String| {
-        owner
-            .database
-            .pool()
-            .execute(AssertSqlSafe(statement))
-            .await
-            .unwrap();
+        let statement = AssertSqlSafe(statement);
+        owner.database.pool().execute(statement).await.unwrap();
     };
-    execute(format!("create role {clerk} login")).await;
-    for what in ["tables", "sequences"] {
-        execute(format!(
-            "grant all on all {what} in schema public to {clerk}"
-        ))
-        .await;
-    }
-    let url = owner
-        .url
-        .replace("user=attesto", &format!("user={clerk}"))
-        .replace("max=5", "max=12");
-    let settings = ConnectSettings::from_url(&url).unwrap();
-    let fresh = Fresh {
-        database: Database::open(&settings),
-        url,
-        direct: None,
-        settings,
-    };
-    let clock = Clock::fixed(Timestamp::parse("2026-04-10T14:22:10.000Z").unwrap());
-    let world = World::upon(fresh, clock.clone(), &OPEN).await;
     let tenant = world.tenant().await;
     let receiver = Receiver::answering(OK).await;
     set_callback(&world, &tenant.id, &receiver.url()).await;
@@ -335,30 +357,16 @@ async fn without_free_connections_requests_get_503_quickly_and_deliveries_contin
 /// A role that may have few connections, and requests took them all: deliveries borrow one as soon as it is free.
 #[tokio::test]
 async fn deliveries_that_get_no_connection_borrow_one_and_say_so_meanwhile() {
-    let owner = fresh_database().await;
-    let clerk = format!("clerk_of_{}", owner.database.database_name());
+    let LimitedRole {
+        owner,
+        clerk,
+        clock,
+        world,
+    } = LimitedRole::serve().await;
     let execute = async |statement: String| {
         let statement = AssertSqlSafe(statement);
         owner.database.pool().execute(statement).await.unwrap();
     };
-    execute(format!("create role {clerk} login")).await;
-    for what in ["tables", "sequences"] {
-        let grant = format!("grant all on all {what} in schema public to {clerk}");
-        execute(grant).await;
-    }
-    let url = owner
-        .url
-        .replace("user=attesto", &format!("user={clerk}"))
-        .replace("max=5", "max=12");
-    let settings = ConnectSettings::from_url(&url).unwrap();
-    let fresh = Fresh {
-        database: Database::open(&settings),
-        url,
-        direct: None,
-        settings,
-    };
-    let clock = Clock::fixed(Timestamp::parse("2026-04-10T14:22:10.000Z").unwrap());
-    let world = World::upon(fresh, clock.clone(), &OPEN).await;
     let tenant = world.stranger().await.id;
     let receiver = Receiver::answering(OK).await;
     set_callback(&world, &tenant, &receiver.url()).await;

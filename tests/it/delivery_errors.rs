@@ -178,6 +178,18 @@ async fn ping(shell: &Shell, tenant: &str, url: &str) -> Value {
     ran.json()
 }
 
+/// A tenant whose callback is called by `webhook ping` alone, by a command that trusts the authorities.
+async fn pinging() -> (World, String, Authorities, Shell) {
+    let world = World::with(&[("WEBHOOK_DISPATCHER_DISABLED", "true")]).await;
+    let tenant = world.stranger().await.id.to_string();
+    let authorities = Authorities::new();
+    let shell = world
+        .shell()
+        .set("WEBHOOK_ALLOW_PRIVATE_CALLBACKS", "true")
+        .set("SSL_CERT_FILE", authorities.file().to_str().unwrap());
+    (world, tenant, authorities, shell)
+}
+
 fn check(result: &Value, outcome: &str, words: &[&str]) {
     let detail = result["detail"].as_str().unwrap();
     assert_eq!(result["outcome"], outcome, "{detail}");
@@ -189,13 +201,7 @@ fn check(result: &Value, outcome: &str, words: &[&str]) {
 
 #[tokio::test]
 async fn what_is_wrong_with_a_certificate_is_said_with_its_name_and_date() {
-    let world = World::with(&[("WEBHOOK_DISPATCHER_DISABLED", "true")]).await;
-    let tenant = world.stranger().await.id.to_string();
-    let authorities = Authorities::new();
-    let shell = world
-        .shell()
-        .set("WEBHOOK_ALLOW_PRIVATE_CALLBACKS", "true")
-        .set("SSL_CERT_FILE", authorities.file().to_str().unwrap());
+    let (world, tenant, authorities, shell) = pinging().await;
 
     let mut expired = leaf(&["localhost"]);
     expired.not_before = rcgen::date_time_ymd(2019, 1, 1);
@@ -278,13 +284,7 @@ async fn what_is_wrong_with_a_certificate_is_said_with_its_name_and_date() {
 #[tokio::test]
 #[expect(clippy::too_many_lines, reason = "a table")]
 async fn what_is_wrong_with_a_connection_or_an_answer_is_said_with_what_to_do() {
-    let world = World::with(&[("WEBHOOK_DISPATCHER_DISABLED", "true")]).await;
-    let tenant = world.stranger().await.id.to_string();
-    let authorities = Authorities::new();
-    let shell = world
-        .shell()
-        .set("WEBHOOK_ALLOW_PRIVATE_CALLBACKS", "true")
-        .set("SSL_CERT_FILE", authorities.file().to_str().unwrap());
+    let (world, tenant, _authorities, shell) = pinging().await;
     let http = |answer: &str| format!("HTTP/1.1 {answer}\r\n\r\n").into_bytes();
     let large = format!("HTTP/1.1 200 OK\r\nX: {}\r\n\r\n", "x".repeat(40_000));
     let plain_http = "The plain HTTP request was sent to HTTPS port";
