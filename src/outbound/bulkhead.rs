@@ -11,8 +11,8 @@ use tokio::time::timeout;
 
 /// Limits how many calls of one owner run at the same time, so that one tenant cannot use all connections.
 ///
-/// An owner gets at most half of what is free, beside its first call: however many owners take what they can, the next one finds
-/// room.
+/// An owner gets at most half of what is free, beside its first call: however many owners take what they can, there is
+/// room for the next one.
 #[derive(Clone)]
 pub struct Bulkhead<K: Eq + Hash> {
     max_concurrent: usize,

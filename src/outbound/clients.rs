@@ -8,8 +8,8 @@ use super::http_client::{HttpClientError, build_http_client};
 
 /// How many connections there are to one server at most.
 const MAX_CLIENTS: usize = 8;
-/// How many calls one client makes at once, unless all have so many: half of the streams that the stores' servers allow on a
-/// connection.
+/// How many calls one client makes at once, unless all have so many: half of the streams that the stores' servers allow
+/// on one connection.
 const MAX_CALLS_PER_CLIENT: usize = 50;
 /// How many calls are made at once before connections are shared beyond that.
 pub(crate) const MAX_CONCURRENT_CALLS: usize = MAX_CLIENTS * MAX_CALLS_PER_CLIENT;
@@ -129,6 +129,8 @@ mod tests {
 
     /// As many as two tenants may make at once.
     const SLOW_CALLS: usize = 128;
+    /// Longer than the test takes on the slowest machine.
+    const CALL_TIMEOUT: Duration = Duration::from_mins(10);
 
     /// Clients that speak HTTP/2 without TLS.
     fn clients() -> StoreClients {
@@ -193,7 +195,7 @@ mod tests {
         let (end, is_over) = watch::channel(false);
         let slow_calls = Arc::<AtomicUsize>::default();
         let (url, _serving) = serve(is_over, slow_calls.clone()).await;
-        let upstream = Upstream::new(clients(), Duration::from_secs(30));
+        let upstream = Upstream::new(clients(), CALL_TIMEOUT);
         let ask = async |path: &str| {
             let url = format!("{url}{path}");
             let build = |client: &reqwest::Client| client.get(&url);
