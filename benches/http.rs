@@ -6,11 +6,14 @@
 //! that the load generator is not counted. The baseline is a route that reads the same body and
 //! answers a constant, plus one bare P-256 verification of the same bytes. Rounds are interleaved
 //! and the median is printed.
+//!
+//! `ATTESTO_BENCH_BESIDE=PATH cargo bench --bench http` also measures another build of `attesto`, in
+//! the same rounds and on a database of its own.
 
 mod support;
 
 use std::io::Write as _;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
@@ -19,16 +22,13 @@ use std::time::{Duration, Instant};
 use attesto::base::clock::Clock;
 use attesto::base::id::TenantId;
 use attesto::config;
-use attesto::crypto::keyring::{Keyring, MasterKey};
 use attesto::db::Database;
 use attesto::embedded_postgres::{EmbeddedOptions, EmbeddedPostgres};
 use attesto::simulator::state::apple::{NewTransaction, SimulatedEnvironment};
 use attesto::simulator::{Simulator, SimulatorOptions};
-use attesto::stores::apple;
 use attesto::stores::apple::account::{
     AppleCredentials, ClientTokenSource, EnvironmentChoice, SigningKey,
 };
-use attesto::tenants::{ApiKeyEnvironment, RawApiKey, store};
 use aws_lc_rs::signature::{ECDSA_P256_SHA256_FIXED, ParsedPublicKey};
 use axum::body::Bytes;
 use axum::routing::post;
@@ -46,6 +46,8 @@ const CONNECTIONS: usize = 32;
 /// The rate and length of the latency measurement.
 const PER_SECOND: u32 = 200;
 const ASKED: u32 = 1000;
+/// Names the binary of another build to measure in the same rounds.
+const BESIDE: &str = "ATTESTO_BENCH_BESIDE";
 /// Makes this program run as the baseline server.
 const ROLE: &str = "ATTESTO_BENCH_ROLE";
 
@@ -175,6 +177,111 @@ async fn latency<F: Future<Output = ()> + Send + 'static>(ask: impl Fn() -> F) -
     median(&mut times)
 }
 
+/// What each measured build is set up with.
+struct Setup<'a> {
+    postgres: &'a EmbeddedPostgres,
+    simulator: &'a Simulator,
+    roots: &'a Path,
+    key_file: &'a Path,
+}
+
+/// A build of `attesto` with a database of its own, in which one tenant may verify Apple's transactions.
+struct Installation {
+    binary: PathBuf,
+    environment: Vec<(String, String)>,
+    /// The tenant's API key.
+    key: String,
+}
+
+impl Setup<'_> {
+    /// Sets up a build through its own commands, because another build may have other tables.
+    async fn install(&self, binary: &Path, database: &str) -> Installation {
+        let maintenance = Database::open(&self.postgres.connect_settings());
+        let create = format!("create database bench_{database}");
+        sqlx::query(sqlx::AssertSqlSafe(create))
+            .execute(maintenance.pool())
+            .await
+            .expect("a database");
+        maintenance.close_connections().await;
+        let mut url = url::Url::parse(&self.postgres.connection_url()).expect("a URL");
+        url.set_path(&format!("bench_{database}"));
+        let roots = self.roots.to_str().expect("a path of text");
+        let mut environment = vec![
+            ("DATABASE_URL".to_owned(), url.to_string()),
+            (
+                "ATTESTO_ENCRYPTION_KEY".to_owned(),
+                STANDARD.encode([7; 32]),
+            ),
+            ("RATE_LIMIT_PER_SECOND".to_owned(), "1000000".to_owned()),
+            ("RATE_LIMIT_BURST".to_owned(), "1000000".to_owned()),
+        ];
+        let stores = self.simulator.environment_variables().into_iter();
+        environment.extend(stores.map(|(name, value)| (name.to_string(), value)));
+        environment.push(("APPLE_ROOT_CERTIFICATES".to_owned(), roots.to_owned()));
+        let mut installation = Installation {
+            binary: binary.to_owned(),
+            environment,
+            key: String::new(),
+        };
+        installation.run(&["migrate"]);
+        let tenant = installation.run(&["tenant", "create", "--name", "Bench"]);
+        let tenant = tenant["id"].as_str().expect("an id");
+        let created = installation.run(&["key", "create", tenant, "--env", "test"]);
+        created["rawKey"]
+            .as_str()
+            .expect("a key")
+            .clone_into(&mut installation.key);
+        let apple_key = self.simulator.apple().api_key();
+        let key_file = self.key_file.to_str().expect("a path of text");
+        installation.run(&[
+            "apple",
+            "set-credentials",
+            tenant,
+            "--bundle-id",
+            BUNDLE,
+            "--key-id",
+            &apple_key.key_id,
+            "--issuer-id",
+            &apple_key.issuer_id,
+            "--key-path",
+            key_file,
+            "--environment",
+            "production",
+            "--app-apple-id",
+            "1",
+        ]);
+        installation
+    }
+}
+
+impl Installation {
+    fn command(&self) -> Command {
+        let mut command = Command::new(&self.binary);
+        command.envs(self.environment.iter().map(|(name, value)| (name, value)));
+        command
+    }
+
+    /// Runs a command; the first JSON object that it prints.
+    fn run(&self, arguments: &[&str]) -> Value {
+        let output = self.command().args(arguments).output().expect("it runs");
+        let complaint = String::from_utf8_lossy(&output.stderr);
+        assert!(output.status.success(), "{arguments:?}: {complaint}");
+        let mut lines = serde_json::Deserializer::from_slice(&output.stdout).into_iter();
+        lines.next().and_then(Result::ok).unwrap_or_default()
+    }
+
+    fn serve(&self) -> Command {
+        let mut command = self.command();
+        command.args([
+            "serve",
+            "--port=0",
+            "--bind-address=127.0.0.1",
+            "--log-format=json",
+        ]);
+        command
+    }
+}
+
 #[expect(clippy::too_many_lines, reason = "one measurement after the other")]
 async fn measure() {
     let clock = Clock::system();
@@ -186,45 +293,15 @@ async fn measure() {
     let postgres = EmbeddedPostgres::start(options)
         .await
         .expect("Postgres starts");
-    let database = Database::open(&postgres.connect_settings());
-    database.migrate(false).await.expect("the tables are made");
     let simulator = Simulator::start(SimulatorOptions::new(clock.clone()))
         .await
         .expect("the stores start");
     let roots = folder.join("root.pem");
     std::fs::write(&roots, simulator.apple_root_pem()).expect("written");
 
-    let encryption_key = STANDARD.encode([7; 32]);
-    let keyring = Keyring::new(
-        MasterKey::parse(&encryption_key, Some(1)).expect("a key"),
-        vec![],
-    )
-    .expect("a ring");
-    let now = clock.now();
-    let tenant = store::create_tenant(&database, &"Bench".parse().expect("a name"), now)
-        .await
-        .expect("a tenant")
-        .id;
-    let key = RawApiKey::generate(ApiKeyEnvironment::Test);
-    store::create_api_key(&database, &tenant, None, ApiKeyEnvironment::Test, &key, now)
-        .await
-        .expect("a key");
     let apple_key = simulator.apple().api_key();
-    let credentials = AppleCredentials {
-        bundle_id: BUNDLE.to_owned(),
-        key_id: apple_key.key_id,
-        issuer_id: apple_key.issuer_id,
-        key: SigningKey::parse(apple_key.private_key.as_bytes()).expect("a key"),
-        environment: EnvironmentChoice::Production,
-        app_apple_id: Some(1),
-    };
-    let new = apple::store::NewAppleCredentials {
-        key_file: apple_key.private_key.as_bytes(),
-        credentials: &credentials,
-    };
-    apple::store::set_credentials(&database, &keyring, &tenant, &new)
-        .await
-        .expect("stored");
+    let key_file = folder.join("key.p8");
+    std::fs::write(&key_file, &apple_key.private_key).expect("written");
     let bought = NewTransaction {
         bundle_id: Some(BUNDLE.to_owned()),
         environment: SimulatedEnvironment::Production,
@@ -237,24 +314,27 @@ async fn measure() {
         .transaction_id;
     let jws = simulator.apple().sign_transaction(&id).expect("a JWS");
 
-    let mut command = Command::new(env!("CARGO_BIN_EXE_attesto"));
-    command
-        .args([
-            "serve",
-            "--port=0",
-            "--bind-address=127.0.0.1",
-            "--log-format=json",
-        ])
-        .env("DATABASE_URL", postgres.connection_url())
-        .env("ATTESTO_ENCRYPTION_KEY", &encryption_key)
-        .env("RATE_LIMIT_PER_SECOND", "1000000")
-        .env("RATE_LIMIT_BURST", "1000000")
-        .envs(simulator.environment_variables())
-        .env("APPLE_ROOT_CERTIFICATES", &roots);
+    let setup = Setup {
+        postgres: &postgres,
+        simulator: &simulator,
+        roots: &roots,
+        key_file: &key_file,
+    };
+    let installation = setup
+        .install(Path::new(env!("CARGO_BIN_EXE_attesto")), "this")
+        .await;
+    let beside = match config::read_env_var(BESIDE) {
+        Some(binary) => Some(setup.install(Path::new(&binary), "beside").await),
+        None => None,
+    };
+    let mut command = installation.serve();
     let mut starts: Vec<f64> = (0..5)
         .map(|_| micros(Server::start(&mut command).ready) / 1000.0)
         .collect();
     let attesto = Server::start(&mut command);
+    let other = beside
+        .as_ref()
+        .map(|beside| (Server::start(&mut beside.serve()), &beside.key));
     tokio::time::sleep(Duration::from_secs(2)).await;
     let idle = attesto.resident();
     let this = std::env::current_exe().expect("this program");
@@ -265,10 +345,15 @@ async fn measure() {
         .build()
         .expect("a client");
     let body = json!({ "signedTransaction": jws }).to_string();
+    let key = &installation.key;
     let (mut whole, mut reading, mut verifying) = (Vec::new(), Vec::new(), Vec::new());
+    let mut others = Vec::new();
     for _ in 0..ROUNDS {
-        whole.push(cost(&attesto, &client, "/v1/apple/verify", key.expose(), &body).await);
-        reading.push(cost(&plain, &client, "/", key.expose(), &body).await);
+        whole.push(cost(&attesto, &client, "/v1/apple/verify", key, &body).await);
+        if let Some((other, key)) = &other {
+            others.push(cost(other, &client, "/v1/apple/verify", key, &body).await);
+        }
+        reading.push(cost(&plain, &client, "/", key, &body).await);
         verifying.push(bare(&jws));
     }
     let (whole, reading, verifying) = (
@@ -279,9 +364,17 @@ async fn measure() {
     let busy = attesto.resident();
 
     // The store's own time: the same request, sent directly.
+    let credentials = AppleCredentials {
+        bundle_id: BUNDLE.to_owned(),
+        key_id: apple_key.key_id,
+        issuer_id: apple_key.issuer_id,
+        key: SigningKey::parse(apple_key.private_key.as_bytes()).expect("a key"),
+        environment: EnvironmentChoice::Production,
+        app_apple_id: Some(1),
+    };
     let tokens = ClientTokenSource::new(clock.clone());
     let bearer = tokens
-        .get_token(&TenantId::mint(now), &credentials)
+        .get_token(&TenantId::mint(clock.now()), &credentials)
         .secret()
         .to_owned();
     let store_url = format!(
@@ -311,7 +404,7 @@ async fn measure() {
             latency(|| {
                 let request = client
                     .post(&url)
-                    .bearer_auth(key.expose())
+                    .bearer_auth(key)
                     .header("content-type", "application/json")
                     .body(question.clone());
                 async move {
@@ -356,8 +449,17 @@ async fn measure() {
         median(&mut starts),
         f64::from(u32::try_from(size).expect("less than 4 GB")) / 1e6,
     );
-    drop((attesto, plain));
-    database.close_connections().await;
+    if !others.is_empty() {
+        let other = median(&mut others);
+        let _ = writeln!(
+            out,
+            "\nThe other build, in the same rounds\n\
+             \x20 attesto                            {other:8.1} µs\n\
+             \x20 this build costs                   {:8.3} times that",
+            whole / other,
+        );
+    }
+    drop((attesto, plain, other));
     simulator.stop().await;
     postgres.stop().await;
     let _ = std::fs::remove_dir_all(folder);

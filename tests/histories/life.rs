@@ -27,6 +27,8 @@ pub(crate) struct Life {
     pub(crate) seed: u64,
     /// Google does not know a purchase in the first 300 ms.
     pub(crate) is_known_late: bool,
+    /// Notifications that arrive within seconds arrive at the same moment, over connections of their own.
+    pub(crate) arrives_together: bool,
     pub(crate) steps: Vec<Step>,
 }
 
@@ -153,6 +155,7 @@ impl Life {
         Self {
             seed,
             is_known_late,
+            arrives_together: seed.is_multiple_of(4),
             steps: script.steps,
         }
     }

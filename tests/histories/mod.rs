@@ -1,8 +1,9 @@
 //! Lives of purchases, played on the simulated stores, and what the receiver of docs/integrate.md makes of them.
 //!
 //! A life is a random sequence of what happens to one purchase and those that follow it: bought, renewed, cancelled, changed,
-//! paused, refunded, bought again. Each notification of it arrives late or twice, or before the one that was sent before it; it goes
-//! through Attesto's own routes, and the events that come of it are received in many orders. Then two things must hold:
+//! paused, refunded, bought again. Each notification of it arrives late or twice, or before the one that was sent before it; in a
+//! quarter of the lives, those that arrive within seconds arrive at the same moment. They go through Attesto's own routes, and the
+//! events that come of it are received in many orders. Then two things must hold:
 //!
 //! - In the end the receiver lets the customer in exactly when the stores' own records say so, at every time from then on.
 //!

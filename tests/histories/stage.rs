@@ -1,8 +1,7 @@
 //! Plays many lives in one world: one server, one database, one clock, a tenant for each life. The lives run at the same time,
 //! step by step and notification by notification in the order of the clock.
 
-use std::cmp::Reverse;
-use std::collections::{BTreeMap, BinaryHeap};
+use std::collections::BTreeMap;
 use std::fmt::Write as _;
 use std::time::Duration;
 
@@ -18,6 +17,7 @@ use attesto::stores::apple::account::{AppleCredentials, EnvironmentChoice, Signi
 use attesto::stores::google::account::GoogleServiceAccount;
 use attesto::stores::shared::state_completer::StateCompleter;
 use attesto::stores::{apple, google};
+use futures_util::future::join_all;
 use serde_json::Value;
 use sqlx::Executor as _;
 use time::OffsetDateTime;
@@ -32,6 +32,8 @@ const BETWEEN_LIVES: Duration = Duration::from_mins(7);
 const UNKNOWN_AFTER_SALE: Duration = Duration::from_millis(300);
 /// Rarely, so that a day without answers does not take a thousand rounds.
 const COMPLETION_INTERVAL: Duration = Duration::from_mins(20);
+/// The notifications of a life that arrive at the same moment, where those of the life do.
+const ARRIVES_TOGETHER_WITHIN: Duration = Duration::from_secs(30);
 const LONGEST_LIFE: Duration = Duration::from_hours(24 * 365 * 8);
 /// The least time between two steps of a life: its steps happen at even milliseconds, what arrives at odd ones.
 const TICK: Duration = Duration::from_millis(2);
@@ -94,22 +96,27 @@ struct ToldEvent {
 /// A queue of what is due, by time, and in the order of its adding.
 #[derive(Default)]
 struct Agenda {
-    due: BinaryHeap<Reverse<(Timestamp, u64)>>,
-    content: BTreeMap<u64, (usize, Due)>,
+    due: BTreeMap<(Timestamp, u64), (usize, Due)>,
     next: u64,
 }
 
 impl Agenda {
     fn add(&mut self, at: Timestamp, life: usize, due: Due) {
-        self.due.push(Reverse((at, self.next)));
-        self.content.insert(self.next, (life, due));
+        self.due.insert((at, self.next), (life, due));
         self.next += 1;
     }
 
     fn next(&mut self) -> Option<(Timestamp, usize, Due)> {
-        let Reverse((at, number)) = self.due.pop()?;
-        let (life, due) = self.content.remove(&number)?;
+        let ((at, _), (life, due)) = self.due.pop_first()?;
         Some((at, life, due))
+    }
+
+    /// Takes the notifications of a life that are due before this time.
+    fn take_notifications(&mut self, life: usize, before: Timestamp) -> Vec<Due> {
+        let taken = self.due.extract_if(..(before, 0), |_, (of, due)| {
+            *of == life && matches!(due, Due::Apple(_) | Due::Google { .. })
+        });
+        taken.map(|(_, (_, due))| due).collect()
     }
 }
 
@@ -151,8 +158,14 @@ impl<'a> Stage<'a> {
             stage.advance_to(at, matches!(due, Due::Step(_))).await;
             match due {
                 Due::Step(step) => stage.take_step(number, step).await,
-                Due::Apple(uuid) => stage.push_apple(number, &uuid).await,
-                Due::Google { id, token } => stage.push_google(number, &id, token).await,
+                notification @ (Due::Apple(_) | Due::Google { .. }) => {
+                    let mut together = vec![notification];
+                    if stage.playing[number].life.arrives_together {
+                        let before = at.plus(ARRIVES_TOGETHER_WITHIN);
+                        together.extend(stage.agenda.take_notifications(number, before));
+                    }
+                    stage.push(number, &together).await;
+                }
                 Due::Completion => stage.complete_states(number).await,
             }
         }
@@ -487,24 +500,32 @@ impl<'a> Stage<'a> {
         emitted
     }
 
-    async fn push_apple(&mut self, number: usize, uuid: &str) {
-        let pushed = self.world.simulator.apple().push_notification(uuid).await;
-        let pushed = pushed.expect("the notification is known");
-        self.record_push(number, pushed.status, &pushed.body, None)
-            .await;
-    }
-
-    async fn push_google(&mut self, number: usize, id: &str, token: Option<String>) {
-        let pushed = self.world.simulator.google().push_message(id).await;
-        let pushed = pushed.expect("the message is known");
-        if let Some(token) = &token
-            && !self.silent.contains_key(&number)
-            && !self.is_unknown_yet(number, token)
-        {
-            self.playing[number].played.actor.note_read(token);
+    /// Pushes the notifications at the same time.
+    async fn push(&mut self, number: usize, notifications: &[Due]) {
+        let simulator = &self.world.simulator;
+        let pushes = notifications.iter().map(async |due| match due {
+            Due::Apple(uuid) => simulator.apple().push_notification(uuid).await,
+            Due::Google { id, .. } => simulator.google().push_message(id).await,
+            Due::Step(_) | Due::Completion => unreachable!("no notification"),
+        });
+        let answers = join_all(pushes).await;
+        for (due, answer) in notifications.iter().zip(answers) {
+            let answer = answer.expect("the notification is known");
+            let token = match due {
+                Due::Google { token, .. } => token.clone(),
+                _ => None,
+            };
+            if let Some(token) = &token
+                && !self.silent.contains_key(&number)
+                && !self.is_unknown_yet(number, token)
+            {
+                self.playing[number].played.actor.note_read(token);
+            }
+            self.record_push(number, answer.status, &answer.body, token);
         }
-        self.record_push(number, pushed.status, &pushed.body, token)
-            .await;
+        if self.count_unresolved().await > 0 {
+            self.complete_states(number).await;
+        }
     }
 
     fn is_unknown_yet(&self, number: usize, token: &str) -> bool {
@@ -513,13 +534,7 @@ impl<'a> Stage<'a> {
         self.playing[number].life.is_known_late && age.is_some_and(|age| age < UNKNOWN_AFTER_SALE)
     }
 
-    async fn record_push(
-        &mut self,
-        number: usize,
-        status: u16,
-        body: &Value,
-        token: Option<String>,
-    ) {
+    fn record_push(&mut self, number: usize, status: u16, body: &Value, token: Option<String>) {
         let now = self.now();
         let playing = &mut self.playing[number];
         playing.played.end = playing.played.end.max(now);
@@ -537,9 +552,6 @@ impl<'a> Stage<'a> {
                 let complaint = format!("{now}  a notification was answered with {status}: {body}");
                 playing.played.complaints.push(complaint);
             }
-        }
-        if self.count_unresolved().await > 0 {
-            self.complete_states(number).await;
         }
     }
 
