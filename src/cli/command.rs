@@ -58,7 +58,7 @@ enum CliCommand {
     Dev(dev::DevArgs),
     /// Migrate the database's tables to this release
     Migrate(migrate::MigrateArgs),
-    /// Manage tenants
+    /// Manage tenants and their limits
     #[command(subcommand)]
     Tenant(tenant::TenantCommand),
     /// Manage a tenant's API keys

@@ -98,9 +98,9 @@ pub(crate) struct VerifyGoogleArgs {
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum)]
 pub(crate) enum PurchaseTypeArg {
-    /// A subscription.
+    /// A purchase that renews or ends
     Subscription,
-    /// A one-time product.
+    /// A one-time product
     Product,
 }
 

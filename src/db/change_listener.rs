@@ -183,7 +183,12 @@ impl ChangeListener {
             // Logged once per outage, not once per attempt.
             if !silent_about_it {
                 let class = cause.error_class();
-                tracing::warn!(%cause, causeClass = class, "not hearing of changes in the database: keys and credentials are read from it at every request until it is heard again");
+                tracing::warn!(
+                    %cause,
+                    causeClass = class,
+                    hint = "keys and credentials are read from the database at every request until its changes are heard again",
+                    "change_listener_disconnected"
+                );
                 silent_about_it = true;
             }
             let delay = backoff.next_delay(fastrand::f64());

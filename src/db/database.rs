@@ -555,7 +555,7 @@ impl SessionHooks {
         let row = connection.fetch_one(RELEASED_SESSION_SQL).await?;
         let is_outside: bool = row.try_get(0)?;
         if !is_outside {
-            tracing::warn!("closing a connection that came back inside a transaction");
+            tracing::warn!("connection_returned_in_transaction");
             return Ok(false);
         }
         let is_read_only: bool = row.try_get(1)?;

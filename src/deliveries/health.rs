@@ -64,7 +64,7 @@ impl EndpointState {
 /// What one attempt says about the callback, rather than about the event.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum HealthSignal {
-    /// It works.
+    /// The callback accepted it.
     Success,
     /// It has too much to do: 429, 502, 503, 504.
     Overloaded,

@@ -23,7 +23,7 @@ pub struct NewEvent {
     pub source: EventSource,
     /// The store's id of the notification, the same when it is repeated: `notificationUUID` or `messageId`.
     pub external_id: String,
-    /// What happened.
+    /// What happened to the purchase.
     pub event_type: EventType,
     /// A more precise reason, where there is one.
     pub reason: Option<Cow<'static, str>>,
@@ -59,9 +59,9 @@ pub struct NewEvent {
 #[serde(rename_all = "lowercase")]
 #[strum(serialize_all = "lowercase")]
 pub enum EventEnvironment {
-    /// Real payments.
+    /// Purchases with real payments.
     Production,
-    /// Test purchases.
+    /// Purchases of testers, without payments.
     Sandbox,
 }
 

@@ -11,7 +11,7 @@ use serde::{Serialize, Serializer};
 pub enum EventSource {
     /// The App Store
     Apple,
-    /// Google Play
+    /// The Google Play store
     Google,
 }
 
@@ -24,7 +24,7 @@ impl EventSource {
 
 macro_rules! define_event_types {
     ($($(#[$doc:meta])* $name:ident = $word:literal,)*) => {
-        /// What happened.
+        /// What happened to a purchase.
         #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, strum::IntoStaticStr, strum::VariantArray)]
         pub enum EventType {
             $($(#[$doc])* #[strum(serialize = $word)] $name,)*

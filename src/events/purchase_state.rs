@@ -13,7 +13,7 @@ use crate::base::clock::Timestamp;
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 #[serde(rename_all = "camelCase")]
 pub struct PurchaseState {
-    /// Explains `entitled`.
+    /// Explains why `entitled` is what it is.
     pub status: StateStatus,
     /// Whether the customer may use it, judged when this was answered or stored.
     pub entitled: bool,
@@ -112,7 +112,7 @@ impl PurchaseState {
 #[serde(rename_all = "snake_case")]
 #[strum(serialize_all = "snake_case")]
 pub enum StateStatus {
-    /// Paid for.
+    /// Paid for, and not ended.
     Active,
     /// Paid for until its end, and will not renew. Of a one-time product: canceled or refunded, without access.
     Canceled,

@@ -29,7 +29,7 @@ pub type ReadinessCheck = Arc<dyn Fn() -> BoxFuture<'static, Result<(), String>>
 /// What a process does not do although it can serve: a few words that may be public, or nothing.
 pub type ReadinessNotice = Arc<dyn Fn() -> Option<String> + Send + Sync>;
 
-/// Both routes.
+/// State of `/health` and `/ready`.
 #[derive(Clone)]
 pub struct HealthState {
     checks: Arc<Vec<(&'static str, ReadinessCheck)>>,
@@ -100,7 +100,7 @@ impl HealthState {
 /// Whether the process lives.
 #[derive(serde::Serialize, ToSchema)]
 struct Alive {
-    /// Always `ok`.
+    /// Always `ok`: the process answers.
     #[schema(examples("ok"))]
     status: &'static str,
     /// The release of Attesto that answered.

@@ -47,7 +47,7 @@ impl RequestMetrics {
         }
     }
 
-    /// One answer.
+    /// Counts an answer and its duration.
     pub(super) fn record_response(
         &self,
         route: &MatchedRoute,

@@ -96,7 +96,7 @@ pub enum BindError {
         "cannot serve metrics at {0}: {1}. Choose another address with --metrics-address (or METRICS_ADDRESS)"
     )]
     Metrics(SocketAddr, io::Error),
-    /// Anything else.
+    /// Any other error of the system.
     #[error("cannot listen on {0}: {1}")]
     Other(SocketAddr, io::Error),
 }

@@ -49,7 +49,7 @@ impl ApiKeyEnvironment {
 #[derive(Clone, Debug, PartialEq, Eq, serde::Serialize)]
 #[serde(rename_all = "camelCase")]
 pub struct ApiKey {
-    /// `key_…`
+    /// Its id, `key_` and a ULID.
     pub id: KeyId,
     /// The tenant it belongs to.
     #[serde(rename = "tenantId")]

@@ -109,7 +109,7 @@ impl governor::clock::Clock for GovernorClock {
     }
 }
 
-/// [`Clock::uptime`].
+/// A time of [`Clock::uptime`], as `governor` wants it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 struct GovernorInstant(Duration);
 

@@ -11,7 +11,7 @@ use crate::base::id::TenantId;
 #[derive(Clone, Debug, PartialEq, Eq, serde::Serialize)]
 #[serde(rename_all = "camelCase")]
 pub struct Tenant {
-    /// `tenant_…`
+    /// Its id, `tenant_` and a ULID.
     pub id: TenantId,
     /// The display name that the operator gave it.
     pub name: String,
@@ -30,9 +30,9 @@ pub struct Tenant {
 /// The rate limit of a tenant without its own.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct RateLimit {
-    /// `RATE_LIMIT_PER_SECOND`
+    /// The setting `RATE_LIMIT_PER_SECOND`.
     pub per_second: u32,
-    /// `RATE_LIMIT_BURST`
+    /// The setting `RATE_LIMIT_BURST`.
     pub burst: u32,
 }
 

@@ -12,7 +12,7 @@ use crate::db::Error;
 pub enum EventStatus {
     /// Not delivered yet, and still being tried.
     Pending,
-    /// Delivered.
+    /// Accepted by the callback.
     Delivered,
     /// Not delivered, and no longer being tried.
     Failed,

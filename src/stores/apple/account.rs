@@ -107,7 +107,7 @@ impl AppleEnvironment {
 pub enum EnvironmentChoice {
     /// Both; production is asked first.
     Auto,
-    /// Only production.
+    /// Only Apple's production server.
     Production,
     /// Only the sandbox.
     Sandbox,

@@ -121,7 +121,7 @@ pub enum AppleApiError {
     /// A response of status 200 that cannot be parsed.
     #[error("Apple's answer cannot be read: {0}")]
     Unreadable(String),
-    /// No response.
+    /// The request failed before there was a response.
     #[error("Apple gave no answer: {0}")]
     NoResponse(#[from] UpstreamError),
     /// Too many calls of the tenant were running.

@@ -539,11 +539,11 @@ pub(super) fn number_to_value(number: Option<Number>) -> Option<Value> {
 /// A part of a notification with a signature of its own.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum NotificationPart {
-    /// `signedTransactionInfo`
+    /// A `signedTransactionInfo`, of one purchase or renewal.
     Transaction,
-    /// `signedRenewalInfo`
+    /// A `signedRenewalInfo`, of a subscription's next renewal.
     RenewalInfo,
-    /// `signedAppTransactionInfo`
+    /// A `signedAppTransactionInfo`, of the app's own purchase.
     AppTransaction,
 }
 

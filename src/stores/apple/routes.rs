@@ -25,7 +25,7 @@ use crate::stores::shared::routes::{
 };
 use crate::tenants::{Authenticator, Caller};
 
-/// `POST /v1/apple/verify`
+/// The route `POST /v1/apple/verify`.
 pub fn verify_routes(
     verifier: AppleVerifier,
     authenticator: Authenticator,
@@ -38,7 +38,7 @@ pub fn verify_routes(
     })
 }
 
-/// `POST /v1/webhooks/apple/{tenantId}`
+/// The route `POST /v1/webhooks/apple/{tenantId}`.
 pub fn notification_routes(
     notifications: AppleNotifications,
     metrics: NotificationMetrics,

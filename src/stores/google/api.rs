@@ -85,7 +85,7 @@ impl PlayClient {
         }
     }
 
-    /// `purchases.subscriptionsv2.get`
+    /// Calls Google's `purchases.subscriptionsv2.get`.
     pub(crate) async fn get_subscription(
         &self,
         tenant: &TenantId,
@@ -97,7 +97,7 @@ impl PlayClient {
         self.get_json(tenant, account, package_name, &path).await
     }
 
-    /// `purchases.products.get`
+    /// Calls Google's `purchases.products.get`.
     pub(crate) async fn get_product(
         &self,
         tenant: &TenantId,
@@ -134,7 +134,7 @@ impl PlayClient {
         })
     }
 
-    /// `orders.get`
+    /// Calls Google's `orders.get`.
     pub(crate) async fn get_order(
         &self,
         tenant: &TenantId,

@@ -70,7 +70,7 @@ impl PurchaseDetails {
 #[serde(rename_all = "camelCase")]
 #[schema(as = google::Subscription)]
 pub(crate) struct SubscriptionDetails {
-    /// Always `androidpublisher#subscriptionPurchaseV2`.
+    /// Google's name of the resource: always `androidpublisher#subscriptionPurchaseV2`.
     #[schema(schema_with = subscription_kind)]
     pub(crate) kind: String,
     /// The app's package name.

@@ -77,7 +77,7 @@ pub(super) const ACKNOWLEDGEMENT_PERIOD: Duration = Duration::from_hours(72);
 #[serde(rename_all = "snake_case")]
 #[schema(as = google::Status)]
 pub enum PurchaseStatus {
-    /// Paid for.
+    /// Paid for, and not ended.
     Active,
     /// A renewal failed; access goes on while Google tries again.
     InGracePeriod,
