@@ -14,6 +14,8 @@
     reason = "rates and shares of small counts"
 )]
 
+#[path = "support/charts.rs"]
+mod charts;
 #[path = "support/load.rs"]
 mod load;
 mod support;
@@ -624,6 +626,7 @@ async fn measure_load(bench: &Bench, server: &Server, scale: usize, out: &mut im
     line(out, "load generator", |cost| cost.generator, "µs", "");
     line(out, "WAL", |cost| cost.wal_bytes, "B", "(Apple: 6000)");
     line(out, "disk", |cost| cost.disk_bytes, "B", "(Apple: 5000)");
+    draw_load(&google, &apple);
     let share = |costs: &[LoadCost]| median_of(costs, |cost| cost.delivered) / yard_rate;
     let cpu_share = |costs: &[LoadCost]| median_of(costs, |cost| cost.postgres) / yard_cpu;
     let transactions = |costs: &[LoadCost]| median_of(costs, |cost| cost.transactions);
@@ -642,6 +645,36 @@ async fn measure_load(bench: &Bench, server: &Server, scale: usize, out: &mut im
         "Postgres, of the same",
         cpu_share(&google),
         cpu_share(&apple),
+    );
+}
+
+fn draw_load(google: &[LoadCost], apple: &[LoadCost]) {
+    let both = |label: &str, of: fn(&LoadCost) -> f64| {
+        let bar = |store: &str, costs| {
+            charts::measured(format!("{store}, {label}"), median_of(costs, of))
+        };
+        [bar("Google", google), bar("Apple", apple)]
+    };
+    charts::draw(
+        "notification-cost",
+        "A notification, from the push to the delivered event",
+        "processor time, µs",
+        &[
+            both("attesto", |cost| cost.server),
+            both("Postgres", |cost| cost.postgres),
+            both("the receiver", |cost| cost.receiver),
+        ]
+        .concat(),
+    );
+    charts::draw(
+        "notification-storage",
+        "What a notification writes",
+        "bytes",
+        &[
+            both("write-ahead log", |cost| cost.wal_bytes),
+            both("tables and indexes", |cost| cost.disk_bytes),
+        ]
+        .concat(),
     );
 }
 
@@ -885,6 +918,17 @@ async fn measure(scale: usize) {
     let sql = each(bench.database_cpu().await.saturating_sub(before));
     let bare = bare_posts(&bench, backlog).await;
     let (whole, limit) = (serving + database + receiving, sql + bare);
+    charts::draw(
+        "delivery-cost",
+        "A delivery of a backlog",
+        "processor time, µs",
+        &[
+            charts::yardstick("Postgres for the same SQL, nothing sent", sql),
+            charts::yardstick("a bare HTTP post, both ends", bare),
+            charts::yardstick("those two: the lower bound", limit),
+            charts::measured("attesto, Postgres and the receiver", whole),
+        ],
+    );
     let _ = writeln!(
         out,
         "\nDeliveries of a backlog of {backlog}, {TENANTS} callbacks\n\

@@ -10,6 +10,8 @@
 //! `ATTESTO_BENCH_BESIDE=PATH cargo bench --bench http` also measures another build of `attesto`, in
 //! the same rounds and on a database of its own.
 
+#[path = "support/charts.rs"]
+mod charts;
 mod support;
 
 use std::io::Write as _;
@@ -425,8 +427,19 @@ async fn measure() {
         .expect("the binary")
         .len();
 
-    let mut out = std::io::stdout().lock();
     let limit = reading + verifying;
+    charts::draw(
+        "verify",
+        "POST /v1/apple/verify by signedTransaction",
+        "processor time of a request, µs",
+        &[
+            charts::yardstick("read the body, answer a constant", reading),
+            charts::yardstick("one bare P-256 verification", verifying),
+            charts::yardstick("both: the lower bound", limit),
+            charts::measured("attesto", whole),
+        ],
+    );
+    let mut out = std::io::stdout().lock();
     let _ = writeln!(
         out,
         "\nPOST /v1/apple/verify by signedTransaction, processor time a request, median of {ROUNDS} rounds of {REQUESTS}\n\
