@@ -422,5 +422,6 @@ fn event(tenant: &TenantId) -> NewEvent {
         facts: None,
         raw: raw(400),
         shared_content: None,
+        is_recovered: false,
     }
 }

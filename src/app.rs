@@ -456,6 +456,11 @@ impl App {
         StateCompleter::new(&self.database, &self.clock, self.recorder.clone(), sources)
     }
 
+    /// What reads Apple's history of notifications.
+    pub fn build_apple_backfill(&self) -> apple::AppleBackfill {
+        apple::AppleBackfill::new(&self.apple, self.recorder.clone())
+    }
+
     /// Every route, with the layer around each answer. `/ready` fails once `shutting_down` is cancelled.
     pub fn build_request_layer(&self, shutting_down: CancellationToken) -> RequestLayer {
         let features = [

@@ -52,6 +52,8 @@ pub struct NewEvent {
     pub raw: Box<RawValue>,
     /// What the notification has in common with others, if that is known: the body is stored shorter then.
     pub shared_content: Option<Arc<SharedContent>>,
+    /// Whether Attesto fetched it from the store, which had not delivered it.
+    pub is_recovered: bool,
 }
 
 /// The environment of a purchase.
@@ -164,6 +166,16 @@ struct BodyTail<'a> {
     state_error: Option<StateError>,
     data: &'a RawValue,
     raw: &'a RawValue,
+    #[serde(skip_serializing_if = "is_false")]
+    recovered: bool,
+}
+
+#[expect(
+    clippy::trivially_copy_pass_by_ref,
+    reason = "serde passes a reference"
+)]
+fn is_false(value: &bool) -> bool {
+    !value
 }
 
 /// The JSON that is sent to callbacks, in two parts: the statement that stores the event gives it its sequence number, a JSON
@@ -209,6 +221,7 @@ impl NewEvent {
             state_error: self.state_error,
             data: &self.data,
             raw: &self.raw,
+            recovered: self.is_recovered,
         };
         let mut before_sequence = serde_json::to_string(&head).expect(WRITES);
         before_sequence.pop();
@@ -254,6 +267,7 @@ pub(super) mod tests {
             facts: None,
             raw: raw("{ \"message\" :\"\\u00e9\" }"),
             shared_content: None,
+            is_recovered: false,
         }
     }
 
@@ -271,6 +285,17 @@ pub(super) mod tests {
                 r#""appUserId":"user","appUserIdSource":"purchase","sequence":7,"state":null,"stateError":"store_unavailable","#,
                 r#""data":{"z":1.0,"a":123456789012345678901234567890},"raw":{ "message" :"\u00e9" }}"#,
             )
+        );
+        let recovered = NewEvent {
+            is_recovered: true,
+            ..event()
+        };
+        let body = recovered.to_json_body(&id, received).with_sequence(Some(7));
+        let same = event().to_json_body(&id, received).with_sequence(Some(7));
+        assert_eq!(
+            body.strip_suffix(",\"recovered\":true}"),
+            same.strip_suffix('}'),
+            "one more key, behind all others"
         );
         let bare = NewEvent {
             occurred_at: None,

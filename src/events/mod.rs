@@ -34,4 +34,5 @@ pub use purchase_state::{
 };
 pub use recorder::{AcceptedNotification, EventRecorder};
 pub use store::find_event;
+pub(crate) use store::find_stored_ids;
 pub use store::{RecordError, StoredEvent};

@@ -1,6 +1,7 @@
 //! The queries on events.
 
 use std::borrow::Cow;
+use std::collections::HashSet;
 use std::sync::Arc;
 
 use serde_json::Value;
@@ -433,6 +434,26 @@ pub async fn find_event(
     )
     .fetch_optional(database.pool())
     .await
+}
+
+/// Which of these notifications are stored, by the store's ids.
+pub(crate) async fn find_stored_ids(
+    database: &Database,
+    tenant: &TenantId,
+    source: EventSource,
+    external_ids: &[String],
+) -> Result<HashSet<String>, Error> {
+    let external_ids: Vec<String> = external_ids
+        .iter()
+        .map(|id| replace_nul(id).into_owned())
+        .collect();
+    let ids = sqlx::query_scalar!(
+        "select external_id from webhook_events where tenant_id = $1 and source = $2 and external_id = any($3)",
+        tenant.as_str(),
+        source.as_str(),
+        &external_ids,
+    );
+    Ok(ids.fetch_all(database.pool()).await?.into_iter().collect())
 }
 
 /// Postgres cannot store NUL in text, and an event must not be lost because of one.

@@ -4,6 +4,7 @@
 
 mod access_control;
 mod admission;
+mod apple_backfill;
 mod apple_credentials;
 mod apple_notifications;
 mod apple_ocsp;

@@ -1,6 +1,7 @@
 //! The commands of `attesto apple`.
 
 use super::super::context::{CommandContext, CommandError};
+use super::backfill::{self, AppleBackfillArgs};
 use super::credentials::{self, SetAppleCredentialsArgs};
 use super::test_notification::{self, RequestTestNotificationArgs};
 use crate::base::id::TenantId;
@@ -21,6 +22,8 @@ pub(crate) enum AppleCommand {
     },
     /// Ask Apple to send a test notification, wait for the result and show it
     RequestTestNotification(RequestTestNotificationArgs),
+    /// Read Apple's notification history, and store and deliver what is missing
+    Backfill(AppleBackfillArgs),
 }
 
 pub(crate) async fn run(
@@ -39,6 +42,9 @@ pub(crate) async fn run(
         }
         AppleCommand::RequestTestNotification(arguments) => {
             test_notification::request_test_notification(arguments, context).await
+        }
+        AppleCommand::Backfill(arguments) => {
+            backfill::backfill_notifications(arguments, context).await
         }
     }
 }

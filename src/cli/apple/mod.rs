@@ -1,9 +1,11 @@
-//! `attesto apple`: a tenant's App Store credentials.
+//! `attesto apple`: a tenant's App Store credentials and notifications.
 //!
 //! - [`command`]: the list of commands, and the dispatch to them
 //! - [`mod@credentials`] has `set-credentials`, `get-credentials`, `rollback-credentials`
 //! - [`mod@test_notification`] has `request-test-notification`
+//! - [`mod@backfill`] has `backfill`
 
+mod backfill;
 mod command;
 mod credentials;
 mod test_notification;

@@ -60,6 +60,9 @@ pub(super) struct EventSchema {
     data: Value,
     /// The notification as the store sent it. Null for an event of Attesto's own.
     raw: Value,
+    /// True when Attesto fetched it from the store, which had not delivered it; absent for every other event.
+    #[schema(required = false)]
+    recovered: bool,
 }
 
 /// Events in the order in which they are read.

@@ -18,7 +18,9 @@ const MAX_NOTIFICATIONS: usize = 10_000;
 /// As Apple documents it.
 const HISTORY_PAGE_SIZE: usize = 20;
 /// As Apple documents it.
-const HISTORY_RETENTION: Duration = Duration::from_hours(180 * 24);
+const PRODUCTION_HISTORY_RETENTION: Duration = Duration::from_hours(180 * 24);
+/// As Apple documents it.
+const SANDBOX_HISTORY_RETENTION: Duration = Duration::from_hours(30 * 24);
 
 /// The addresses to which an app's notifications are posted.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
@@ -200,7 +202,11 @@ impl NotificationLog {
         if start >= end {
             return Err(4_000_013);
         }
-        if start < now.minus(HISTORY_RETENTION).as_millis() {
+        let kept = match environment {
+            SimulatedEnvironment::Production => PRODUCTION_HISTORY_RETENTION,
+            SimulatedEnvironment::Sandbox => SANDBOX_HISTORY_RETENTION,
+        };
+        if start < now.minus(kept).as_millis() {
             return Err(4_000_012);
         }
         if query.notification_subtype.is_some() && query.notification_type.is_none() {

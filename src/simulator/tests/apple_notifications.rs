@@ -299,7 +299,8 @@ async fn a_wrong_query_of_the_history_has_its_own_error() {
     let world = start_simulator().await;
     let end = world.clock.now().as_millis();
     let dates = json!({"startDate": end - 1000, "endDate": end});
-    let long_ago = end - 181 * 86_400_000;
+    // Production keeps its history for 180 days.
+    let long_ago = end - 31 * 86_400_000;
     let test = with(&dates, "notificationType", "TEST");
     let history = "notifications/history";
     #[rustfmt::skip]
@@ -322,6 +323,9 @@ async fn a_wrong_query_of_the_history_has_its_own_error() {
             "{query}"
         );
     }
+    let old = with(&dates, "startDate", long_ago);
+    let (status, _) = world.post_apple("production", history, &old).await;
+    assert_eq!(status, 200);
 }
 
 #[tokio::test]

@@ -52,8 +52,8 @@ use crate::stores::shared::client::{
 /// Assumed when Apple does not say when to come back.
 const DEFAULT_RETRY_AFTER: Duration = Duration::from_mins(1);
 
-/// How far back the history of notifications is read. Apple keeps that of the sandbox for 30 days.
-const MAX_NOTIFICATION_HISTORY: Duration = Duration::from_hours(29 * 24);
+/// How far back it is looked whether Apple has sent any notification. Apple keeps those of the sandbox for 30 days.
+const RECENT_NOTIFICATION_HISTORY: Duration = Duration::from_hours(29 * 24);
 
 /// The App Store Server API, in both environments.
 #[derive(Clone)]
@@ -63,6 +63,15 @@ pub struct AppStoreClient {
     sandbox_url: Url,
     clock: Clock,
     in_flight: SingleFlight<CallKey, Result<Arc<str>, TransactionLookupError>>,
+}
+
+/// Which notifications of the history are asked for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct NotificationHistoryQuery {
+    pub(super) since: Timestamp,
+    pub(super) until: Timestamp,
+    /// Those that Apple has not delivered.
+    pub(super) is_only_failures: bool,
 }
 
 /// Why there is no transaction.
@@ -270,18 +279,45 @@ impl AppStoreClient {
         credentials: &AppleCredentials,
         environment: AppleEnvironment,
     ) -> Result<Option<bool>, AppleApiError> {
-        let url = endpoint_url(self.base_url(environment), "notifications", "history")
+        let until = self.clock.now();
+        let query = NotificationHistoryQuery {
+            since: until.minus(RECENT_NOTIFICATION_HISTORY),
+            until,
+            is_only_failures: false,
+        };
+        let page = self
+            .get_notification_history(tenant, credentials, environment, query, None)
+            .await?;
+        Ok(page.map(|page| !page.notification_history.is_empty()))
+    }
+
+    /// Get Notification History: one page. `page` is the `paginationToken` of the page before it. `None`: Apple knows no such
+    /// app.
+    pub(super) async fn get_notification_history(
+        &self,
+        tenant: &TenantId,
+        credentials: &AppleCredentials,
+        environment: AppleEnvironment,
+        query: NotificationHistoryQuery,
+        page: Option<&str>,
+    ) -> Result<Option<NotificationHistoryResponse>, AppleApiError> {
+        let mut url = endpoint_url(self.base_url(environment), "notifications", "history")
             .ok_or_else(unusable_test_token)?;
-        let now = self.clock.now();
-        let query = json!({
-            "startDate": now.minus(MAX_NOTIFICATION_HISTORY).as_millis(),
-            "endDate": now.as_millis(),
+        if let Some(page) = page {
+            url.query_pairs_mut().append_pair("paginationToken", page);
+        }
+        let mut body = json!({
+            "startDate": query.since.as_millis(),
+            "endDate": query.until.as_millis(),
         });
+        if query.is_only_failures {
+            body["onlyFailures"] = json!(true);
+        }
         let build = |client: &reqwest::Client| {
             client
                 .post(url.clone())
                 .header(ACCEPT, "application/json")
-                .json(&query)
+                .json(&body)
         };
         let answer = self
             .api
@@ -289,12 +325,10 @@ impl AppStoreClient {
             .await?;
         match answer.status.as_u16() {
             200 => serde_json::from_slice(&answer.body)
-                .map(|page: NotificationHistoryResponse| {
-                    Some(!page.notification_history.is_empty())
-                })
+                .map(Some)
                 .map_err(|error| AppleApiError::Unreadable(describe_json_error(&error))),
             404 if classify_response(&answer) == RetryDecision::Final => Ok(None),
-            _ => Err(to_api_error(&answer, now)),
+            _ => Err(to_api_error(&answer, self.clock.now())),
         }
     }
 

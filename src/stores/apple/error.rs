@@ -259,6 +259,30 @@ impl NotificationRejection {
     }
 }
 
+impl AppleNotificationError {
+    /// Whether the same notification is refused each time it comes, as long as the tenant's settings are the same.
+    pub(super) fn is_final_refusal(&self) -> bool {
+        match self {
+            Self::Rejected(
+                NotificationRejection::InvalidSignature(SignatureError::OcspUnavailable { .. })
+                | NotificationRejection::InvalidPartSignature(
+                    _,
+                    SignatureError::OcspUnavailable { .. },
+                ),
+            )
+            | Self::TenantInactive
+            | Self::NotAdmitted(_)
+            | Self::NoCredentials
+            | Self::Credentials(_)
+            | Self::Database(_) => false,
+            Self::Rejected(_)
+            | Self::NoAppAppleId
+            | Self::NotStorable(_)
+            | Self::NoNotificationUuid => true,
+        }
+    }
+}
+
 impl From<RecordError> for AppleNotificationError {
     fn from(error: RecordError) -> Self {
         match error {

@@ -17,6 +17,7 @@
 //! - [`error`]: why a request has no verdict or receipt, and the HTTP answer to each reason
 //! - [`verify`]: verifies a transaction
 //! - [`notifications`]: accepts a notification
+//! - [`backfill`]: reads Apple's history of notifications, and stores those that are missing
 //! - [`inspection`]: explains a JWS to a person
 //! - [`test_notification`]: has Apple send a test notification
 //! - [`check_credentials`]: asks Apple whether it accepts a tenant's credentials
@@ -24,6 +25,7 @@
 
 pub mod account;
 pub mod api;
+pub mod backfill;
 mod chains;
 pub mod check_credentials;
 pub mod error;
@@ -44,6 +46,7 @@ pub mod translate;
 pub mod trust;
 pub mod verify;
 
+pub use backfill::AppleBackfill;
 pub(crate) use late_state::AppleStates;
 pub use notifications::AppleNotifications;
 pub use routes::{notification_routes, openapi_document, verify_routes};

@@ -15,8 +15,8 @@ use std::time::Duration;
 
 use serde::Deserialize as _;
 use serde::de::DeserializeOwned;
-use serde_json::Value;
 use serde_json::value::RawValue;
+use serde_json::{Value, json};
 
 use super::account::{AppleCredentials, AppleEnvironment, EnvironmentChoice};
 use super::error::{AppleNotificationError, NotificationRejection};
@@ -51,9 +51,24 @@ const MAX_STATE_WAIT: Duration = Duration::from_secs(2);
 /// Accepts Apple's notifications. Clones share the caches.
 #[derive(Clone)]
 pub struct AppleNotifications {
-    apple: AppleVerifier,
+    acceptor: NotificationAcceptor,
     active_tenants: ActiveTenants,
+}
+
+/// Verifies notifications and stores them as events, however they arrived.
+#[derive(Clone)]
+pub(super) struct NotificationAcceptor {
+    pub(super) apple: AppleVerifier,
     recorder: EventRecorder,
+}
+
+/// How a notification arrived.
+#[derive(Clone, Copy)]
+pub(super) enum NotificationArrival<'a> {
+    /// Apple posted it; it is charged to the tenant's budget.
+    Pushed(&'a IntakeAdmission),
+    /// It was read from Apple's history.
+    Recovered,
 }
 
 /// A tenant that exists and is active.
@@ -67,6 +82,17 @@ pub struct SignedNotification {
     pub signed_payload: String,
     /// The whole body, byte for byte.
     pub raw: Box<RawValue>,
+}
+
+impl SignedNotification {
+    /// For a notification that Apple did not post: `raw` is the body that it would have posted.
+    pub(super) fn from_history(signed_payload: String) -> Self {
+        let raw = serde_json::value::to_raw_value(&json!({ "signedPayload": signed_payload }));
+        Self {
+            signed_payload,
+            raw: raw.expect("a string is JSON"),
+        }
+    }
 }
 
 /// A part whose signature is good.
@@ -142,8 +168,7 @@ impl AppleNotifications {
         let (database, clock) = (&apple.database, &apple.clock);
         Self {
             active_tenants: ActiveTenants::new(database, clock, changes, &lookups, intake),
-            apple: apple.clone(),
-            recorder,
+            acceptor: NotificationAcceptor::new(apple, recorder),
         }
     }
 
@@ -164,12 +189,42 @@ impl AppleNotifications {
         let ActiveTenant(intake) = admitted;
         let tenant = intake.tenant();
         let credentials = self
+            .acceptor
             .apple
             .get_credentials(tenant)
             .await
             .map_err(AppleNotificationError::Credentials)?
             .ok_or(AppleNotificationError::NoCredentials)?;
-        let event = self.build_event(&intake, &credentials, message).await?;
+        self.acceptor
+            .accept_notification(
+                tenant,
+                &credentials,
+                message,
+                NotificationArrival::Pushed(&intake),
+            )
+            .await
+    }
+}
+
+impl NotificationAcceptor {
+    pub(super) fn new(apple: &AppleVerifier, recorder: EventRecorder) -> Self {
+        Self {
+            apple: apple.clone(),
+            recorder,
+        }
+    }
+
+    /// Verifies and stores a notification for a tenant. The event is committed when this returns `Ok`.
+    pub(super) async fn accept_notification(
+        &self,
+        tenant: &TenantId,
+        credentials: &Arc<AppleCredentials>,
+        message: SignedNotification,
+        arrival: NotificationArrival<'_>,
+    ) -> Result<AcceptedNotification, AppleNotificationError> {
+        let event = self
+            .build_event(tenant, credentials, message, arrival)
+            .await?;
         let external_id = event.external_id.clone();
         let stored = self.recorder.record_event(&event).await?;
         Ok(AcceptedNotification::new(stored, external_id))
@@ -177,11 +232,11 @@ impl AppleNotifications {
 
     async fn build_event(
         &self,
-        intake: &IntakeAdmission,
+        tenant: &TenantId,
         credentials: &Arc<AppleCredentials>,
         message: SignedNotification,
+        arrival: NotificationArrival<'_>,
     ) -> Result<NewEvent, AppleNotificationError> {
-        let tenant = intake.tenant().clone();
         let has_id = credentials.app_apple_id.is_some();
         if credentials.environment == EnvironmentChoice::Production && !has_id {
             return Err(AppleNotificationError::NoAppAppleId);
@@ -200,9 +255,11 @@ impl AppleNotifications {
         let (name, block) = notification
             .find_block()
             .ok_or(NotificationRejection::NotANotification)?;
-        let environment = check_app_and_environment(&tenant, credentials, &block)?;
+        let environment = check_app_and_environment(tenant, credentials, &block)?;
         // Apple signed it for this app: what is left to do is done for the tenant.
-        intake.charge(message.raw.get().len());
+        if let NotificationArrival::Pushed(intake) = arrival {
+            intake.charge(message.raw.get().len());
+        }
         let parts = self
             .verify_parts(&block, &credentials.bundle_id, environment)
             .await?;
@@ -220,7 +277,7 @@ impl AppleNotifications {
         );
         let translation = translate::translate_notification(&notification, transaction);
         let known = self
-            .find_state(&tenant, credentials, environment, &block, &parts)
+            .find_state(tenant, credentials, environment, &block, &parts)
             .await;
         let reason = match translation.event_type {
             EventType::SubscriptionRefunded if known.is_earlier_period => {
@@ -236,7 +293,7 @@ impl AppleNotifications {
             .map(str::to_owned);
         let (data, facts) = insert_decoded_parts(&raw, &name, &parts);
         Ok(NewEvent {
-            tenant,
+            tenant: tenant.clone(),
             source: EventSource::Apple,
             external_id,
             event_type: translation.event_type,
@@ -256,6 +313,7 @@ impl AppleNotifications {
             facts: Some(facts),
             raw: message.raw,
             shared_content: Some(shared_content),
+            is_recovered: matches!(arrival, NotificationArrival::Recovered),
         })
     }
 

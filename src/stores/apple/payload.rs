@@ -200,12 +200,25 @@ pub struct SendTestNotificationResponse {
     pub test_notification_token: String,
 }
 
-/// The field that is read of Apple's answer about the notifications it has sent.
+/// A page of Apple's answer about the notifications it has sent.
 #[derive(Clone, Debug, Default, Deserialize)]
 #[serde(rename_all = "camelCase", default)]
 pub(super) struct NotificationHistoryResponse {
-    /// The notifications of the first page.
-    pub(super) notification_history: Vec<serde::de::IgnoredAny>,
+    /// At most twenty notifications.
+    #[serde(deserialize_with = "null_is_empty")]
+    pub(super) notification_history: Vec<NotificationHistoryItem>,
+    /// Whether there is another page.
+    pub(super) has_more: Option<bool>,
+    /// What the next page is asked for by.
+    pub(super) pagination_token: Option<String>,
+}
+
+/// A notification that Apple has sent, or tried to.
+#[derive(Clone, Debug, Default, Deserialize)]
+#[serde(rename_all = "camelCase", default)]
+pub(super) struct NotificationHistoryItem {
+    /// The notification, as it is posted.
+    pub(super) signed_payload: Option<String>,
 }
 
 /// What became of a test notification.

@@ -142,6 +142,20 @@ pub async fn find_credential_summary(
     }))
 }
 
+/// The active tenants that have Apple credentials, oldest first.
+pub(crate) async fn list_active_tenants(database: &Database) -> Result<Vec<TenantId>, db::Error> {
+    sqlx::query_scalar!(
+        r#"
+        select tenant.id as "id: TenantId"
+          from tenants tenant join apple_credentials stored on stored.tenant_id = tenant.id
+         where tenant.is_active
+         order by tenant.id
+        "#
+    )
+    .fetch_all(database.pool())
+    .await
+}
+
 /// Stores credentials in place of those there were, every field of them, and keeps those for the grace period. Setting the same
 /// twice is the same as once.
 pub async fn set_credentials(

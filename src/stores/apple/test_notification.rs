@@ -6,14 +6,12 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use base64::Engine as _;
-use base64::engine::general_purpose::URL_SAFE_NO_PAD;
-use serde::Deserialize as _;
 use tokio::time::{Instant, sleep};
 
 use super::account::{AppleCredentials, AppleEnvironment};
 use super::api::{AppStoreClient, AppleApiError};
-use super::payload::{CheckTestNotificationResponse, Millis, NotificationPayload};
+use super::payload::{CheckTestNotificationResponse, Millis};
+use super::trust::peek_notification;
 use crate::base::backoff::Backoff;
 use crate::base::clock::Timestamp;
 use crate::base::id::TenantId;
@@ -96,23 +94,17 @@ fn last_attempt_outcome(status: CheckTestNotificationResponse) -> Option<TestNot
         notification_uuid: status
             .signed_payload
             .as_deref()
-            .and_then(peek_notification_uuid),
+            .and_then(peek_notification)
+            .and_then(|notification| notification.notification_uuid),
         attempted_at: last.attempt_date.map(|Millis(moment)| moment),
         result: last.send_attempt_result?,
     })
 }
 
-/// The id in a notification's payload, to look it up by. The signature is not checked.
-fn peek_notification_uuid(jws: &str) -> Option<String> {
-    let payload = URL_SAFE_NO_PAD.decode(jws.split('.').nth(1)?).ok()?;
-    let payload: serde_json::Value = serde_json::from_slice(&payload).ok()?;
-    NotificationPayload::deserialize(&payload)
-        .ok()?
-        .notification_uuid
-}
-
 #[cfg(test)]
 mod tests {
+    use base64::Engine as _;
+    use base64::engine::general_purpose::URL_SAFE_NO_PAD;
     use serde_json::json;
 
     use super::*;

@@ -34,7 +34,7 @@ use x509_cert::ext::pkix::KeyUsage;
 
 use super::chains::ChainCache;
 use super::ocsp::{ChainCertificate, RevocationError};
-use super::payload::{self, SignedPart};
+use super::payload::{self, NotificationPayload, SignedPart};
 use crate::base::clock::Timestamp;
 use crate::crypto::redact;
 use crate::deliveries::body::SharedContent;
@@ -253,6 +253,13 @@ fn is_signed_by_xcode(header: &AppleJwsHeader<'_>, payload: &[u8]) -> bool {
 /// The payload of a JWS without any verification. Only to be used as a name in logs.
 pub(super) fn decode_unverified_payload(jws: &str) -> Option<Vec<u8>> {
     URL_SAFE_NO_PAD.decode(jws.split('.').nth(1)?).ok()
+}
+
+/// What a notification says, with its signature not checked: its id, to look it up by, and words for a log.
+pub(super) fn peek_notification(jws: &str) -> Option<NotificationPayload> {
+    let payload: serde_json::Value =
+        serde_json::from_slice(&decode_unverified_payload(jws)?).ok()?;
+    NotificationPayload::deserialize(&payload).ok()
 }
 
 impl JwsVerifier {

@@ -243,6 +243,7 @@ fn build_event(
         facts: None,
         raw: message.raw,
         shared_content: None,
+        is_recovered: false,
     }
 }
 

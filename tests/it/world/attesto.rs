@@ -15,6 +15,7 @@ use attesto::db::Database;
 use attesto::server::{ConnectionLimits, scrape};
 use attesto::simulator::state::google_notifications::PushSubscription;
 use attesto::simulator::{Simulator, SimulatorIdentity, SimulatorOptions};
+use attesto::stores::apple::AppleBackfill;
 use attesto::stores::apple::account::{AppleCredentials, EnvironmentChoice, SigningKey};
 use attesto::stores::google::account::GoogleServiceAccount;
 use attesto::stores::shared::state_completer::StateCompleter;
@@ -218,6 +219,15 @@ impl World {
         service
             .expect("the service is built")
             .build_state_completer()
+    }
+
+    /// What reads Apple's history of notifications, in one more process.
+    pub(crate) fn apple_backfill(&self) -> AppleBackfill {
+        let database = Database::open(&self.fresh.settings);
+        let service = App::build(&self.settings, &database, &self.clock);
+        service
+            .expect("the service is built")
+            .build_apple_backfill()
     }
 
     /// Writes the server's heartbeat now.

@@ -33,5 +33,6 @@ pub(crate) fn test_event(tenant: &TenantId, external_id: &str) -> NewEvent {
         facts: None,
         raw: raw(),
         shared_content: None,
+        is_recovered: false,
     }
 }
