@@ -67,7 +67,7 @@ enum CliCommand {
     /// Manage a tenant's App Store credentials
     #[command(subcommand)]
     Apple(apple::AppleCommand),
-    /// Manage a tenant's Google Play credentials
+    /// Manage a tenant's Google Play credentials, acknowledge and consume purchases
     #[command(subcommand)]
     Google(google::GoogleCommand),
     /// Manage a tenant's webhook: callback, secrets, events, deliveries
@@ -229,6 +229,8 @@ mod tests {
             "key create",
             "apple set-credentials",
             "google set-credentials",
+            "google acknowledge",
+            "google consume",
             "webhook set-config",
             "webhook list-events",
             "webhook redeliver",

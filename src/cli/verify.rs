@@ -72,6 +72,13 @@ pub(crate) struct VerifyAppleArgs {
     after_help = "Examples:\n  attesto verify google tenant_01J9ZQ4T5W6X7Y8Z9A0B1C2D3E \\\n    --purchase-token-path token.txt"
 )]
 pub(crate) struct VerifyGoogleArgs {
+    #[command(flatten)]
+    purchase: GooglePurchaseArgs,
+}
+
+/// Which purchase of Google Play a command is about, and what must be true of it.
+#[derive(Debug, clap::Args)]
+pub(super) struct GooglePurchaseArgs {
     /// The tenant's id, `tenant_…`
     tenant: TenantId,
 
@@ -102,6 +109,37 @@ pub(crate) enum PurchaseTypeArg {
     Subscription,
     /// A one-time product
     Product,
+}
+
+impl GooglePurchaseArgs {
+    /// Reads the token, and builds the request with the tenant's package name unless another one was given.
+    pub(super) async fn load(
+        self,
+        context: &CommandContext,
+    ) -> Result<(GoogleVerifier, TenantId, google::GoogleVerifyRequest), CommandError> {
+        let purchase_token = read_single_line(&self.purchase_token_path)?;
+        let dependencies = VerifyDependencies::load(context).await?;
+        let package_name = match self.package_name {
+            Some(name) => name,
+            // Without credentials the answer does not depend on the name.
+            None => google::store::find_credential_summary(&dependencies.database, &self.tenant)
+                .await?
+                .map(|stored| stored.package_name)
+                .unwrap_or_default(),
+        };
+        let kind = self.r#type.map(|kind| match kind {
+            PurchaseTypeArg::Subscription => SubjectType::Subscription,
+            PurchaseTypeArg::Product => SubjectType::Product,
+        });
+        let request = google::GoogleVerifyRequest {
+            package_name,
+            purchase_token,
+            kind,
+            product_id: self.product_id,
+            expected_app_user_id: self.expected_app_user_id,
+        };
+        Ok((dependencies.build_google(context), self.tenant, request))
+    }
 }
 
 /// What both stores need.
@@ -225,29 +263,8 @@ async fn verify_google(
     args: VerifyGoogleArgs,
     context: &CommandContext,
 ) -> Result<(), CommandError> {
-    let purchase_token = read_single_line(&args.purchase_token_path)?;
-    let dependencies = VerifyDependencies::load(context).await?;
-    let package_name = match args.package_name {
-        Some(name) => name,
-        // Without credentials the answer does not depend on the name.
-        None => google::store::find_credential_summary(&dependencies.database, &args.tenant)
-            .await?
-            .map(|stored| stored.package_name)
-            .unwrap_or_default(),
-    };
-    let google = dependencies.build_google(context);
-    let kind = args.r#type.map(|kind| match kind {
-        PurchaseTypeArg::Subscription => SubjectType::Subscription,
-        PurchaseTypeArg::Product => SubjectType::Product,
-    });
-    let request = google::GoogleVerifyRequest {
-        package_name,
-        purchase_token,
-        kind,
-        product_id: args.product_id,
-        expected_app_user_id: args.expected_app_user_id,
-    };
-    match google.verify_purchase(&args.tenant, &request).await {
+    let (google, tenant, request) = args.purchase.load(context).await?;
+    match google.verify_purchase(&tenant, &request).await {
         Ok(found) => {
             let text = VerifiedText {
                 state: found.state.as_ref(),

@@ -39,6 +39,7 @@ use crate::http::problem::ErrorBody;
     components(schemas(ErrorBody<'static>)),
     tags(
         (name = "verify", description = "Is this purchase real, and what is it now? With an API key of the tenant."),
+        (name = "answers", description = "Tell the store what it waits for. With an API key of the tenant."),
         (name = "events", description = "Read events and the state of purchases back. With an API key of the tenant."),
         (name = "webhooks", description = "What the stores report. For the stores."),
         (name = "operation", description = "For operators and load balancers. Without a key."),

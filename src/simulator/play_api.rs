@@ -11,7 +11,7 @@
 //! | `GET …/purchases/productsv2/tokens/{token}` | the product, by its token alone; the same for a subscription's token |
 //! | `GET …/orders/{orderId}` | the order of a purchase or a renewal; 404 `orderNotFound` for one that is not known |
 //! | `GET …/purchases/voidedpurchases` | the refunds, all on one page; `type=1` with subscriptions |
-//! | `POST …:acknowledge`, `…:consume` | 204; 400 `productNotOwnedByUser` where it is not possible |
+//! | `POST …:acknowledge`, `…:consume` | 204; 400 `productNotOwnedByUser` where it is not possible. A subscription that names no user takes one from `externalAccountIds` |
 //! | a malformed purchase token | 400 `invalid` |
 //! | an unknown one | 404 `purchaseTokenNotFound` |
 //! | one of another app or product | 400 `purchaseTokenDoesNotMatchPackageName`, `…ProductId` |
@@ -182,7 +182,7 @@ fn route_api_request(
         }
         ("GET", PurchasePathKind::Order, None) => get_order(context, &purchase),
         ("POST", PurchasePathKind::Subscription, Some("acknowledge")) => {
-            change_subscription(context, &purchase, &SubscriptionChange::Acknowledge {})
+            acknowledge_subscription(context, &purchase, &request.body)
         }
         ("POST", PurchasePathKind::Product, Some("acknowledge")) => {
             change_product(context, &purchase, &ProductChange::Acknowledge {})
@@ -304,18 +304,47 @@ fn get_order(
     }
 }
 
-fn change_subscription(
+/// What `purchases.subscriptions.acknowledge` may be sent.
+#[derive(Default, Deserialize)]
+#[serde(default, rename_all = "camelCase")]
+struct AcknowledgementBody {
+    external_account_ids: BoundAccountIds,
+}
+
+#[derive(Default, Deserialize)]
+#[serde(default, rename_all = "camelCase")]
+struct BoundAccountIds {
+    obfuscated_account_id: Option<String>,
+    obfuscated_profile_id: Option<String>,
+}
+
+fn acknowledge_subscription(
     context: &SimulatorContext,
     purchase: &PurchasePath<'_>,
-    change: &SubscriptionChange,
+    body: &[u8],
 ) -> Result<SimulatorResponse, SimulatorResponse> {
     get_subscription(context, purchase)?;
+    let body = match body {
+        b"" => AcknowledgementBody::default(),
+        body => serde_json::from_slice(body).map_err(|_| error_for_reason("parseError"))?,
+    };
     let token = purchase.id;
     change_response(context.update_and_save(|stores, now, _| {
-        stores
-            .google
-            .change_subscription(token, change, now)
-            .map(drop)
+        let google = &mut stores.google;
+        let found = google.find_subscription(token);
+        let was_acknowledged = found.is_some_and(|it| it.acknowledged);
+        let is_over = found.is_some_and(|it| it.state_name(now) == "EXPIRED");
+        if is_over && !was_acknowledged {
+            return Err(SimulatorError::invalid_request(
+                "The subscription has ended without an acknowledgement.",
+            ));
+        }
+        google.change_subscription(token, &SubscriptionChange::Acknowledge {}, now)?;
+        if !was_acknowledged {
+            let ids = body.external_account_ids;
+            google.bind_account(token, ids.obfuscated_account_id, ids.obfuscated_profile_id);
+        }
+        Ok(())
     }))
 }
 

@@ -34,7 +34,10 @@ async fn handle_store_request(
     let request = SimulatorRequest::new(&method, &uri, &headers, body);
     let segments: Vec<&str> = request.path_segments.iter().map(String::as_str).collect();
     let apple = |environment| app_store_api::handle_request(&context, environment, &request);
-    let play = |service| play_api::handle_request(&context, service, &request);
+    let play = |service| match control::GoogleScenario::new(context.clone()).apply_rules() {
+        Ok(()) => play_api::handle_request(&context, service, &request),
+        Err(_) => SimulatorResponse::html_error_page(500),
+    };
     let (place, response) = match segments.as_slice() {
         ["apple", "production", ..] => {
             ("apple/production", apple(SimulatedEnvironment::Production))

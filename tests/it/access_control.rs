@@ -19,22 +19,15 @@ async fn each_route_answers_each_caller_as_the_table_says() {
     let event = "/v1/events/evt_01J9ZQ4T5W6X7Y8Z9A0B1C2D3E";
     let redeliver = format!("{event}/redeliver");
     let subject = "/v1/subjects/apple/1";
-    let table: [(&str, &str, Option<&Value>, [u16; 4]); 9] = [
+    let asking = [401, 401, 400, 200];
+    let table: [(&str, &str, Option<&Value>, [u16; 4]); 11] = [
         ("/health", "GET", None, [200, 200, 200, 200]),
         ("/ready", "GET", None, [200, 200, 200, 200]),
         ("/openapi.json", "GET", None, [200, 200, 200, 200]),
-        (
-            "/v1/apple/verify",
-            "POST",
-            Some(&apple),
-            [401, 401, 400, 200],
-        ),
-        (
-            "/v1/google/verify",
-            "POST",
-            Some(&google),
-            [401, 401, 400, 200],
-        ),
+        ("/v1/apple/verify", "POST", Some(&apple), asking),
+        ("/v1/google/verify", "POST", Some(&google), asking),
+        ("/v1/google/acknowledge", "POST", Some(&google), asking),
+        ("/v1/google/consume", "POST", Some(&google), asking),
         ("/v1/events", "GET", None, [401, 401, 200, 200]),
         (event, "GET", None, [401, 401, 404, 404]),
         (&redeliver, "POST", None, [401, 401, 404, 404]),

@@ -203,7 +203,11 @@ impl Shop {
     }
 
     async fn ask_with(&self, authorization: &str, body: &Value) -> (u16, HeaderMap, Value) {
-        let request = Request::post("/v1/google/verify")
+        self.send("/v1/google/verify", authorization, body).await
+    }
+
+    async fn send(&self, path: &str, authorization: &str, body: &Value) -> (u16, HeaderMap, Value) {
+        let request = Request::post(path)
             .header(header::AUTHORIZATION, authorization)
             .header(header::CONTENT_TYPE, "application/json")
             .body(Body::from(body.to_string()))
@@ -307,6 +311,49 @@ async fn a_valid_subscription_is_confirmed() {
         *shop.google.asked.lock().unwrap(),
         [
             "/androidpublisher/v3/applications/com.example.app/purchases/subscriptionsv2/tokens/token%2Fwith%3Aodd%3Fcharacters"
+        ]
+    );
+}
+
+#[tokio::test]
+async fn a_product_that_was_consumed_in_the_meantime_is_answered_as_done() {
+    let shop = Shop::open().await;
+    let state =
+        |consumed: u8| json!({ "purchaseState": 0, "consumptionState": consumed }).to_string();
+    let refusal =
+        json!({ "error": { "code": 400, "errors": [{ "reason": "productNotOwnedByUser" }] } });
+    let authorization = format!("Bearer {}", shop.key.expose());
+    // Another request consumed it between the two calls, or the answer to the first try was lost.
+    shop.google.will_answer(200, &state(0));
+    shop.google.will_answer(400, &refusal.to_string());
+    shop.google.will_answer(200, &state(1));
+    let (status, _, answer) = shop
+        .send("/v1/google/consume", &authorization, &product())
+        .await;
+    assert_eq!(
+        (status, &answer["consumed"], &answer["alreadyDone"]),
+        (200, &json!(true), &json!(true)),
+        "{answer}"
+    );
+    // It was refunded.
+    shop.google.will_answer(200, &state(0));
+    shop.google.will_answer(400, &refusal.to_string());
+    shop.google
+        .will_answer(200, &json!({ "purchaseState": 1 }).to_string());
+    let (status, _, answer) = shop
+        .send("/v1/google/acknowledge", &authorization, &product())
+        .await;
+    assert_eq!((status, &answer["error"]), (200, &json!("PURCHASE_ENDED")));
+    let token = "/androidpublisher/v3/applications/com.example.app/purchases/products/coins/tokens/token%2Fwith%3Aodd%3Fcharacters";
+    assert_eq!(
+        *shop.google.asked.lock().unwrap(),
+        [
+            token,
+            &format!("{token}:consume"),
+            token,
+            token,
+            &format!("{token}:acknowledge"),
+            token
         ]
     );
 }

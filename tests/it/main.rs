@@ -35,6 +35,7 @@ mod encryption;
 mod event_batches;
 mod event_feed;
 mod failover;
+mod google_answers;
 mod google_credentials;
 mod google_notifications;
 mod google_state;

@@ -154,7 +154,10 @@ class Stage(contextlib.AbstractContextManager):
             authorization, push = catcher.one()
             self.push_token, self.google_push = authorization.split()[1], json.loads(push)
             self.product, self.product_id = (asked["product"]["value"][name] for name in ("purchaseToken", "productId"))
-            ask(control + "/google/products", {"purchaseToken": self.product, "productId": self.product_id})
+            # What is consumed is another one: the clients are to find the first as it was bought.
+            consumed = self.examples("/v1/google/consume")["product"]["value"]
+            for token, product_id in [(self.product, self.product_id), (consumed["purchaseToken"], consumed["productId"])]:
+                ask(control + "/google/products", {"purchaseToken": token, "productId": product_id})
         self.signed = ask(f"{control}/apple/transactions/{self.transaction}/jws")
         serve = self.start("service", "serve", "--port", "0", "--bind-address", "127.0.0.1")
         self.url = "http://127.0.0.1:%d" % json.loads(serve(lambda line: '"listening"' in line))["port"]

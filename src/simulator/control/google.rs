@@ -10,9 +10,9 @@ use crate::simulator::identity::{GoogleSigningKey, SimulatedServiceAccount};
 use crate::simulator::pubsub::{self, PUSH_SERVICE_ACCOUNT, PushResponse, PushTokenFlaw};
 use crate::simulator::state::SimulatorError;
 use crate::simulator::state::google::{
-    GoogleState, NewProduct, NewSubscription, ProductChange, Resubscription, ServiceAccountState,
-    SimulatedProductPurchase, SimulatedSubscription, SubscriptionChange, SubscriptionReplacement,
-    purchase_not_found,
+    GoogleState, NewProduct, NewSubscription, PlayRules, ProductChange, Resubscription,
+    ServiceAccountState, SimulatedProductPurchase, SimulatedSubscription, SubscriptionChange,
+    SubscriptionReplacement, purchase_not_found,
 };
 use crate::simulator::state::google_notifications::{
     self as notices, PublishedMessage, PushSubscription,
@@ -145,6 +145,32 @@ impl GoogleScenario {
             now,
         ));
         Ok(changed)
+    }
+
+    /// Sets what Play does by itself.
+    pub fn set_rules(&self, rules: PlayRules) -> Result<(), SimulatorError> {
+        self.0.update_and_save(|state, _, _| {
+            state.google.rules = rules;
+            Ok(())
+        })
+    }
+
+    /// Refunds every purchase that is neither acknowledged nor consumed in time, and publishes the refunds. Returns their
+    /// number.
+    pub fn refund_unacknowledged(&self) -> Result<usize, SimulatorError> {
+        let (refunded, now) = self
+            .0
+            .update_and_save(|state, now, _| Ok((state.google.refund_unacknowledged(now), now)))?;
+        self.publish_notifications(notices::notifications_of_refunds(&refunded, now));
+        Ok(refunded.subscriptions.len() + refunded.products.len())
+    }
+
+    /// The same where the rules say that Play does it by itself.
+    pub(in crate::simulator) fn apply_rules(&self) -> Result<(), SimulatorError> {
+        if self.read(|google| google.rules.refund_unacknowledged) {
+            self.refund_unacknowledged()?;
+        }
+        Ok(())
     }
 
     /// Sets where the notifications of an app are pushed.

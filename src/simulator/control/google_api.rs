@@ -10,8 +10,8 @@ use super::api::{
 };
 use crate::base::clock::Timestamp;
 use crate::simulator::state::google::{
-    NewProduct, NewSubscription, Resubscription, SimulatedProductPurchase, SimulatedSubscription,
-    SubscriptionReplacement, purchase_not_found,
+    NewProduct, NewSubscription, PlayRules, Resubscription, SimulatedProductPurchase,
+    SimulatedSubscription, SubscriptionReplacement, purchase_not_found,
 };
 use crate::simulator::state::google_notifications::{self as notifications, PushSubscription};
 
@@ -83,6 +83,10 @@ fn add_purchases(table: OperationTable) -> OperationTable {
         .get(products, list_products, "every purchase")
         .get("/control/google/products/{product}", get_product, "one purchase, with the answer of Play's API")
         .post_actions("/control/google/products/{product}/{action}", change_product, PRODUCT_ACTIONS)
+        .post("/control/google/rules", set_rules, r#"{"refundUnacknowledged":true,"refuseOwnedProducts":true}"#,
+            "refund by itself what is not acknowledged in time; do not sell a product again that its user has not consumed")
+        .post("/control/google/refund-unacknowledged", refund_unacknowledged, "",
+            "refund now what is not acknowledged in time")
 }
 
 #[rustfmt::skip]
@@ -243,6 +247,15 @@ async fn change_product(
 ) -> ControlResult {
     let changed = google.change_product(&token, &parse_change(&action, fields)?)?;
     ok(product_details(&changed))
+}
+
+async fn set_rules(google: Google, Body(rules): Body<PlayRules>) -> ControlResult {
+    google.set_rules(rules)?;
+    done()
+}
+
+async fn refund_unacknowledged(google: Google) -> ControlResult {
+    ok(json!({ "refunded": google.refund_unacknowledged()? }))
 }
 
 async fn list_push_subscriptions(context: Context, google: Google) -> ControlResult {

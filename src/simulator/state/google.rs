@@ -15,6 +15,12 @@ use crate::base::clock::Timestamp;
 const EXPIRED_SUBSCRIPTION_RETENTION: Duration = Duration::from_hours(60 * 24);
 /// Play says so long what item a purchase replaced.
 const ITEM_REPLACEMENT_SHOWN: Duration = Duration::from_hours(60 * 24);
+/// Play waits so long for the acknowledgement of a purchase.
+const ACKNOWLEDGEMENT_PERIOD: Duration = Duration::from_hours(3 * 24);
+/// The same for the purchase of a licence tester.
+const TEST_ACKNOWLEDGEMENT_PERIOD: Duration = Duration::from_mins(5);
+/// A prepaid plan that is shorter must be acknowledged within half its length.
+const SHORT_PREPAID_PLAN: Duration = Duration::from_hours(7 * 24);
 /// Unless `days` is given.
 const DEFAULT_GRACE_PERIOD: Duration = Duration::from_hours(7 * 24);
 /// Unless `days` is given.
@@ -117,6 +123,9 @@ pub struct SimulatedSubscription {
     /// What Play says of the purchase that lapsed before this one, until this one is acknowledged.
     #[serde(default)]
     out_of_app_context: Option<Value>,
+    /// Whether Play refunded it because it was not acknowledged in time.
+    #[serde(default)]
+    pub(super) refunded_unacknowledged: bool,
     pub(super) renewals: u32,
     pub(super) order_id: String,
     gone: Option<GoneReason>,
@@ -283,6 +292,22 @@ pub struct SubscriptionReplacement {
     pub replacement_mode: Option<String>,
 }
 
+/// What Play has just refunded for lack of an acknowledgement.
+#[derive(Debug, Default)]
+pub(crate) struct RefundedPurchases {
+    pub(crate) subscriptions: Vec<SimulatedSubscription>,
+    pub(crate) products: Vec<SimulatedProductPurchase>,
+}
+
+/// How long Play waits for the acknowledgement of a purchase.
+fn acknowledgement_period(is_test: bool) -> Duration {
+    if is_test {
+        TEST_ACKNOWLEDGEMENT_PERIOD
+    } else {
+        ACKNOWLEDGEMENT_PERIOD
+    }
+}
+
 /// A subscription that is bought again after its end.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 #[serde(default, rename_all = "camelCase", deny_unknown_fields)]
@@ -362,9 +387,22 @@ pub struct SimulatedProductPurchase {
     /// The time of the last refund.
     #[serde(default)]
     pub refunded_at: Option<Timestamp>,
+    /// Whether Play refunded it because it was not acknowledged in time.
+    #[serde(default)]
+    pub(super) refunded_unacknowledged: bool,
     pub(super) order_id: String,
     gone: Option<GoneReason>,
     pub(super) sold: NewProduct,
+}
+
+/// What Play does by itself. Without these rules only time passes by itself.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default, rename_all = "camelCase", deny_unknown_fields)]
+pub struct PlayRules {
+    /// Refund a purchase that is neither acknowledged nor consumed in time, at the next call to Play after that.
+    pub refund_unacknowledged: bool,
+    /// Do not sell a user a product again that is not consumed. The user is known by `obfuscatedExternalAccountId`.
+    pub refuse_owned_products: bool,
 }
 
 /// A change of a one-time product. As JSON: the `action` and its fields.
@@ -423,6 +461,9 @@ pub(crate) struct ServiceAccountState {
 #[derive(Clone, Debug, Default, Serialize, Deserialize)]
 #[serde(default)]
 pub(crate) struct GoogleState {
+    /// What Play does by itself.
+    #[serde(default)]
+    pub rules: PlayRules,
     subscriptions: BTreeMap<String, SimulatedSubscription>,
     products: BTreeMap<String, SimulatedProductPurchase>,
     /// By email address.
@@ -502,6 +543,7 @@ impl GoogleState {
             deferred: None,
             replaced_item: None,
             out_of_app_context: None,
+            refunded_unacknowledged: false,
             phase: if new.pending {
                 SubscriptionPhase::Pending
             } else {
@@ -627,6 +669,11 @@ impl GoogleState {
         random: &mut fastrand::Rng,
     ) -> Result<SimulatedProductPurchase, SimulatorError> {
         let token = self.choose_purchase_token(new.purchase_token.as_deref(), random)?;
+        if self.rules.refuse_owned_products && self.is_owned(&new) {
+            return Err(SimulatorError::invalid_request(
+                "The user owns this product already, and it is not consumed.",
+            ));
+        }
         let product = SimulatedProductPurchase {
             purchase_token: token.clone(),
             package_name: package_name_or_default(new.package_name.as_deref()),
@@ -640,6 +687,7 @@ impl GoogleState {
             acknowledged: new.acknowledged,
             refunded_quantity: 0,
             refunded_at: None,
+            refunded_unacknowledged: false,
             order_id: random_order_id(random),
             gone: None,
             sold: new,
@@ -698,6 +746,69 @@ impl GoogleState {
             }
         }
         Ok(product.clone())
+    }
+
+    fn is_owned(&self, new: &NewProduct) -> bool {
+        let package = package_name_or_default(new.package_name.as_deref());
+        let product_id = new.product_id.as_deref().unwrap_or("coins_100");
+        let user = new.obfuscated_external_account_id.as_deref();
+        user.is_some()
+            && self.products.values().any(|owned| {
+                owned.account_id() == user
+                    && owned.package_name == package
+                    && owned.product_id == product_id
+                    && owned.purchase_state != 1
+                    && !owned.consumed
+            })
+    }
+
+    /// Names the user of a subscription that names none.
+    pub(crate) fn bind_account(
+        &mut self,
+        token: &str,
+        account: Option<String>,
+        profile: Option<String>,
+    ) {
+        if let Some(subscription) = self.subscriptions.get_mut(token)
+            && subscription.account_id().is_none()
+        {
+            subscription.sold.obfuscated_external_account_id = account;
+            subscription.sold.obfuscated_external_profile_id = profile;
+        }
+    }
+
+    /// Refunds what is neither acknowledged nor consumed in time, and returns it.
+    pub(crate) fn refund_unacknowledged(&mut self, now: Timestamp) -> RefundedPurchases {
+        let mut refunded = RefundedPurchases::default();
+        let is_over = |bought: Timestamp, period| now > bought.plus(period);
+        for it in self.subscriptions.values_mut() {
+            let is_unacknowledged =
+                !it.acknowledged && !it.is_pending() && it.refunded_at().is_none();
+            let is_lasting = it.latest_expiry_time() > now;
+            if is_unacknowledged
+                && is_lasting
+                && is_over(it.start_time, it.acknowledgement_period())
+            {
+                it.refunded_unacknowledged = true;
+                it.canceled = Some(Cancellation {
+                    by: CanceledBy::Developer,
+                    at: now,
+                });
+                it.phase = SubscriptionPhase::Running;
+                it.expire_by(now);
+                refunded.subscriptions.push(it.clone());
+            }
+        }
+        for it in self.products.values_mut() {
+            let period = acknowledgement_period(it.sold.test_purchase);
+            if it.purchase_state == 0 && !it.acknowledged && is_over(it.purchase_time, period) {
+                it.refunded_unacknowledged = true;
+                it.purchase_state = 1;
+                it.refunded_at = Some(now);
+                refunded.products.push(it.clone());
+            }
+        }
+        refunded
     }
 
     fn choose_purchase_token(
@@ -792,6 +903,16 @@ impl SimulatedSubscription {
         let is_refund =
             canceled.by == CanceledBy::Developer && self.latest_expiry_time() <= canceled.at;
         is_refund.then_some(canceled.at)
+    }
+
+    fn acknowledgement_period(&self) -> Duration {
+        let period = acknowledgement_period(self.sold.test_purchase);
+        let length = self.latest_expiry_time().duration_since(self.start_time);
+        if self.is_prepaid() && length < SHORT_PREPAID_PLAN {
+            period.min(length / 2)
+        } else {
+            period
+        }
     }
 
     /// The error with which Play refuses the token, if it does.

@@ -5,7 +5,8 @@ use serde_json::{Map, Value, json};
 
 use super::bounded_log::BoundedLog;
 use super::google::{
-    ProductChange, SimulatedProductPurchase, SimulatedSubscription, SubscriptionChange,
+    ProductChange, RefundedPurchases, SimulatedProductPurchase, SimulatedSubscription,
+    SubscriptionChange,
 };
 use crate::base::clock::Timestamp;
 
@@ -170,6 +171,17 @@ pub(crate) fn notifications_after_change(
         ));
     }
     all
+}
+
+/// The notifications of purchases that were refunded for lack of an acknowledgement.
+pub(crate) fn notifications_of_refunds(refunded: &RefundedPurchases, now: Timestamp) -> Vec<Value> {
+    let revoke = SubscriptionChange::Revoke {};
+    let subscriptions = refunded.subscriptions.iter();
+    let subscriptions =
+        subscriptions.flat_map(|one| notifications_after_change(one, "ACTIVE", &revoke, now));
+    let products = refunded.products.iter();
+    let products = products.map(|one| voided_product(one, 1, now));
+    subscriptions.chain(products).collect()
 }
 
 /// A notification of Google's type `number`.

@@ -174,6 +174,9 @@ impl GoogleState {
             }
             let id = one.order_id.clone();
             let mut voided = voided_json(&one.purchase_token, &id, one.purchase_time, at);
+            if one.refunded_unacknowledged {
+                set_unacknowledged(&mut voided);
+            }
             if is_partial {
                 voided["voidedQuantity"] = json!(one.refunded_quantity);
             }
@@ -182,7 +185,10 @@ impl GoogleState {
         let subscriptions = self.list_subscriptions().into_iter().filter_map(|one| {
             let at = one.refunded_at().filter(|_| one.package_name == package)?;
             let id = one.latest_order_id();
-            let voided = voided_json(&one.purchase_token, &id, one.start_time, at);
+            let mut voided = voided_json(&one.purchase_token, &id, one.start_time, at);
+            if one.refunded_unacknowledged {
+                set_unacknowledged(&mut voided);
+            }
             query.with_subscriptions.then_some((at, voided))
         });
         let is_wanted = |at: Timestamp| {
@@ -209,6 +215,12 @@ fn voided_json(token: &str, order_id: &str, bought: Timestamp, voided: Timestamp
         "voidedSource": 1,
         "voidedReason": 0,
     })
+}
+
+/// Refunded by Google, because it was not acknowledged.
+fn set_unacknowledged(voided: &mut Value) {
+    voided["voidedSource"] = json!(2);
+    voided["voidedReason"] = json!(8);
 }
 
 /// What the orders of both kinds of product have.

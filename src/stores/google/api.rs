@@ -27,11 +27,15 @@
 //! | 403 | any other | [`Unauthorized`](GoogleApiError::Unauthorized) |
 //! | 408, 5xx | any | two quick retries, then [`Unexpected`](GoogleApiError::Unexpected) |
 //! | anything else | | [`Unexpected`](GoogleApiError::Unexpected) |
+//!
+//! A call that changes a purchase is done with any 2xx. Google answers 409 to one that meets another change of the same
+//! purchase, which is retried like a 5xx.
 
 use std::sync::Arc;
 
 use serde::de::DeserializeOwned;
 use serde_json::value::RawValue;
+use serde_json::{Value, json};
 use url::Url;
 
 use super::access_token::AccessTokenSource;
@@ -40,7 +44,8 @@ use super::api_error::{
     DEFAULT_RETRY_AFTER, GoogleApiError, GoogleNotFound, PurchaseLookupError, is_error_code,
 };
 use super::payload::{
-    GoogleErrorBody, Order, ProductPurchase, ProductPurchaseV2, SubscriptionPurchase,
+    ExternalAccountIds, GoogleErrorBody, Order, ProductPurchase, ProductPurchaseV2,
+    SubscriptionPurchase,
 };
 use crate::base::clock::{Clock, Timestamp};
 use crate::base::id::TenantId;
@@ -144,6 +149,109 @@ impl PlayClient {
     ) -> Result<PurchaseResponse<Order>, PurchaseLookupError> {
         let path = ["orders", order_id];
         self.get_json(tenant, account, package_name, &path).await
+    }
+
+    /// `purchases.subscriptions.acknowledge`. `external_account_ids` name the user of a purchase that was made outside the app.
+    pub(crate) async fn acknowledge_subscription(
+        &self,
+        tenant: &TenantId,
+        account: &Arc<GoogleServiceAccount>,
+        package_name: &str,
+        product_id: &str,
+        purchase_token: &str,
+        external_account_ids: Option<&ExternalAccountIds>,
+    ) -> Result<(), PurchaseLookupError> {
+        let path = [
+            "purchases",
+            "subscriptions",
+            product_id,
+            "tokens",
+            purchase_token,
+        ];
+        let body = match external_account_ids {
+            Some(ids) => json!({ "externalAccountIds": ids }),
+            None => json!({}),
+        };
+        self.post_json(tenant, account, package_name, &path, "acknowledge", body)
+            .await
+    }
+
+    /// `purchases.products.acknowledge`
+    pub(crate) async fn acknowledge_product(
+        &self,
+        tenant: &TenantId,
+        account: &Arc<GoogleServiceAccount>,
+        package_name: &str,
+        product_id: &str,
+        purchase_token: &str,
+    ) -> Result<(), PurchaseLookupError> {
+        let path = [
+            "purchases",
+            "products",
+            product_id,
+            "tokens",
+            purchase_token,
+        ];
+        self.post_json(
+            tenant,
+            account,
+            package_name,
+            &path,
+            "acknowledge",
+            json!({}),
+        )
+        .await
+    }
+
+    /// `purchases.products.consume`
+    pub(crate) async fn consume_product(
+        &self,
+        tenant: &TenantId,
+        account: &Arc<GoogleServiceAccount>,
+        package_name: &str,
+        product_id: &str,
+        purchase_token: &str,
+    ) -> Result<(), PurchaseLookupError> {
+        let path = [
+            "purchases",
+            "products",
+            product_id,
+            "tokens",
+            purchase_token,
+        ];
+        self.post_json(tenant, account, package_name, &path, "consume", json!({}))
+            .await
+    }
+
+    /// Calls a method that changes what is at `path`, which ends with the purchase token. It must be one that may be repeated.
+    async fn post_json(
+        &self,
+        tenant: &TenantId,
+        account: &Arc<GoogleServiceAccount>,
+        package_name: &str,
+        path: &[&str],
+        method: &str,
+        body: Value,
+    ) -> Result<(), PurchaseLookupError> {
+        let url = endpoint_url(&self.base_url, package_name, path)
+            .and_then(|url| Url::parse(&format!("{url}:{method}")).ok())
+            .ok_or(GoogleNotFound::Malformed)?;
+        let build = |client: &reqwest::Client| client.post(url.clone()).json(&body);
+        let response = self
+            .api
+            .send_request(tenant, account, build, |response| {
+                match response.status.as_u16() {
+                    409 => RetryDecision::Transient,
+                    _ => classify_response(response),
+                }
+            })
+            .await?;
+        if response.status.is_success() {
+            return Ok(());
+        }
+        interpret_response(response, self.clock.now())
+            .map(drop)
+            .map_err(|error| error.redact_purchase_token(path.last().copied().unwrap_or_default()))
     }
 
     /// `path` ends with the purchase token or the order's id.

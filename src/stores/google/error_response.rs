@@ -6,6 +6,7 @@ use std::time::Duration;
 use serde_json::{Value, json};
 
 use super::api_error::{GoogleApiError, GoogleNotFound, PurchaseLookupError};
+use super::translate::PurchaseStatus;
 use super::trust::PushTokenError;
 use crate::db;
 use crate::events::RecordError;
@@ -113,6 +114,42 @@ impl From<GoogleVerifyError> for Problem {
             ),
             GoogleVerifyError::Credentials(error) => (&*error).into(),
             GoogleVerifyError::Api(error) => api_problem(error),
+        }
+    }
+}
+
+/// Why `POST /v1/google/acknowledge` or `/v1/google/consume` does not do it.
+#[derive(Clone, Debug, thiserror::Error)]
+pub(crate) enum GoogleActionError {
+    /// It is not there, not this tenant's, or Google said neither yes nor no.
+    #[error(transparent)]
+    Verify(#[from] GoogleVerifyError),
+    #[error("the purchase is not paid yet")]
+    Pending,
+    /// Cancelled, refunded or over, and never acknowledged or consumed.
+    #[error("the purchase has ended")]
+    Ended { status: PurchaseStatus },
+    #[error("a subscription cannot be consumed")]
+    NotConsumable,
+}
+
+impl From<GoogleActionError> for Problem {
+    fn from(error: GoogleActionError) -> Self {
+        match error {
+            GoogleActionError::Verify(error) => error.into(),
+            GoogleActionError::Pending => Self::rejection(
+                "PURCHASE_PENDING",
+                "This purchase is not paid yet. Acknowledge or consume it when it is: Google sends a notification then.",
+            ),
+            GoogleActionError::Ended { status } => Self::rejection(
+                "PURCHASE_ENDED",
+                "This purchase was cancelled, refunded, or has ended: Google takes no acknowledgement for it, and it is not consumed.",
+            )
+            .with_detail("status", json!(status)),
+            GoogleActionError::NotConsumable => Self::rejection(
+                "NOT_CONSUMABLE",
+                "This purchase is a subscription, which cannot be consumed. Acknowledge it.",
+            ),
         }
     }
 }

@@ -17,16 +17,18 @@
 //! - [`state`]: what a purchase is worth, as one pure function
 //! - [`store`]: the tenant's credentials, sealed; which purchase replaced which
 //! - [`verify`]: a use case: is this purchase real
+//! - [`acknowledge`]: two use cases: acknowledge this purchase, consume this product
 //! - [`notifications`]: a use case: something happened to a purchase
 //! - [`late_state`]: what the purchase of a stored event is worth, where that was not known when it was received
 //! - [`purchase_lookup`]: what Google says of the purchase that a notification or a verify request is about
 //! - [`check_credentials`]: a use case, for an operator: does Google accept these credentials
-//! - [`routes`]: the first two in HTTP; [`request_body`], [`response_body`] and [`error_response`] read and write what is
+//! - [`routes`]: these in HTTP; [`request_body`], [`response_body`] and [`error_response`] read and write what is
 //!   sent
 //! - [`openapi`]: their description for callers
 
 mod access_token;
 pub mod account;
+mod acknowledge;
 pub(crate) mod api;
 mod api_error;
 mod chain;
@@ -51,6 +53,8 @@ pub(crate) mod verify;
 pub(crate) use api_error::GoogleApiError;
 pub(crate) use late_state::GoogleStates;
 pub(crate) use notifications::GoogleNotifications;
+pub(crate) use payload::ExternalAccountIds;
+pub(crate) use request_body::AcknowledgeRequest;
 pub use request_body::GoogleVerifyRequest;
 pub use routes::verify_routes;
 pub(crate) use routes::{notification_routes, openapi_document};

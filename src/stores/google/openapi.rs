@@ -1,4 +1,4 @@
-//! Google's two routes as `/openapi.json` describes them: the bodies they read, the errors, and an example of each answer.
+//! Google's routes as `/openapi.json` describes them: the bodies they read, the errors, and an example of each answer.
 //!
 //! The examples of errors and rejections are made by the code that sends them, so their texts are those that are sent.
 
@@ -11,9 +11,9 @@ use utoipa::openapi::{RefOr, Response};
 use utoipa::{IntoResponses, ToSchema};
 
 use super::api_error::GoogleApiError;
-use super::error_response::{GoogleNotificationError, GoogleVerifyError};
+use super::error_response::{GoogleActionError, GoogleNotificationError, GoogleVerifyError};
 use super::request_body::{GooglePushBody, GoogleVerifyRequest};
-use super::response_body::VerifiedPurchase;
+use super::response_body::{AcknowledgedPurchase, ConsumedPurchase, VerifiedPurchase};
 use super::trust::PushTokenError;
 use crate::events::{EventSubject, PurchaseState};
 use crate::http::api_docs::{self, DocumentedError, string_enum_schema};
@@ -75,28 +75,94 @@ pub(super) struct GoogleRejectionDetailsSchema {
     found: Option<Vec<String>>,
 }
 
+/// Why a purchase is not the one that the request describes.
+const VERIFY_REJECTION_CODES: [(&str, &str); 4] = [
+    (
+        "PURCHASE_NOT_FOUND",
+        "Google knows no such purchase, or no longer; `details.reason` says which.",
+    ),
+    (
+        "PACKAGE_NAME_MISMATCH",
+        "the purchase is not of this tenant's app.",
+    ),
+    (
+        "PRODUCT_ID_MISMATCH",
+        "it is genuine, and of another product than `productId`.",
+    ),
+    (
+        "APP_USER_MISMATCH",
+        "it is genuine, and of another user than `expectedAppUserId`, or of none; `details.reason` says which.",
+    ),
+];
+/// Why a purchase cannot be acknowledged or consumed.
+const ACTION_REJECTION_CODES: [(&str, &str); 3] = [
+    (
+        "PURCHASE_PENDING",
+        "it is genuine, and not paid yet: ask again when it is.",
+    ),
+    (
+        "PURCHASE_ENDED",
+        "it was cancelled, refunded, or has ended; `details.status` says which, as in the answer of the verify route.",
+    ),
+    (
+        "NOT_CONSUMABLE",
+        "it is a subscription. Only from `/v1/google/consume`.",
+    ),
+];
+
 fn rejection_codes() -> Schema {
-    string_enum_schema(
-        "Why not.",
-        &[
-            (
-                "PURCHASE_NOT_FOUND",
-                "Google knows no such purchase, or no longer; `details.reason` says which.",
-            ),
-            (
-                "PACKAGE_NAME_MISMATCH",
-                "the purchase is not of this tenant's app.",
-            ),
-            (
-                "PRODUCT_ID_MISMATCH",
-                "it is genuine, and of another product than `productId`.",
-            ),
-            (
-                "APP_USER_MISMATCH",
-                "it is genuine, and of another user than `expectedAppUserId`, or of none; `details.reason` says which.",
-            ),
-        ],
-    )
+    string_enum_schema("Why not.", &VERIFY_REJECTION_CODES)
+}
+
+fn action_rejection_codes() -> Schema {
+    let codes = [&VERIFY_REJECTION_CODES[..], &ACTION_REJECTION_CODES].concat();
+    string_enum_schema("Why not.", &codes)
+}
+
+/// What is answered when Google was told, or says no.
+#[derive(ToSchema)]
+#[schema(as = google::AcknowledgeAnswer)]
+#[serde(untagged)]
+#[expect(
+    dead_code,
+    reason = "describes `AcknowledgedPurchase` and `Problem` together"
+)]
+pub(super) enum AcknowledgeResponseSchema {
+    Acknowledged(Box<AcknowledgedPurchase>),
+    Rejected(ActionRejectionSchema),
+}
+
+/// What is answered when Google was told, or says no.
+#[derive(ToSchema)]
+#[schema(as = google::ConsumeAnswer)]
+#[serde(untagged)]
+#[expect(
+    dead_code,
+    reason = "describes `ConsumedPurchase` and `Problem` together"
+)]
+pub(super) enum ConsumeResponseSchema {
+    Consumed(Box<ConsumedPurchase>),
+    Rejected(ActionRejectionSchema),
+}
+
+/// A "no": nothing was done.
+#[derive(ToSchema)]
+#[schema(as = google::ActionRefused, rename_all = "camelCase")]
+#[expect(dead_code, reason = "describes `Problem`")]
+pub(super) struct ActionRejectionSchema {
+    #[schema(schema_with = always_false)]
+    valid: bool,
+    #[schema(schema_with = action_rejection_codes)]
+    error: String,
+    /// What it means, in a sentence for people. It may change from release to release.
+    #[schema(examples("This purchase is not paid yet."))]
+    message: String,
+    /// Facts for a program: those of the verify route, and `status` with `PURCHASE_ENDED`. Left out when there are none.
+    #[schema(value_type = Option<Object>, required = false, nullable = false)]
+    details: Option<Value>,
+    /// The same as the header `X-Request-Id`. The log has a line with it.
+    #[schema(examples("req_01J9ZQ4T5W6X7Y8Z9A0B1C2D3E"))]
+    request_id: String,
 }
 
 /// A push as Pub/Sub sends it.
@@ -126,7 +192,7 @@ pub(super) struct PushedMessageSchema {
     publish_time: Option<String>,
 }
 
-/// The errors of a verify request.
+/// The errors of a verify request, and of one to acknowledge or consume.
 pub(super) struct GoogleVerifyErrorResponses;
 
 impl IntoResponses for GoogleVerifyErrorResponses {
@@ -324,6 +390,42 @@ pub(super) fn product_example() -> Value {
             }
         }
     })
+}
+
+/// The answer to an acknowledgement that Google took.
+pub(super) fn acknowledged_example() -> Value {
+    json!({
+        "valid": true,
+        "version": crate::VERSION,
+        "acknowledged": true,
+        "alreadyDone": false,
+        "appUserId": "7e3fb204-2b0d-4d70-a0c2-6d8a3f6c1e55",
+        "appUserBound": false,
+        "subject": EventSubject::example_json(),
+    })
+}
+
+/// The answer to a request to consume a product, which Google did.
+pub(super) fn consumed_example() -> Value {
+    json!({
+        "valid": true,
+        "version": crate::VERSION,
+        "consumed": true,
+        "alreadyDone": false,
+        "appUserId": "7e3fb204-2b0d-4d70-a0c2-6d8a3f6c1e55",
+        "subject": {
+            "key": "opqrstuvwxyzabcdefghijkl.AO-J1Oww",
+            "productId": "coins_100",
+            "type": "product",
+            "current": true,
+            "supersededBy": null,
+        },
+    })
+}
+
+/// The answer of a request to acknowledge or consume that Google says no to.
+pub(super) fn action_rejection_example(error: impl Into<GoogleActionError>) -> Value {
+    api_docs::error_example(&error.into().into())
 }
 
 /// The answer of a verify request that Google says no to.

@@ -86,6 +86,18 @@ pub struct ExternalAccountIdentifiers {
     pub obfuscated_external_account_id: Option<String>,
 }
 
+/// The user of a purchase, as `purchases.subscriptions.acknowledge` takes it.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "camelCase")]
+pub struct ExternalAccountIds {
+    /// The user as the app names them.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub obfuscated_account_id: Option<String>,
+    /// The profile of the user as the app names it.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub obfuscated_profile_id: Option<String>,
+}
+
 /// One product of a subscription. Its expiry is its own.
 #[derive(Clone, Debug, Default, Deserialize)]
 #[serde(rename_all = "camelCase", default)]

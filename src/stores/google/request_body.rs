@@ -1,15 +1,18 @@
-//! Reads the bodies of both routes. Every issue of a body is reported at once.
+//! Reads the bodies of Google's routes. Every issue of a body is reported at once.
 
 use serde_json::{Value, json};
 use utoipa::ToSchema;
 use utoipa::openapi::schema::Schema;
 
+use super::payload::ExternalAccountIds;
 use crate::base::clock::Timestamp;
 use crate::events::SubjectType;
 use crate::http::api_docs;
 use crate::http::json::{FromJson, JsonFields};
 
 pub(super) const MAX_PUSH_BYTES: usize = 1024 * 1024;
+/// Google's limit of an obfuscated id.
+const MAX_EXTERNAL_ID_CHARS: usize = 64;
 
 /// A question about a Google Play purchase: a subscription's, or a one-time product's. The token is enough.
 #[derive(Clone, Debug, PartialEq, Eq, ToSchema)]
@@ -35,6 +38,63 @@ pub struct GoogleVerifyRequest {
     /// The obfuscated account id that the purchase must have, compared byte by byte.
     #[schema(schema_with = expected_app_user_id, required = false)]
     pub(crate) expected_app_user_id: Option<String>,
+}
+
+/// Which purchase to acknowledge, and what must be true of it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct AcknowledgeRequest {
+    pub(crate) purchase: GoogleVerifyRequest,
+    /// The user that a subscription is bound to which was made outside the app.
+    pub(crate) external_account_ids: Option<ExternalAccountIds>,
+}
+
+/// Which purchase to acknowledge, and what must be true of it. The token is enough.
+#[derive(ToSchema)]
+#[schema(as = google::AcknowledgeRequest, rename_all = "camelCase")]
+#[expect(
+    dead_code,
+    reason = "describes what `AcknowledgeRequest::from_json` reads"
+)]
+pub(super) struct AcknowledgeRequestSchema {
+    /// The app's package name; it must be the one that this tenant is set up with.
+    #[schema(min_length = 1, max_length = 200, examples("com.example.app"))]
+    package_name: String,
+    /// What Play gave your app: `Purchase.getPurchaseToken()`.
+    #[schema(
+        min_length = 1,
+        max_length = 4096,
+        examples("mbcdefghijklmnopqrstuvwx.AO-J1Ozn")
+    )]
+    purchase_token: String,
+    #[schema(rename = "type", schema_with = purchase_type, required = false)]
+    kind: Option<SubjectType>,
+    /// The product that must be among those of the purchase. Google's own call needs it; left out, Google is asked for it.
+    #[schema(min_length = 1, max_length = 200, examples("pro_monthly"))]
+    product_id: Option<String>,
+    #[schema(schema_with = expected_app_user_id, required = false)]
+    expected_app_user_id: Option<String>,
+    external_account_ids: Option<ExternalAccountIdsSchema>,
+}
+
+/// Whose subscription it becomes, where it was bought again in Play and so names no user. Left out: the user of the purchase
+/// before it, where Google names that one. Another user than the purchase's own is refused with `APP_USER_MISMATCH`.
+#[derive(ToSchema)]
+#[schema(as = google::ExternalAccountIds, rename_all = "camelCase")]
+#[expect(
+    dead_code,
+    reason = "describes what `AcknowledgeRequest::from_json` reads"
+)]
+struct ExternalAccountIdsSchema {
+    /// What your app gives Google with `setObfuscatedAccountId`.
+    #[schema(
+        min_length = 1,
+        max_length = 64,
+        examples("7e3fb204-2b0d-4d70-a0c2-6d8a3f6c1e55")
+    )]
+    obfuscated_account_id: Option<String>,
+    /// What your app gives Google with `setObfuscatedProfileId`.
+    #[schema(min_length = 1, max_length = 64, examples("profile-2"))]
+    obfuscated_profile_id: Option<String>,
 }
 
 fn purchase_type() -> Schema {
@@ -121,6 +181,26 @@ impl FromJson for GoogleVerifyRequest {
     }
 }
 
+impl FromJson for AcknowledgeRequest {
+    fn from_json(body: &mut JsonFields<'_>) -> Option<Self> {
+        let purchase = GoogleVerifyRequest::from_json(body);
+        let external_account_ids = body.optional_object("externalAccountIds", |ids| {
+            let id_length = 1..=MAX_EXTERNAL_ID_CHARS;
+            Some(ExternalAccountIds {
+                obfuscated_account_id: ids
+                    .optional_string("obfuscatedAccountId", id_length.clone()),
+                obfuscated_profile_id: ids.optional_string("obfuscatedProfileId", id_length),
+            })
+        });
+        Some(Self {
+            purchase: purchase?,
+            // Google is not sent an object with nothing in it.
+            external_account_ids: external_account_ids
+                .filter(|ids| *ids != ExternalAccountIds::default()),
+        })
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -160,6 +240,30 @@ mod tests {
         assert_eq!(request.expected_app_user_id.as_deref(), Some("user-1"));
         let request = read(json!({ "packageName": "com.example.app", "purchaseToken": "t" }));
         assert_eq!((request.kind, request.product_id), (None, None));
+    }
+
+    #[test]
+    fn a_request_to_acknowledge_may_name_the_user() {
+        let read = |ids: Value| {
+            let body =
+                json!({ "packageName": "p", "purchaseToken": "t", "externalAccountIds": ids });
+            read_json::<AcknowledgeRequest>(body.to_string().as_bytes())
+        };
+        let ids = |ids: Value| read(ids).expect("good").external_account_ids;
+        assert_eq!(ids(Value::Null), None);
+        assert_eq!(ids(json!({})), None);
+        let named = ids(json!({ "obfuscatedAccountId": "u".repeat(64) })).expect("given");
+        assert_eq!(named.obfuscated_account_id, Some("u".repeat(64)));
+        assert_eq!(named.obfuscated_profile_id, None);
+        let problem =
+            read(json!({ "obfuscatedAccountId": "u".repeat(65), "obfuscatedProfileId": 1 }));
+        assert_eq!(
+            problem.expect_err("it must be refused").details["issues"],
+            json!([
+                { "path": "externalAccountIds.obfuscatedAccountId", "message": "must have 1 to 64 characters" },
+                { "path": "externalAccountIds.obfuscatedProfileId", "message": "must be a string" },
+            ])
+        );
     }
 
     #[test]

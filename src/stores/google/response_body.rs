@@ -1,5 +1,5 @@
-//! The answer to a verify request: the purchase as `POST /v1/google/verify` sends it. What these comments say is in
-//! `/openapi.json` too.
+//! The answers: the purchase as `POST /v1/google/verify` sends it, and what `acknowledge` and `consume` send. What these
+//! comments say is in `/openapi.json` too.
 
 use serde::Serialize;
 use serde_json::value::RawValue;
@@ -175,6 +175,59 @@ pub(crate) struct ProductDetails {
     /// What Google answered, untouched: what this release does not know is in it too.
     #[schema(value_type = Object)]
     pub(crate) raw_response: Box<RawValue>,
+}
+
+/// A yes: Google has the acknowledgement, from now or from before.
+#[derive(Clone, Debug, Serialize, ToSchema)]
+#[serde(rename_all = "camelCase")]
+#[schema(as = google::Acknowledged)]
+#[expect(
+    clippy::struct_excessive_bools,
+    reason = "fields of an answer, not a state"
+)]
+pub(crate) struct AcknowledgedPurchase {
+    /// Always true.
+    #[schema(schema_with = always_true)]
+    pub(crate) valid: bool,
+    /// The release of Attesto that answered.
+    #[schema(examples("1.0.0"))]
+    pub(crate) version: &'static str,
+    /// Always true: Google does not take the purchase back for lack of it.
+    #[schema(schema_with = always_true)]
+    pub(crate) acknowledged: bool,
+    /// Whether it was acknowledged before, by your app, by another request or by an earlier try of this one.
+    pub(crate) already_done: bool,
+    /// Whose it is now: what the purchase names, or what this request bound it to. Null when it is no user's.
+    #[schema(examples("7e3fb204-2b0d-4d70-a0c2-6d8a3f6c1e55"))]
+    pub(crate) app_user_id: Option<String>,
+    /// Whether this request bound the purchase to that user, which is possible once, with its acknowledgement.
+    pub(crate) app_user_bound: bool,
+    /// What was acknowledged, as in events.
+    pub(crate) subject: EventSubject,
+}
+
+/// A yes: Google has consumed the product, now or before, and its user can buy it again.
+#[derive(Clone, Debug, Serialize, ToSchema)]
+#[serde(rename_all = "camelCase")]
+#[schema(as = google::Consumed)]
+pub(crate) struct ConsumedPurchase {
+    /// Always true.
+    #[schema(schema_with = always_true)]
+    pub(crate) valid: bool,
+    /// The release of Attesto that answered.
+    #[schema(examples("1.0.0"))]
+    pub(crate) version: &'static str,
+    /// Always true. It is acknowledged too.
+    #[schema(schema_with = always_true)]
+    pub(crate) consumed: bool,
+    /// Whether it was consumed before, by your app, by another request or by an earlier try of this one. What was granted for
+    /// it is in your own records: do not grant by this field.
+    pub(crate) already_done: bool,
+    /// Whose it is: what your app gave Google for its user. Null when it gave nothing.
+    #[schema(examples("7e3fb204-2b0d-4d70-a0c2-6d8a3f6c1e55"))]
+    pub(crate) app_user_id: Option<String>,
+    /// What was consumed, as in events.
+    pub(crate) subject: EventSubject,
 }
 
 fn subscription_kind() -> Schema {

@@ -1,18 +1,22 @@
-//! `POST /v1/google/verify` and `POST /v1/webhooks/google/{tenantId}`.
+//! `POST /v1/google/verify`, `/v1/google/acknowledge`, `/v1/google/consume` and `/v1/webhooks/google/{tenantId}`.
 
 use axum::extract::{Path, Request, State};
 use utoipa_axum::router::{OpenApiRouter, UtoipaMethodRouterExt as _};
 use utoipa_axum::routes;
 
 use super::api_error::GoogleNotFound;
-use super::error_response::GoogleVerifyError;
+use super::error_response::{GoogleActionError, GoogleVerifyError};
 use super::notifications::{GoogleNotifications, PubsubMessage};
 use super::openapi::{
-    self, GoogleNotificationErrorResponses, GooglePushSchema as PushRequest,
-    GoogleVerifyErrorResponses, GoogleVerifyResponseSchema,
+    self, AcknowledgeResponseSchema, ConsumeResponseSchema, GoogleNotificationErrorResponses,
+    GooglePushSchema as PushRequest, GoogleVerifyErrorResponses, GoogleVerifyResponseSchema,
 };
-use super::request_body::{GooglePushBody, GoogleVerifyRequest, MAX_PUSH_BYTES};
-use super::response_body::VerifiedPurchase;
+use super::request_body::{
+    AcknowledgeRequest, AcknowledgeRequestSchema, GooglePushBody, GoogleVerifyRequest,
+    MAX_PUSH_BYTES,
+};
+use super::response_body::{AcknowledgedPurchase, ConsumedPurchase, VerifiedPurchase};
+use super::translate::PurchaseStatus;
 use super::verify::GoogleVerifier;
 use crate::audit::VerificationLog;
 use crate::events::{AcceptedNotification, EventSource, NotificationMetrics};
@@ -24,7 +28,7 @@ use crate::stores::shared::routes::{
 use crate::tenants::caller::bearer_token;
 use crate::tenants::{Authenticator, Caller};
 
-/// `POST /v1/google/verify`, for tenants' backends.
+/// `POST /v1/google/verify`, `acknowledge` and `consume`, for tenants' backends.
 pub fn verify_routes(
     verifier: GoogleVerifier,
     authenticator: Authenticator,
@@ -48,7 +52,7 @@ pub(crate) fn notification_routes(
     })
 }
 
-/// The description of both routes.
+/// The description of all routes.
 pub(crate) fn openapi_document() -> utoipa::openapi::OpenApi {
     let mut document = verify_openapi_router().into_openapi();
     document.merge(notification_openapi_router().into_openapi());
@@ -56,7 +60,10 @@ pub(crate) fn openapi_document() -> utoipa::openapi::OpenApi {
 }
 
 fn verify_openapi_router() -> OpenApiRouter<VerifyState<GoogleVerifier>> {
-    OpenApiRouter::new().routes(routes!(verify_purchase))
+    OpenApiRouter::new()
+        .routes(routes!(verify_purchase))
+        .routes(routes!(acknowledge_purchase))
+        .routes(routes!(consume_purchase))
 }
 
 fn notification_openapi_router() -> OpenApiRouter<NotificationState<GoogleNotifications>> {
@@ -127,6 +134,123 @@ async fn verify_purchase(
             &caller.tenant,
             purchase_id,
             verification,
+        )
+        .await
+}
+
+/// Acknowledge a Google Play purchase
+///
+/// Google refunds a purchase that is neither acknowledged nor consumed in time: until `state.acknowledgeBy` of the verify
+/// route, in most cases three days. The purchase is verified first, as by the verify route, and acknowledged only when it is
+/// paid. The answer to a second request is the same, with `alreadyDone`. A subscription that was bought again in Play, outside
+/// your app, is bound to its user with the acknowledgement, and only then.
+#[utoipa::path(
+    post,
+    path = "/v1/google/acknowledge",
+    operation_id = "acknowledgeGoogle",
+    tag = "answers",
+    security(("apiKey" = [])),
+    request_body(
+        content = AcknowledgeRequestSchema,
+        description = "Which purchase, and what must be true of it. At most 16 KB.",
+        examples(
+            ("token" = (summary = "A purchase, by its token alone", value = json!({
+                "packageName": "com.example.app",
+                "purchaseToken": "mbcdefghijklmnopqrstuvwx.AO-J1Ozn",
+            }))),
+            ("bind" = (summary = "A subscription that was bought again in Play, and its user", value = json!({
+                "packageName": "com.example.app",
+                "purchaseToken": "mbcdefghijklmnopqrstuvwx.AO-J1Ozn",
+                "type": "subscription",
+                "externalAccountIds": { "obfuscatedAccountId": "7e3fb204-2b0d-4d70-a0c2-6d8a3f6c1e55" },
+            }))),
+        ),
+    ),
+    responses(
+        (
+            status = 200,
+            description = "It is acknowledged, or `valid: false` and why not",
+            body = AcknowledgeResponseSchema,
+            examples(
+                ("acknowledged" = (summary = "Google has taken the acknowledgement.", value = json!(openapi::acknowledged_example()))),
+                ("PURCHASE_PENDING" = (summary = "It is not paid yet.", value = json!(openapi::action_rejection_example(GoogleActionError::Pending)))),
+                ("PURCHASE_ENDED" = (summary = "It was refunded.", value = json!(openapi::action_rejection_example(GoogleActionError::Ended { status: PurchaseStatus::Canceled })))),
+                ("PURCHASE_NOT_FOUND" = (summary = "Google knew it once.", value = json!(openapi::action_rejection_example(GoogleVerifyError::NotFound { reason: GoogleNotFound::Gone, may_be_early: false })))),
+            ),
+        ),
+        GoogleVerifyErrorResponses,
+    ),
+)]
+async fn acknowledge_purchase(
+    State(state): State<VerifyState<GoogleVerifier>>,
+    caller: Caller,
+    JsonBody(request): JsonBody<AcknowledgeRequest>,
+) -> Result<axum::Json<AcknowledgedPurchase>, Problem> {
+    let acknowledgement = state
+        .verifier
+        .acknowledge_purchase(&caller.tenant, &request);
+    let purchase_id = || request.purchase.purchase_token.as_str().into();
+    state
+        .answer(
+            EventSource::Google,
+            &caller.tenant,
+            purchase_id,
+            acknowledgement,
+        )
+        .await
+}
+
+/// Consume a one-time product of Google Play
+///
+/// Its user can buy it again after that, and it is acknowledged. The purchase is verified first, as by the verify route, and
+/// consumed only when it is paid. Grant what was bought first, and keep a record of it by the purchase token: a product that
+/// is consumed gives no access any more. The answer to a second request is the same, with `alreadyDone`.
+#[utoipa::path(
+    post,
+    path = "/v1/google/consume",
+    operation_id = "consumeGoogle",
+    tag = "answers",
+    security(("apiKey" = [])),
+    request_body(
+        content = GoogleVerifyRequest,
+        description = "Which purchase, and what must be true of it. At most 16 KB.",
+        examples(
+            ("product" = (summary = "A one-time product", value = json!({
+                "packageName": "com.example.app",
+                "purchaseToken": "opqrstuvwxyzabcdefghijkl.AO-J1Oww",
+                "type": "product",
+                "productId": "coins_100",
+            }))),
+        ),
+    ),
+    responses(
+        (
+            status = 200,
+            description = "It is consumed, or `valid: false` and why not",
+            body = ConsumeResponseSchema,
+            examples(
+                ("consumed" = (summary = "Google has consumed it.", value = json!(openapi::consumed_example()))),
+                ("PURCHASE_PENDING" = (summary = "It is not paid yet.", value = json!(openapi::action_rejection_example(GoogleActionError::Pending)))),
+                ("PURCHASE_ENDED" = (summary = "It was refunded.", value = json!(openapi::action_rejection_example(GoogleActionError::Ended { status: PurchaseStatus::Canceled })))),
+                ("NOT_CONSUMABLE" = (summary = "It is a subscription.", value = json!(openapi::action_rejection_example(GoogleActionError::NotConsumable)))),
+            ),
+        ),
+        GoogleVerifyErrorResponses,
+    ),
+)]
+async fn consume_purchase(
+    State(state): State<VerifyState<GoogleVerifier>>,
+    caller: Caller,
+    JsonBody(request): JsonBody<GoogleVerifyRequest>,
+) -> Result<axum::Json<ConsumedPurchase>, Problem> {
+    let consumption = state.verifier.consume_purchase(&caller.tenant, &request);
+    let purchase_id = || request.purchase_token.as_str().into();
+    state
+        .answer(
+            EventSource::Google,
+            &caller.tenant,
+            purchase_id,
+            consumption,
         )
         .await
 }

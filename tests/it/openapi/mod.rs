@@ -14,6 +14,17 @@ use serde_json::{Value, json};
 use self::schema::objections;
 use crate::world::attesto::{APP, World};
 
+/// The codes of a request about which Google is asked.
+const ASKING_GOOGLE: [&str; 7] = [
+    "CREDENTIALS_MISSING",
+    "GOOGLE_API_ERROR",
+    "INTERNAL_ERROR",
+    "INVALID_REQUEST",
+    "RATE_LIMITED",
+    "UNAUTHENTICATED",
+    "UNAVAILABLE",
+];
+
 /// Those of a route on one event.
 const READING: [&str; 6] = [
     "INTERNAL_ERROR",
@@ -25,7 +36,7 @@ const READING: [&str; 6] = [
 ];
 
 /// The error codes that each route may answer, by the contract.
-const ERRORS: [(&str, &[&str]); 11] = [
+const ERRORS: [(&str, &[&str]); 13] = [
     ("/health", &["INTERNAL_ERROR"]),
     ("/ready", &["INTERNAL_ERROR"]),
     ("/openapi.json", &["INTERNAL_ERROR"]),
@@ -41,18 +52,9 @@ const ERRORS: [(&str, &[&str]); 11] = [
             "UNAVAILABLE",
         ],
     ),
-    (
-        "/v1/google/verify",
-        &[
-            "CREDENTIALS_MISSING",
-            "GOOGLE_API_ERROR",
-            "INTERNAL_ERROR",
-            "INVALID_REQUEST",
-            "RATE_LIMITED",
-            "UNAUTHENTICATED",
-            "UNAVAILABLE",
-        ],
-    ),
+    ("/v1/google/verify", &ASKING_GOOGLE),
+    ("/v1/google/acknowledge", &ASKING_GOOGLE),
+    ("/v1/google/consume", &ASKING_GOOGLE),
     (
         "/v1/events",
         &[
@@ -180,6 +182,8 @@ fn the_description_is_whole() {
         let expected = match path {
             "/v1/apple/verify"
             | "/v1/google/verify"
+            | "/v1/google/acknowledge"
+            | "/v1/google/consume"
             | "/v1/events"
             | "/v1/events/{eventId}"
             | "/v1/events/{eventId}/redeliver"
@@ -374,6 +378,9 @@ async fn what_is_answered_is_as_described() {
         |token: &str, kind| json!({ "packageName": APP, "purchaseToken": token, "type": kind });
     let mut a_product = bought(&product.purchase_token, "product");
     a_product["productId"] = json!(product.product_id);
+    let to_consume = a_product.clone();
+    let mut to_acknowledge = bought(&subscription.purchase_token, "subscription");
+    to_acknowledge["externalAccountIds"] = json!({ "obfuscatedAccountId": "user-1" });
     let questions = [
         (
             200,
@@ -401,6 +408,17 @@ async fn what_is_answered_is_as_described() {
         (200, "/v1/google/verify", a_product),
         (200, "/v1/google/verify", bought("unknown", "subscription")),
         (400, "/v1/google/verify", json!({})),
+        (200, "/v1/google/acknowledge", to_acknowledge.clone()),
+        (200, "/v1/google/acknowledge", to_acknowledge),
+        (200, "/v1/google/acknowledge", bought("unknown", "product")),
+        (400, "/v1/google/acknowledge", json!({})),
+        (200, "/v1/google/consume", to_consume),
+        (
+            200,
+            "/v1/google/consume",
+            bought(&subscription.purchase_token, "subscription"),
+        ),
+        (400, "/v1/google/consume", json!({})),
     ];
     let description = app::openapi_document();
     let operations = operations(&description);

@@ -333,6 +333,11 @@ impl World {
         self.set_google_push(tenant, None, None).await;
     }
 
+    /// The same for another app than [`APP`].
+    pub(crate) async fn set_google_app(&self, tenant: &Tenant, package_name: &str) {
+        self.set_google_with(tenant, package_name, None, None).await;
+    }
+
     /// The same, with the audience and the account of the pushes that are accepted.
     pub(crate) async fn set_google_push(
         &self,
@@ -340,11 +345,21 @@ impl World {
         audience: Option<&str>,
         pusher: Option<&str>,
     ) {
+        self.set_google_with(tenant, APP, audience, pusher).await;
+    }
+
+    async fn set_google_with(
+        &self,
+        tenant: &Tenant,
+        package_name: &str,
+        audience: Option<&str>,
+        pusher: Option<&str>,
+    ) {
         let file = self.simulator.google_service_account().to_string();
         let account =
             GoogleServiceAccount::parse(file.as_bytes()).expect("the simulated account is good");
         let new = google::store::NewGoogleCredentials {
-            package_name: APP,
+            package_name,
             key_file: file.as_bytes(),
             account: &account,
             pubsub_audience: audience,

@@ -1,10 +1,10 @@
-//! `attesto google`: a tenant's Google Play credentials.
+//! `attesto google set-credentials`, `get-credentials` and `rollback-credentials`
 
 use std::path::PathBuf;
 use std::sync::Arc;
 
-use super::context::{CommandContext, CommandError};
-use super::{input_file, store_credentials};
+use super::super::context::{CommandContext, CommandError};
+use super::super::{input_file, store_credentials};
 use crate::base::id::TenantId;
 use crate::config::StoreSettings;
 use crate::config::settings::CredentialGracePeriod;
@@ -15,26 +15,6 @@ use crate::stores::google::account::{GoogleServiceAccount, TOKEN_URL};
 use crate::stores::google::api::PlayClient;
 use crate::stores::google::check_credentials;
 use crate::stores::google::store::{self, GoogleCredentialSummary, NewGoogleCredentials};
-
-#[expect(
-    clippy::enum_variant_names,
-    reason = "the names are those of the commands"
-)]
-#[derive(Debug, clap::Subcommand)]
-pub(crate) enum GoogleCommand {
-    /// Set a tenant's Google Play credentials, replacing the stored ones
-    SetCredentials(SetGoogleCredentialsArgs),
-    /// Show a tenant's Google Play credentials without the private key
-    GetCredentials {
-        /// The tenant's id, `tenant_…`
-        tenant: TenantId,
-    },
-    /// Restore the previous Google Play credentials; a second rollback undoes the first
-    RollbackCredentials {
-        /// The tenant's id, `tenant_…`
-        tenant: TenantId,
-    },
-}
 
 #[derive(Debug, clap::Args)]
 #[command(
@@ -71,20 +51,7 @@ pub(crate) struct SetGoogleCredentialsArgs {
     check: bool,
 }
 
-pub(crate) async fn run(
-    command: GoogleCommand,
-    context: &CommandContext,
-) -> Result<(), CommandError> {
-    match command {
-        GoogleCommand::SetCredentials(arguments) => set_credentials(arguments, context).await,
-        GoogleCommand::GetCredentials { tenant } => get_credentials(&tenant, context).await,
-        GoogleCommand::RollbackCredentials { tenant } => {
-            rollback_credentials(&tenant, context).await
-        }
-    }
-}
-
-async fn set_credentials(
+pub(super) async fn set_credentials(
     arguments: SetGoogleCredentialsArgs,
     context: &CommandContext,
 ) -> Result<(), CommandError> {
@@ -152,7 +119,7 @@ async fn check_credentials(
         })
 }
 
-async fn rollback_credentials(
+pub(super) async fn rollback_credentials(
     tenant: &TenantId,
     context: &CommandContext,
 ) -> Result<(), CommandError> {
@@ -161,7 +128,10 @@ async fn rollback_credentials(
     write_summary("Restored", &database, tenant, context).await
 }
 
-async fn get_credentials(tenant: &TenantId, context: &CommandContext) -> Result<(), CommandError> {
+pub(super) async fn get_credentials(
+    tenant: &TenantId,
+    context: &CommandContext,
+) -> Result<(), CommandError> {
     let database = context.open_database().await?;
     let stored = require_summary(&database, tenant).await?;
     context.output.write_object(&stored)?;

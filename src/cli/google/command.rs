@@ -1,0 +1,47 @@
+//! The commands of `attesto google`.
+
+use super::super::context::{CommandContext, CommandError};
+use super::answers::{self, AcknowledgeArgs, ConsumeArgs};
+use super::credentials::{self, SetGoogleCredentialsArgs};
+use crate::base::id::TenantId;
+
+#[derive(Debug, clap::Subcommand)]
+pub(crate) enum GoogleCommand {
+    /// Set a tenant's Google Play credentials, replacing the stored ones
+    SetCredentials(SetGoogleCredentialsArgs),
+    /// Show a tenant's Google Play credentials without the private key
+    GetCredentials {
+        /// The tenant's id, `tenant_…`
+        tenant: TenantId,
+    },
+    /// Restore the previous Google Play credentials; a second rollback undoes the first
+    RollbackCredentials {
+        /// The tenant's id, `tenant_…`
+        tenant: TenantId,
+    },
+    /// Acknowledge a purchase, so that Google does not refund it
+    Acknowledge(AcknowledgeArgs),
+    /// Consume a one-time product, so that its user can buy it again
+    Consume(ConsumeArgs),
+}
+
+pub(crate) async fn run(
+    command: GoogleCommand,
+    context: &CommandContext,
+) -> Result<(), CommandError> {
+    match command {
+        GoogleCommand::SetCredentials(arguments) => {
+            credentials::set_credentials(arguments, context).await
+        }
+        GoogleCommand::GetCredentials { tenant } => {
+            credentials::get_credentials(&tenant, context).await
+        }
+        GoogleCommand::RollbackCredentials { tenant } => {
+            credentials::rollback_credentials(&tenant, context).await
+        }
+        GoogleCommand::Acknowledge(arguments) => {
+            answers::acknowledge_purchase(arguments, context).await
+        }
+        GoogleCommand::Consume(arguments) => answers::consume_purchase(arguments, context).await,
+    }
+}

@@ -1,0 +1,11 @@
+//! `attesto google`: a tenant's Google Play credentials, and what Google is told about its purchases.
+//!
+//! - [`command`]: the list of commands, and the dispatch to them
+//! - [`mod@credentials`] has `set-credentials`, `get-credentials`, `rollback-credentials`
+//! - [`mod@answers`] has `acknowledge` and `consume`
+
+mod answers;
+mod command;
+mod credentials;
+
+pub(super) use command::{GoogleCommand, run};
