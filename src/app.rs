@@ -145,7 +145,10 @@ impl App {
         let keyring = &settings.keyring;
         let stores = &settings.stores;
         let changes = ChangeListener::new(database);
-        let upstream = Upstream::new(StoreClients::new()?, stores.upstream_timeout);
+        let upstream = Upstream::new(
+            StoreClients::new(settings.egress_proxy.as_ref())?,
+            stores.upstream_timeout,
+        );
         let verifier = match &stores.apple_root_certificates {
             Some(path) => JwsVerifier::with_roots_from(path)?,
             None => JwsVerifier::with_apple_roots(),
@@ -570,14 +573,10 @@ fn apple_certificate_expiries(verifier: &JwsVerifier) -> CertificateExpiries {
 
 /// The context in which the jobs of a process with these settings run.
 pub fn build_job_tools(settings: &AppSettings, database: &Database, clock: &Clock) -> JobContext {
-    let sending = SenderSettings::new(
-        settings.webhooks.callback_timeout,
-        build_address_guard(settings, database),
-    );
     JobContext {
         database: database.clone(),
         keyring: Some(settings.keyring.clone()),
-        sender: Sender::new(sending, clock).ok(),
+        sender: build_sender(settings, database, clock).ok(),
         clock: clock.clone(),
         intervals: settings
             .job_intervals
@@ -680,8 +679,9 @@ fn build_sender(
 ) -> Result<Sender, BuildError> {
     let timeout = settings.webhooks.callback_timeout;
     let address_guard = build_address_guard(settings, database);
-    let sender = Sender::new(SenderSettings::new(timeout, address_guard), clock)?;
-    Ok(sender)
+    let sending =
+        SenderSettings::new(timeout, address_guard).with_proxy(settings.egress_proxy.clone());
+    Ok(Sender::new(sending, clock)?)
 }
 
 /// Which callback addresses may be called: never this service's own, and never the database's.

@@ -43,6 +43,11 @@ pub(super) fn all_checks() -> Vec<Check> {
     checks.push(Check::local(CheckGroup::Stores, "stores.roots", |c| {
         async { stores::check_apple_roots(&c.raw, c.clock.now()) }.boxed_local()
     }));
+    checks.push(Check::local(
+        CheckGroup::Stores,
+        "stores.egress_proxy",
+        |c| stores::check_egress_proxy(&c.raw, c.is_online).boxed_local(),
+    ));
     checks.push(Check::local(CheckGroup::Stores, "stores.reachable", |c| {
         stores::check_stores_reachable(&c.raw, c.is_online).boxed_local()
     }));

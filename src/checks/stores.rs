@@ -4,18 +4,20 @@
 use std::time::Duration;
 
 use futures_util::future::join_all;
+use tokio::time::Instant;
 use url::Url;
 
 use super::check::Judged;
 use super::check_result::CheckResult;
 use super::expiry::APPLE_ROOT_WARNING_PERIOD;
 use crate::base::clock::Timestamp;
-use crate::config::{RawSettings, StoreSettings};
-use crate::outbound;
+use crate::config::{self, RawSettings, StoreSettings};
+use crate::outbound::{RetryDecision, StoreClients, Upstream};
 use crate::stores::apple::trust::{JwsVerifier, root_expiries};
 
 /// How long a store may take to answer.
 const STORE_TIMEOUT: Duration = Duration::from_secs(8);
+const PROXY_TIMEOUT: Duration = Duration::from_secs(3);
 const SETTINGS_UNREADABLE: &str = "stores: skipped because of the settings";
 
 /// With `attesto doctor --offline`, no store is called.
@@ -35,43 +37,63 @@ pub(super) async fn check_stores_reachable(raw: &RawSettings<'_>, is_online: boo
         ("Google's push keys", &stores.google_jwks_url),
         ("Google's Pub/Sub API", &stores.google_pubsub_url),
     ];
-    join_all(stores.map(|(what, url)| check_store_reachable(what, url)))
+    let Ok(proxy) = config::read_egress_proxy(raw) else {
+        return Judged::GroupSkipped(SETTINGS_UNREADABLE);
+    };
+    let clients = match StoreClients::new(proxy.as_ref()) {
+        Ok(clients) => clients,
+        Err(error) => {
+            return CheckResult::fail(
+                "stores.reachable",
+                format!("No HTTP client can be created: {error}."),
+                "The service would not start either.",
+            )
+            .into();
+        }
+    };
+    let upstream = Upstream::new(clients, STORE_TIMEOUT);
+    join_all(stores.map(|(what, url)| check_store_reachable(&upstream, what, url)))
         .await
         .into()
 }
 
+/// No result without a proxy.
+pub(super) async fn check_egress_proxy(raw: &RawSettings<'_>, is_online: bool) -> Judged {
+    const NAME: &str = "stores.egress_proxy";
+    let proxy = match config::read_egress_proxy(raw) {
+        Ok(Some(proxy)) => proxy,
+        Ok(None) => return Judged::Results(Vec::new()),
+        Err(_) => return Judged::GroupSkipped(SETTINGS_UNREADABLE),
+    };
+    let used = format!("Calls to the stores and callbacks go through the proxy {proxy}");
+    if !is_online {
+        return CheckResult::skipped(NAME, format!("{used}, which was not tried (--offline)."))
+            .into();
+    }
+    match proxy.check_reachable(Instant::now() + PROXY_TIMEOUT).await {
+        Ok(()) => CheckResult::ok(NAME, format!("{used}, which accepts connections.")).into(),
+        // None of the stores can be reached.
+        Err(error) => Judged::LastResults(vec![CheckResult::fail(
+            NAME,
+            format!("{used}, and none can be made: {error}."),
+            "Start the proxy, or correct or remove ATTESTO_EGRESS_PROXY.",
+        )]),
+    }
+}
+
 /// Any HTTP response is sufficient: this checks name resolution, the connection and the certificate.
-async fn check_store_reachable(what: &str, url: &Url) -> CheckResult {
+async fn check_store_reachable(upstream: &Upstream, what: &str, url: &Url) -> CheckResult {
     const NAME: &str = "stores.reachable";
     let host = url.host_str().unwrap_or_default();
-    let client = match outbound::build_http_client() {
-        Ok(client) => client,
-        Err(error) => {
-            return CheckResult::fail(
-                NAME,
-                format!("No HTTP client can be created: {error}."),
-                "The service would not start either.",
-            );
-        }
-    };
-    match client.head(url.clone()).timeout(STORE_TIMEOUT).send().await {
+    let asking =
+        upstream.send_with_retries(|client| client.head(url.clone()), |_| RetryDecision::Final);
+    match asking.await {
         Ok(_) => CheckResult::ok(NAME, format!("{what} answers ({host}).")),
-        Err(error) => {
-            let mut why = String::new();
-            let mut cause: Option<&dyn std::error::Error> = std::error::Error::source(&error);
-            while let Some(next) = cause {
-                why = next.to_string();
-                cause = next.source();
-            }
-            if error.is_timeout() {
-                why = format!("no answer within {} s", STORE_TIMEOUT.as_secs());
-            }
-            CheckResult::fail(
-                NAME,
-                format!("{what} cannot be reached ({host}): {why}."),
-                "Does the name resolve here, may this machine connect to port 443 outside, and are its root certificates up to date?",
-            )
-        }
+        Err(error) => CheckResult::fail(
+            NAME,
+            format!("{what} cannot be reached ({host}): {error}."),
+            "Does the name resolve here, may this machine connect to port 443 outside, and are its root certificates up to date?",
+        ),
     }
 }
 

@@ -15,13 +15,15 @@ use tokio_util::task::AbortOnDropHandle;
 use crate::base::clock::Clock;
 use crate::base::id::{MalformedIdError, TenantId};
 use crate::config::groups::WebhookSettings;
-use crate::config::{RawSettings, admin};
+use crate::config::{self, RawSettings, StoreSettings, admin};
 use crate::credentials::canary::{self, CanaryError};
 use crate::crypto::keyring::Keyring;
 use crate::db::{Database, Operator};
+use crate::deliveries::SenderSettings;
 use crate::deliveries::body::EventBodyError;
 use crate::egress::EgressPolicy;
 use crate::embedded_postgres::{EmbeddedOptions, EmbeddedPostgres};
+use crate::outbound::{StoreClients, Upstream};
 use crate::replicas::live_replicas::format_name_list;
 use crate::replicas::{HEARTBEAT_TIMEOUT, LiveReplicas};
 use crate::tenants::store::{TenantChangeError, find_tenant};
@@ -96,6 +98,24 @@ impl CommandContext {
         let lookup = |name: &str| self.environment_variable(name);
         let raw = RawSettings::new(BTreeMap::new(), &lookup);
         read(&raw).map_err(CommandError::invalid_settings)
+    }
+
+    /// What stores are called with: the service's settings, and its proxy.
+    pub(crate) fn build_upstream(&self, stores: &StoreSettings) -> Result<Upstream, CommandError> {
+        let proxy = self.read_settings(config::read_egress_proxy)?;
+        let clients = StoreClients::new(proxy.as_ref()).map_err(CommandError::from_cause)?;
+        Ok(Upstream::new(clients, stores.upstream_timeout))
+    }
+
+    /// What callbacks are called with: the service's settings, and its proxy.
+    pub(crate) fn read_sender_settings(
+        &self,
+        webhooks: &WebhookSettings,
+        database: &Database,
+    ) -> Result<SenderSettings, CommandError> {
+        let policy = build_egress_policy(webhooks, database);
+        let proxy = self.read_settings(config::read_egress_proxy)?;
+        Ok(SenderSettings::new(webhooks.callback_timeout, policy).with_proxy(proxy))
     }
 
     /// A token that SIGINT or SIGTERM cancels, for a command that can stop in the middle. It works until the returned handle

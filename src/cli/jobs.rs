@@ -6,11 +6,11 @@ use std::time::Duration;
 use serde::Serialize;
 use serde_json::Value;
 
-use super::context::{CommandContext, CommandError, build_egress_policy};
+use super::context::{CommandContext, CommandError};
 use crate::base::clock::Timestamp;
 use crate::config::groups::{ExpiryThresholds, JobIntervals, RetentionSettings, WebhookSettings};
 use crate::db::Database;
-use crate::deliveries::{Sender, SenderSettings};
+use crate::deliveries::Sender;
 use crate::jobs::{self, Job, JobContext, JobOutcome, JobRun, JobRunError, LastJobRun};
 
 #[derive(Debug, clap::Subcommand)]
@@ -127,8 +127,7 @@ pub(super) async fn build_job_context(
 ) -> Result<JobContext, CommandError> {
     let database: Database = context.open_database().await?;
     let webhooks = context.read_settings(WebhookSettings::from_raw)?;
-    let guard = build_egress_policy(&webhooks, &database);
-    let sending = SenderSettings::new(webhooks.callback_timeout, guard);
+    let sending = context.read_sender_settings(&webhooks, &database)?;
     Ok(JobContext {
         sender: Sender::new(sending, &context.clock).ok(),
         database,

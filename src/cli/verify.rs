@@ -18,7 +18,7 @@ use crate::db::Database;
 use crate::db::change_listener::ChangeListener;
 use crate::events::{EventSubject, PurchaseState, StateBasis, StateError, SubjectType};
 use crate::http::Problem;
-use crate::outbound::{self, Upstream};
+use crate::outbound::Upstream;
 use crate::stores::apple::account::{AppleEnvironment, EnvironmentChoice};
 use crate::stores::apple::ocsp::{ResponderPolicy, RevocationChecker};
 use crate::stores::apple::trust::JwsVerifier;
@@ -156,10 +156,10 @@ impl VerifyDependencies {
         let stores = context.read_settings(StoreSettings::from_raw)?;
         let database = context.open_database().await?;
         let keyring = context.load_verified_keyring(&database).await?;
-        let client = outbound::build_http_client().map_err(CommandError::from_cause)?;
+        let upstream = context.build_upstream(&stores)?;
         Ok(Self {
             changes: ChangeListener::new(&database),
-            upstream: Upstream::new(client, stores.upstream_timeout),
+            upstream,
             database,
             keyring,
             stores,

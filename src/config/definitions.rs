@@ -239,6 +239,11 @@ const OPERATION: &[SettingDefinition] = &[
         "",
         "A second address that serves /metrics, in the OpenMetrics text format; without one, no metrics are served",
     ),
+    secret_setting(
+        "ATTESTO_EGRESS_PROXY",
+        "egress-proxy-file",
+        "A file with the HTTP proxy that all calls to the stores and to callbacks go through, by CONNECT: http://host:port or http://user:password@host:port",
+    ),
     plain_setting(
         "OTEL_EXPORTER_OTLP_ENDPOINT",
         "otlp-endpoint",

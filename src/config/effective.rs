@@ -140,7 +140,7 @@ fn redact_password(text: &str) -> String {
     }
 }
 
-/// A summary of a secret: the fingerprint of a key, or the database's URL without its password. No fingerprint of the
+/// A summary of a secret: the fingerprint of a key, or a URL without its password. No fingerprint of the
 /// password is shown: a chosen password can be guessed and compared with it.
 fn secret_summary(name: &str, settings: &AppSettings) -> Option<String> {
     let keyring = &settings.keyring;
@@ -162,6 +162,7 @@ fn secret_summary(name: &str, settings: &AppSettings) -> Option<String> {
             let names: Vec<_> = headers.keys().map(HeaderName::as_str).collect();
             (!names.is_empty()).then(|| names.join(","))
         }
+        ("ATTESTO_EGRESS_PROXY", _) => Some(settings.egress_proxy.as_ref()?.to_string()),
         _ => None,
     }
 }

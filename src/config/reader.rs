@@ -16,6 +16,7 @@ use super::raw::{GivenValue, RawSettings};
 use super::secret_file;
 use super::settings::{CredentialGracePeriod, DatabaseSource, DeploymentMode};
 use crate::crypto::keyring::Keyring;
+use crate::egress::EgressProxy;
 use crate::embedded_postgres::EmbeddedOptions;
 use crate::server::ListenSettings;
 use crate::server::tls::TlsFiles;
@@ -238,6 +239,22 @@ impl SettingsReader<'_> {
             service_name: service,
             sample_ratio: share,
         })
+    }
+
+    pub(super) fn read_egress_proxy(&mut self) -> Option<EgressProxy> {
+        const NAME: &str = "ATTESTO_EGRESS_PROXY";
+        match secret_file::read_secret(&|name| self.raw.find_os_value(name), NAME) {
+            Ok(text) => {
+                let proxy = EgressProxy::parse(text?.expose_secret());
+                proxy
+                    .map_err(|problem| self.add_problem(NAME, &problem.to_string()))
+                    .ok()
+            }
+            Err(problem) => {
+                self.problems.push(problem.to_string());
+                None
+            }
+        }
     }
 
     pub(super) fn read_tls_files(&mut self) -> Option<TlsFiles> {

@@ -12,6 +12,7 @@ use super::raw::RawSettings;
 use super::reader::SettingsReader;
 use crate::crypto::keyring::Keyring;
 use crate::db::ConnectSettings;
+use crate::egress::EgressProxy;
 use crate::embedded_postgres::EmbeddedOptions;
 use crate::server::ListenSettings;
 use crate::server::tls::TlsFiles;
@@ -105,6 +106,8 @@ pub struct AppSettings {
     pub metrics_address: Option<SocketAddr>,
     /// The URLs of the stores' APIs.
     pub stores: StoreSettings,
+    /// The value of `ATTESTO_EGRESS_PROXY`.
+    pub egress_proxy: Option<EgressProxy>,
 }
 
 impl AppSettings {
@@ -137,6 +140,7 @@ impl AppSettings {
         let traces = reader.read_traces();
         let metrics = reader.read_metrics_address();
         let stores = StoreSettings::read(&mut reader);
+        let egress_proxy = reader.read_egress_proxy();
         match (database, keyring) {
             (Some(database), Some(keyring)) if reader.problems.is_empty() => Ok(Self {
                 mode,
@@ -158,6 +162,7 @@ impl AppSettings {
                 traces,
                 metrics_address: metrics,
                 stores,
+                egress_proxy,
             }),
             _ => Err(reader.problems),
         }
@@ -177,6 +182,11 @@ impl std::fmt::Debug for AppSettings {
 /// Reads only `TLS_CERT_PATH` and `TLS_KEY_PATH`, for a command that calls a service on this machine.
 pub fn read_tls_files(raw: &RawSettings<'_>) -> Result<Option<TlsFiles>, Vec<String>> {
     SettingsReader::read_single(raw, SettingsReader::read_tls_files)
+}
+
+/// Reads only `ATTESTO_EGRESS_PROXY`, for a command that calls a store or a callback.
+pub fn read_egress_proxy(raw: &RawSettings<'_>) -> Result<Option<EgressProxy>, Vec<String>> {
+    SettingsReader::read_single(raw, SettingsReader::read_egress_proxy)
 }
 
 impl LogSettings {

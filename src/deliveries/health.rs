@@ -89,7 +89,9 @@ impl HealthSignal {
         };
         match class {
             OutcomeClass::Timeout => Self::TimedOut,
-            OutcomeClass::Dns | OutcomeClass::Connect | OutcomeClass::Tls => Self::Unreachable,
+            OutcomeClass::Dns | OutcomeClass::Connect | OutcomeClass::Proxy | OutcomeClass::Tls => {
+                Self::Unreachable
+            }
             _ if matches!(code, Some(429 | 502 | 503 | 504)) => Self::Overloaded,
             _ => Self::Refused,
         }

@@ -23,6 +23,8 @@ pub enum OutcomeClass {
     Dns,
     /// No connection, a connection that broke, or a server that does not speak HTTP.
     Connect,
+    /// The operator's egress proxy made no connection to the receiver.
+    Proxy,
     /// The receiver's certificate is not trusted, or the TLS handshake failed.
     Tls,
     /// The address or the URL must not be called.

@@ -4,7 +4,8 @@ use std::fmt;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, OnceLock};
 
-use super::http_client::{HttpClientError, build_http_client};
+use super::http_client::{HttpClientError, StoreClient};
+use crate::egress::EgressProxy;
 
 /// How many connections there are to one server at most.
 const MAX_CLIENTS: usize = 8;
@@ -14,37 +15,38 @@ const MAX_CALLS_PER_CLIENT: usize = 50;
 /// How many calls are made at once before connections are shared beyond that.
 pub(crate) const MAX_CONCURRENT_CALLS: usize = MAX_CLIENTS * MAX_CALLS_PER_CLIENT;
 
-type BuildClient = dyn Fn() -> Result<reqwest::Client, HttpClientError> + Send + Sync;
+type BuildClient = dyn Fn() -> Result<StoreClient, HttpClientError> + Send + Sync;
 
 /// Clients of one kind. Further ones are made when those before have their share of calls in hand. Clones share them.
 #[derive(Clone)]
 pub struct StoreClients {
     build: Arc<BuildClient>,
     clients: Arc<[SharedClient; MAX_CLIENTS]>,
-    first: reqwest::Client,
+    first: StoreClient,
 }
 
 #[derive(Default)]
 struct SharedClient {
-    client: OnceLock<reqwest::Client>,
+    client: OnceLock<StoreClient>,
     calls: AtomicUsize,
 }
 
 /// A client for one call, until it is dropped.
 pub(super) struct ClientLease {
-    pub(super) client: reqwest::Client,
+    pub(super) client: StoreClient,
     clients: Arc<[SharedClient; MAX_CLIENTS]>,
     position: usize,
 }
 
 impl StoreClients {
-    /// Clients for calls to stores.
-    pub fn new() -> Result<Self, HttpClientError> {
-        Self::with_builder(build_http_client)
+    /// Clients for calls to stores, through the proxy if there is one.
+    pub fn new(proxy: Option<&EgressProxy>) -> Result<Self, HttpClientError> {
+        let proxy = proxy.cloned();
+        Self::with_builder(move || StoreClient::new(proxy.as_ref()))
     }
 
     fn with_builder(
-        build: impl Fn() -> Result<reqwest::Client, HttpClientError> + Send + Sync + 'static,
+        build: impl Fn() -> Result<StoreClient, HttpClientError> + Send + Sync + 'static,
     ) -> Result<Self, HttpClientError> {
         let first = build()?;
         Ok(Self {
@@ -86,6 +88,7 @@ impl StoreClients {
 impl From<reqwest::Client> for StoreClients {
     /// Only this one.
     fn from(client: reqwest::Client) -> Self {
+        let client = StoreClient::from(client);
         let first = client.clone();
         Self {
             build: Arc::new(move || Ok(client.clone())),
@@ -137,7 +140,7 @@ mod tests {
         let _ = rustls::crypto::aws_lc_rs::default_provider().install_default();
         let build = || {
             let builder = reqwest::Client::builder().http2_prior_knowledge();
-            Ok(builder.build().unwrap())
+            Ok(builder.build().unwrap().into())
         };
         StoreClients::with_builder(build).unwrap()
     }

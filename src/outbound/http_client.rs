@@ -1,4 +1,4 @@
-//! The HTTP client: HTTP/2 if the server offers it, no redirects, no proxy from the environment.
+//! The HTTP clients: HTTP/2 if the server offers it, no redirects, no proxy from the environment.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -8,13 +8,66 @@ use rustls::crypto::{WebPkiSupportedAlgorithms, verify_tls12_signature, verify_t
 use rustls::pki_types::{CertificateDer, ServerName, UnixTime};
 use rustls::{DigitallySignedStruct, SignatureScheme};
 
+use super::tunnel_client::TunnelClient;
 use crate::base::tls_error::ExplainingVerifier;
+use crate::egress::EgressProxy;
 
 /// A connection that takes longer is of no use to a caller that waits for the answer.
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(3);
+const IDLE_TIMEOUT: Duration = Duration::from_mins(1);
+const USER_AGENT: &str = concat!("Attesto/", env!("CARGO_PKG_VERSION"));
 
-/// The HTTP client for calls to stores.
+/// Builds requests to a store, and sends them directly or through the egress proxy. Clones share the connections.
+#[derive(Clone)]
+pub(super) struct StoreClient {
+    pub(super) reqwest: reqwest::Client,
+    tunnels: Option<TunnelClient>,
+}
+
+impl StoreClient {
+    pub(super) fn new(proxy: Option<&EgressProxy>) -> Result<Self, HttpClientError> {
+        let tunnels = proxy.map(|proxy| {
+            let tls = Arc::new(store_tls_config()?);
+            let proxy = proxy.clone();
+            Ok::<_, HttpClientError>(TunnelClient::new(proxy, tls, CONNECT_TIMEOUT, IDLE_TIMEOUT))
+        });
+        Ok(Self {
+            reqwest: build_http_client()?,
+            tunnels: tunnels.transpose()?,
+        })
+    }
+
+    /// Sends a request that was built with `reqwest`. The error has no URL.
+    pub(super) async fn execute(
+        &self,
+        request: reqwest::Request,
+    ) -> Result<reqwest::Response, Box<dyn std::error::Error + Send + Sync>> {
+        if let Some(tunnels) = &self.tunnels {
+            return tunnels.execute(request, USER_AGENT).await;
+        }
+        let response = self.reqwest.execute(request).await;
+        response.map_err(|error| error.without_url().into())
+    }
+}
+
+impl From<reqwest::Client> for StoreClient {
+    /// Sends its requests directly.
+    fn from(reqwest: reqwest::Client) -> Self {
+        Self {
+            reqwest,
+            tunnels: None,
+        }
+    }
+}
+
+/// The HTTP client that stores are called with. The requests it builds must be sent by [`StoreClient`]; others use it as it
+/// is, and never through the egress proxy.
 pub fn build_http_client() -> Result<reqwest::Client, HttpClientError> {
+    let tls = store_tls_config()?;
+    Ok(client_builder().tls_backend_preconfigured(tls).build()?)
+}
+
+fn store_tls_config() -> Result<rustls::ClientConfig, HttpClientError> {
     let provider = Arc::new(rustls::crypto::aws_lc_rs::default_provider());
     let mut tls = rustls::ClientConfig::builder_with_provider(provider)
         .with_safe_default_protocol_versions()
@@ -23,7 +76,7 @@ pub fn build_http_client() -> Result<reqwest::Client, HttpClientError> {
         .with_custom_certificate_verifier(Arc::new(ExplainingVerifier(super::system_verifier()?)))
         .with_no_client_auth();
     tls.alpn_protocols = vec![b"h2".to_vec(), b"http/1.1".to_vec()];
-    Ok(client_builder().tls_backend_preconfigured(tls).build()?)
+    Ok(tls)
 }
 
 /// A client for a service of the operator on this machine. Its certificate is compared with the expected one; the
@@ -129,9 +182,9 @@ impl ServerCertVerifier for PinnedCertificateVerifier {
 fn client_builder() -> reqwest::ClientBuilder {
     reqwest::Client::builder()
         .connect_timeout(CONNECT_TIMEOUT)
-        .pool_idle_timeout(Duration::from_mins(1))
+        .pool_idle_timeout(IDLE_TIMEOUT)
         .redirect(reqwest::redirect::Policy::none())
         .no_proxy()
         .referer(false)
-        .user_agent(concat!("Attesto/", env!("CARGO_PKG_VERSION")))
+        .user_agent(USER_AGENT)
 }

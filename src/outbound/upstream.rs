@@ -12,10 +12,12 @@ use tracing::Instrument as _;
 use tracing::field::Empty;
 
 use super::clients::StoreClients;
+use super::http_client::StoreClient;
 use super::root_cause;
 use crate::base::backoff::Backoff;
 use crate::base::clock::Timestamp;
 use crate::crypto::token;
+use crate::egress::ProxyError;
 
 /// The maximum size of a store's response in bytes. A subscription with its whole history of line items has a few
 /// kilobytes.
@@ -49,6 +51,9 @@ pub enum UpstreamError {
     /// The connection could not be made, or was closed.
     #[error("the connection failed: {0}")]
     Connection(String),
+    /// The egress proxy made no tunnel to the store. It is not asked again at once: most of its refusals last.
+    #[error(transparent)]
+    Proxy(ProxyError),
     /// The response is larger than the limit.
     #[error("the answer is larger than {0} bytes")]
     TooLarge(usize),
@@ -113,8 +118,9 @@ impl Upstream {
         let mut attempt = 1;
         loop {
             let lease = self.clients.lease();
-            let request = build(&lease.client);
-            let Ok(outcome) = send_once(request, self.max_response_bytes, end).await else {
+            let request = build(&lease.client.reqwest);
+            let sending = send_once(&lease.client, request, self.max_response_bytes, end);
+            let Ok(outcome) = sending.await else {
                 return Err(UpstreamError::Timeout(self.timeout));
             };
             drop(lease);
@@ -135,14 +141,14 @@ impl Upstream {
 
 /// Makes one attempt, which ends at `end`.
 async fn send_once(
+    client: &StoreClient,
     request: reqwest::RequestBuilder,
     most_bytes: usize,
     end: Instant,
 ) -> Result<Result<UpstreamResponse, UpstreamError>, Elapsed> {
-    let (client, request) = request.build_split();
-    let request = match request {
+    let request = match request.build() {
         Ok(request) => request,
-        Err(error) => return Ok(Err(connection_error(error))),
+        Err(error) => return Ok(Err(connection_error(&error.without_url()))),
     };
     // Only the host is recorded, because the rest of the URL may identify a purchase.
     let host = request.url().host_str().unwrap_or_default();
@@ -167,18 +173,36 @@ async fn send_once(
     outcome
 }
 
-fn connection_error(error: reqwest::Error) -> UpstreamError {
-    UpstreamError::Connection(root_cause(&error.without_url()))
+fn find_proxy_error<'a>(error: &'a (dyn std::error::Error + 'static)) -> Option<&'a ProxyError> {
+    let mut next = Some(error);
+    while let Some(found) = next {
+        if let Some(found) = found.downcast_ref() {
+            return Some(found);
+        }
+        next = found.source();
+    }
+    None
+}
+
+fn connection_error(error: &dyn std::error::Error) -> UpstreamError {
+    UpstreamError::Connection(root_cause(error))
 }
 
 async fn execute_request(
-    client: reqwest::Client,
+    client: &StoreClient,
     request: reqwest::Request,
     most_bytes: usize,
 ) -> Result<UpstreamResponse, UpstreamError> {
-    let mut response = client.execute(request).await.map_err(connection_error)?;
+    let sent = client.execute(request).await;
+    let mut response = sent.map_err(|error| match find_proxy_error(&*error) {
+        Some(error) => UpstreamError::Proxy(error.clone()),
+        None => connection_error(&*error),
+    })?;
     let mut body = Vec::new();
-    while let Some(chunk) = response.chunk().await.map_err(connection_error)? {
+    loop {
+        let chunk = response.chunk().await;
+        let chunk = chunk.map_err(|error| connection_error(&error.without_url()))?;
+        let Some(chunk) = chunk else { break };
         if body.len() + chunk.len() > most_bytes {
             return Err(UpstreamError::TooLarge(most_bytes));
         }

@@ -624,7 +624,7 @@ fn source() -> String {
 }
 
 /// Names of other programs on the pages.
-const NAMES_OF_OTHERS: [&str; 19] = [
+const NAMES_OF_OTHERS: [&str; 21] = [
     // Names in receipts and other services.
     "verifyReceipt",
     "cancellation_date_ms",
@@ -638,6 +638,9 @@ const NAMES_OF_OTHERS: [&str; 19] = [
     "SUBSCRIPTION_PAUSED",
     "SUBSCRIPTION_EXTENDED",
     "NON_RENEWING_PURCHASE",
+    // What other programs read their proxy from.
+    "HTTPS_PROXY",
+    "NO_PROXY",
     // Settings of Google Cloud, Postgres and PgBouncer.
     "iam.allowedPolicyMemberDomains",
     "checkpoint_timeout",

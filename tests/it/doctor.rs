@@ -436,7 +436,7 @@ struct Model {
 
 impl Model {
     async fn new() -> Self {
-        let install = Install::new().await;
+        let install = Box::pin(Install::new()).await;
         let secret = SigningSecret::parse(&"s".repeat(40)).unwrap();
         let change = EndpointChange {
             callback_url: Some("https://a.example/?token=hunter2"),

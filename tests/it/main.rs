@@ -30,6 +30,7 @@ mod dev_command;
 mod disk_full;
 mod docs;
 mod doctor;
+mod egress_proxy;
 mod embedded;
 mod encryption;
 mod event_batches;

@@ -32,7 +32,7 @@ const TIMEOUT: Duration = Duration::from_secs(2);
 const GOOD: IpAddr = IpAddr::V4(Ipv4Addr::new(127, 0, 0, 2));
 const BAD: IpAddr = IpAddr::V4(Ipv4Addr::LOCALHOST);
 
-fn now() -> Timestamp {
+pub(crate) fn now() -> Timestamp {
     Timestamp::parse("2026-04-10T14:22:10.000Z").unwrap()
 }
 
@@ -66,13 +66,13 @@ fn secret(letter: &str) -> SigningSecret {
 
 /// A job and its endpoint.
 #[derive(Clone)]
-struct Attempt {
-    job: DeliveryJob,
-    endpoint: WebhookEndpoint,
+pub(crate) struct Attempt {
+    pub(crate) job: DeliveryJob,
+    pub(crate) endpoint: WebhookEndpoint,
 }
 
 impl Attempt {
-    async fn send(&self, sender: &Sender) -> AttemptOutcome {
+    pub(crate) async fn send(&self, sender: &Sender) -> AttemptOutcome {
         sender.send(&self.job, &self.endpoint).await
     }
 
@@ -83,7 +83,7 @@ impl Attempt {
     }
 }
 
-fn attempt(url: &str) -> Attempt {
+pub(crate) fn attempt(url: &str) -> Attempt {
     Attempt {
         job: DeliveryJob {
             id: DeliveryId::mint(now()),

@@ -9,7 +9,7 @@ use crate::base::id::TenantId;
 use crate::config::StoreSettings;
 use crate::config::settings::CredentialGracePeriod;
 use crate::db::Database;
-use crate::outbound::{self, Upstream};
+
 use crate::stores::apple::account::{
     AppleCredentials, AppleEnvironment, EnvironmentChoice, SigningKey,
 };
@@ -231,9 +231,9 @@ pub(super) fn build_app_store_client(
     context: &CommandContext,
 ) -> Result<AppStoreClient, CommandError> {
     let stores = context.read_settings(StoreSettings::from_raw)?;
-    let client = outbound::build_http_client().map_err(CommandError::from_cause)?;
+    let upstream = context.build_upstream(&stores)?;
     Ok(AppStoreClient::new(
-        Upstream::new(client, stores.upstream_timeout),
+        upstream,
         stores.apple_production_url,
         stores.apple_sandbox_url,
         context.clock.clone(),

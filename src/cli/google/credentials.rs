@@ -9,7 +9,7 @@ use crate::base::id::TenantId;
 use crate::config::StoreSettings;
 use crate::config::settings::CredentialGracePeriod;
 use crate::db::Database;
-use crate::outbound::{self, Upstream};
+
 use crate::stores::google::GoogleApiError;
 use crate::stores::google::account::{GoogleServiceAccount, TOKEN_URL};
 use crate::stores::google::api::PlayClient;
@@ -98,9 +98,9 @@ async fn check_credentials(
     context: &CommandContext,
 ) -> Result<(), CommandError> {
     let stores = context.read_settings(StoreSettings::from_raw)?;
-    let client = outbound::build_http_client().map_err(CommandError::from_cause)?;
+    let upstream = context.build_upstream(&stores)?;
     let play = PlayClient::new(
-        Upstream::new(client, stores.upstream_timeout),
+        upstream,
         stores.google_play_url,
         stores.google_token_url,
         context.clock.clone(),

@@ -5,13 +5,13 @@ use std::time::Instant;
 use serde::Serialize;
 use serde_json::json;
 
-use super::super::context::{CommandContext, CommandError, build_egress_policy};
+use super::super::context::{CommandContext, CommandError};
 use super::config::load_endpoint_summary;
 use crate::base::clock::Timestamp;
 use crate::base::id::{DeliveryId, EventId, TenantId};
 use crate::config::groups::WebhookSettings;
 use crate::deliveries::endpoint::store::{self, EndpointChangeError};
-use crate::deliveries::{DeliveryJob, Sender, SenderSettings};
+use crate::deliveries::{DeliveryJob, Sender};
 
 /// The event type of the stores' own test notifications, which receivers ignore already.
 const PING_EVENT_TYPE: &str = "test";
@@ -47,10 +47,7 @@ pub(super) async fn ping_callback(
         .remove(tenant)
         .ok_or_else(|| EndpointChangeError::EndpointNotFound(tenant.clone()))?
         .map_err(EndpointChangeError::from)?;
-    let settings = SenderSettings::new(
-        webhooks.callback_timeout,
-        build_egress_policy(&webhooks, &database),
-    );
+    let settings = context.read_sender_settings(&webhooks, &database)?;
     let sender = Sender::new(settings, &context.clock)
         .map_err(|problem| CommandError::failed(format!("cannot send: {problem}.")))?;
     let now = context.clock.now();

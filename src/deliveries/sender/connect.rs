@@ -25,11 +25,13 @@ use tokio_util::task::AbortOnDropHandle;
 
 use super::read_budget::{BudgetedStream, ReadBudget};
 use crate::base::tls_error::ExplainingVerifier;
-use crate::egress::{AllowedAddresses, CallbackHost, CallbackTarget};
+use crate::egress::{AllowedAddresses, CallbackHost, CallbackTarget, EgressProxy, ProxyError};
 use crate::outbound::system_verifier;
 
 /// How long to wait for one address before the next is tried in parallel, as RFC 8305 recommends.
 const CONNECTION_ATTEMPT_DELAY: Duration = Duration::from_millis(250);
+/// The same through a proxy, which makes a connection of its own and may resolve or log before it.
+const TUNNEL_ATTEMPT_DELAY: Duration = Duration::from_secs(1);
 /// Twice as much as the largest heads that proxies produce.
 const MAX_RESPONSE_HEAD_BYTES: usize = 16 * 1024;
 const MAX_RESPONSE_HEADERS: usize = 100;
@@ -79,6 +81,8 @@ pub(super) enum ConnectError {
     },
     #[error("there is no address")]
     NoAddress,
+    #[error(transparent)]
+    Proxy(ProxyError),
     #[error("the TLS handshake failed: {0}")]
     Tls(io::Error),
     #[error("the HTTP handshake failed: {0}")]
@@ -110,104 +114,136 @@ impl CallbackConnection {
     }
 }
 
-/// Connects to one of the checked addresses and to nothing else.
-pub(super) async fn open_connection(
-    target: &CallbackTarget,
-    vetted: &AllowedAddresses,
-    tls: &Arc<ClientConfig>,
-    deadline: Instant,
-) -> Result<CallbackConnection, ConnectError> {
-    let (stream, peer) = connect_to_any(&vetted.addresses, deadline).await?;
-    if target.is_https {
-        http_handshake(tls_handshake(target, stream, tls, deadline).await?, peer).await
-    } else {
-        http_handshake(stream, peer).await
-    }
+/// Makes connections to callbacks.
+#[derive(Clone)]
+pub(super) struct Connector {
+    pub(super) tls_config: Arc<ClientConfig>,
+    pub(super) proxy: Option<EgressProxy>,
 }
 
-/// Connects, does the TLS handshake if the target is https, and closes the connection without a request. Returns the
-/// server's certificate.
-pub(super) async fn fetch_certificate(
-    target: &CallbackTarget,
-    vetted: &AllowedAddresses,
-    tls: &Arc<ClientConfig>,
-    deadline: Instant,
-) -> Result<Option<CertificateDer<'static>>, ConnectError> {
-    let (stream, _) = connect_to_any(&vetted.addresses, deadline).await?;
-    if !target.is_https {
-        return Ok(None);
-    }
-    let stream = tls_handshake(target, stream, tls, deadline).await?;
-    let chain = stream.get_ref().1.peer_certificates();
-    Ok(chain.and_then(|chain| Some(chain.first()?.clone().into_owned())))
-}
-
-async fn tls_handshake(
-    target: &CallbackTarget,
-    stream: TcpStream,
-    tls: &Arc<ClientConfig>,
-    deadline: Instant,
-) -> Result<TlsStream<TcpStream>, ConnectError> {
-    let name = match &target.host {
-        CallbackHost::Name(name) => ServerName::try_from(name.trim_end_matches('.').to_owned())
-            .map_err(|cause| ConnectError::Tls(io::Error::other(cause)))?,
-        CallbackHost::Address(address) => ServerName::from(*address),
-    };
-    let connecting = TlsConnector::from(tls.clone()).connect(name, stream);
-    match timeout_at(deadline, connecting).await {
-        Ok(connected) => connected.map_err(ConnectError::Tls),
-        Err(_) => Err(ConnectError::TimedOut(ConnectPhase::Tls)),
-    }
-}
-
-/// The first address that answers. The next one is tried when one has failed, and in parallel when one is slow.
-async fn connect_to_any(
-    addresses: &[SocketAddr],
-    deadline: Instant,
-) -> Result<(TcpStream, SocketAddr), ConnectError> {
-    let mut waiting = addresses.iter().copied();
-    let mut attempts = FuturesUnordered::new();
-    let mut first_problem = ConnectError::NoAddress;
-    loop {
-        attempts.extend(waiting.next().map(connect_to_address));
-        tokio::select! {
-            Some(attempt) = attempts.next() => match attempt {
-                Ok(connected) => return Ok(connected),
-                Err(problem) => {
-                    if matches!(first_problem, ConnectError::NoAddress) {
-                        first_problem = problem;
-                    }
-                    if attempts.is_empty() && waiting.len() == 0 {
-                        return Err(first_problem);
-                    }
-                }
-            },
-            () = sleep(CONNECTION_ATTEMPT_DELAY), if waiting.len() > 0 => {}
-            () = sleep_until(deadline) => return Err(match first_problem {
-                ConnectError::NoAddress => ConnectError::TimedOut(ConnectPhase::Tcp),
-                problem => problem,
-            }),
-            else => return Err(first_problem),
+impl Connector {
+    /// Connects to one of the checked addresses and to nothing else.
+    pub(super) async fn open_connection(
+        &self,
+        target: &CallbackTarget,
+        vetted: &AllowedAddresses,
+        deadline: Instant,
+    ) -> Result<CallbackConnection, ConnectError> {
+        let (stream, peer) = self.connect_to_any(&vetted.addresses, deadline).await?;
+        if target.is_https {
+            let stream = self.tls_handshake(target, stream, deadline).await?;
+            http_handshake(stream, peer).await
+        } else {
+            http_handshake(stream, peer).await
         }
     }
+
+    /// Connects, does the TLS handshake if the target is https, and closes the connection without a request. Returns the
+    /// server's certificate.
+    pub(super) async fn fetch_certificate(
+        &self,
+        target: &CallbackTarget,
+        vetted: &AllowedAddresses,
+        deadline: Instant,
+    ) -> Result<Option<CertificateDer<'static>>, ConnectError> {
+        let (stream, _) = self.connect_to_any(&vetted.addresses, deadline).await?;
+        if !target.is_https {
+            return Ok(None);
+        }
+        let stream = self.tls_handshake(target, stream, deadline).await?;
+        let chain = stream.get_ref().1.peer_certificates();
+        Ok(chain.and_then(|chain| Some(chain.first()?.clone().into_owned())))
+    }
+
+    async fn tls_handshake(
+        &self,
+        target: &CallbackTarget,
+        stream: TcpStream,
+        deadline: Instant,
+    ) -> Result<TlsStream<TcpStream>, ConnectError> {
+        let name = match &target.host {
+            CallbackHost::Name(name) => ServerName::try_from(name.trim_end_matches('.').to_owned())
+                .map_err(|cause| ConnectError::Tls(io::Error::other(cause)))?,
+            CallbackHost::Address(address) => ServerName::from(*address),
+        };
+        let connecting = TlsConnector::from(self.tls_config.clone()).connect(name, stream);
+        match timeout_at(deadline, connecting).await {
+            Ok(connected) => connected.map_err(ConnectError::Tls),
+            Err(_) => Err(ConnectError::TimedOut(ConnectPhase::Tls)),
+        }
+    }
+
+    /// The first address that answers. The next one is tried when one has failed, and in parallel when one is slow.
+    async fn connect_to_any(
+        &self,
+        addresses: &[SocketAddr],
+        deadline: Instant,
+    ) -> Result<(TcpStream, SocketAddr), ConnectError> {
+        let delay = match self.proxy {
+            Some(_) => TUNNEL_ATTEMPT_DELAY,
+            None => CONNECTION_ATTEMPT_DELAY,
+        };
+        let mut waiting = addresses.iter().copied();
+        let mut attempts = FuturesUnordered::new();
+        let mut first_problem = ConnectError::NoAddress;
+        loop {
+            let next = waiting.next();
+            attempts.extend(next.map(|address| self.connect_to_address(address, deadline)));
+            tokio::select! {
+                Some(attempt) = attempts.next() => match attempt {
+                    Ok(connected) => return Ok(connected),
+                    // The proxy would refuse the other addresses too.
+                    Err(ConnectError::Proxy(problem)) if !problem.is_about_target() => {
+                        return Err(ConnectError::Proxy(problem));
+                    }
+                    Err(problem) => {
+                        if matches!(first_problem, ConnectError::NoAddress) {
+                            first_problem = problem;
+                        }
+                        if attempts.is_empty() && waiting.len() == 0 {
+                            return Err(first_problem);
+                        }
+                    }
+                },
+                () = sleep(delay), if waiting.len() > 0 => {}
+                // The proxy itself gives up at the deadline, and says what it waited for.
+                () = sleep_until(deadline), if self.proxy.is_none() => return Err(match first_problem {
+                    ConnectError::NoAddress => ConnectError::TimedOut(ConnectPhase::Tcp),
+                    problem => problem,
+                }),
+                else => return Err(first_problem),
+            }
+        }
+    }
+
+    async fn connect_to_address(
+        &self,
+        address: SocketAddr,
+        deadline: Instant,
+    ) -> Result<(TcpStream, SocketAddr), ConnectError> {
+        let connected = match &self.proxy {
+            Some(proxy) => proxy
+                .open_tunnel(&address.to_string(), deadline)
+                .await
+                .map_err(ConnectError::Proxy),
+            None => connect_directly(address)
+                .await
+                .map_err(|cause| ConnectError::Connect { address, cause }),
+        };
+        Ok((connected?, address))
+    }
 }
 
-async fn connect_to_address(address: SocketAddr) -> Result<(TcpStream, SocketAddr), ConnectError> {
-    let connecting = async {
-        let stream = TcpStream::connect(address).await?;
-        // On a machine that redirects connections the peer is not the address that was checked.
-        if stream.peer_addr()? != address {
-            return Err(io::Error::other(
-                "the connection was redirected to another address",
-            ));
-        }
-        stream.set_nodelay(true)?;
-        Ok(stream)
-    };
-    match connecting.await {
-        Ok(stream) => Ok((stream, address)),
-        Err(cause) => Err(ConnectError::Connect { address, cause }),
+async fn connect_directly(address: SocketAddr) -> io::Result<TcpStream> {
+    let stream = TcpStream::connect(address).await?;
+    // On a machine that redirects connections the peer is not the address that was checked.
+    if stream.peer_addr()? != address {
+        return Err(io::Error::other(
+            "the connection was redirected to another address",
+        ));
     }
+    stream.set_nodelay(true)?;
+    Ok(stream)
 }
 
 async fn http_handshake<S: AsyncRead + AsyncWrite + Send + Unpin + 'static>(

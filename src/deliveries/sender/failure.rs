@@ -15,7 +15,8 @@ use crate::base::id::TenantId;
 use crate::base::tls_error::{describe_tls_error, find_tls_error};
 use crate::deliveries::outcome::{AttemptOutcome, OutcomeClass};
 use crate::egress::{
-    AddressRejection, CallbackHost, CallbackTarget, CallbackUrlError, EgressError, LookupError,
+    AddressRejection, CallbackHost, CallbackTarget, CallbackUrlError, EgressError, EgressProxy,
+    LookupError, ProxyError,
 };
 
 /// A sentence may quote what a receiver sent.
@@ -73,8 +74,17 @@ impl AttemptError {
         }
     }
 
-    pub(super) fn from_egress_error(error: &EgressError, target: &CallbackTarget) -> Self {
+    /// With a proxy, names are resolved on this machine all the same, which an operator may not expect.
+    pub(super) fn from_egress_error(
+        error: &EgressError,
+        target: &CallbackTarget,
+        proxy: Option<&EgressProxy>,
+    ) -> Self {
         let host = host_text(target);
+        let resolved_here = match proxy {
+            Some(_) => " (the names of callbacks are resolved here, not by the egress proxy)",
+            None => "",
+        };
         match error {
             EgressError::Rejected(rejection) => Self::Address {
                 rejection: *rejection,
@@ -82,7 +92,9 @@ impl AttemptError {
             },
             EgressError::Lookup(LookupError::ResolverUnavailable) => Self::OwnFault(
                 OutcomeClass::Dns,
-                "the DNS resolver of this machine does not answer, so nothing was sent".to_owned(),
+                format!(
+                    "the DNS resolver of this machine does not answer, so nothing was sent{resolved_here}"
+                ),
             ),
             EgressError::Lookup(LookupError::NameServerUnresponsive) => Self::Refused(
                 OutcomeClass::Dns,
@@ -91,7 +103,7 @@ impl AttemptError {
             EgressError::Lookup(LookupError::NoAddress) => Self::Refused(
                 OutcomeClass::Dns,
                 format!(
-                    "the name {host} does not exist in DNS, or has no address: correct the callback's URL or the name's records"
+                    "the name {host} does not exist in DNS, or has no address: correct the callback's URL or the name's records{resolved_here}"
                 ),
             ),
         }
@@ -114,6 +126,7 @@ impl AttemptError {
                 OutcomeClass::Connect,
                 describe_tcp_error(&cause, target, address),
             ),
+            ConnectError::Proxy(error) => Self::from_proxy_error(&error, target),
             ConnectError::NoAddress => {
                 Self::Refused(OutcomeClass::Connect, format!("{server} has no address"))
             }
@@ -131,6 +144,19 @@ impl AttemptError {
                 format!("the connection to {server} failed: {cause}"),
             ),
         }
+    }
+
+    /// What is wrong with the proxy itself is no fault of the callback, and does not count as an attempt.
+    fn from_proxy_error(error: &ProxyError, target: &CallbackTarget) -> Self {
+        if !error.is_about_target() {
+            return Self::OwnFault(OutcomeClass::Proxy, error.to_string());
+        }
+        // The proxy was asked for an address.
+        let sentence = match &target.host {
+            CallbackHost::Name(name) => format!("{name}: {error}"),
+            CallbackHost::Address(_) => error.to_string(),
+        };
+        Self::Refused(OutcomeClass::Proxy, sentence)
     }
 
     /// For a connection that was made and brought no answer.

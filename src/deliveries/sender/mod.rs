@@ -1,8 +1,8 @@
 //! One request to one callback.
 //!
 //! Guarantees: a request ends within the timeout, including the answer's body; only addresses that the egress policy has
-//! just checked are connected to, no redirect is followed and no proxy of the environment is used; an answer costs a few
-//! kilobytes of memory, whatever the receiver sends; the stored bytes are sent unchanged.
+//! just checked are connected to, directly or through the operator's proxy, no redirect is followed and no proxy of the
+//! environment is used; an answer costs a few kilobytes of memory, whatever the receiver sends; the stored bytes are sent unchanged.
 //!
 //! - [`send`]: [`Sender`], which puts the other files together
 //! - [`request`]: the headers of one attempt

@@ -1,18 +1,16 @@
 //! The sender itself.
 
-use std::sync::Arc;
 use std::time::Duration;
 
 use http_body_util::{BodyExt as _, Full};
 use hyper::body::{Bytes, Incoming};
 use hyper::http::header::RETRY_AFTER;
 use hyper::{Request, Response};
-use rustls::ClientConfig;
 use tokio::time::{Instant, timeout_at};
 use x509_cert::Certificate;
 use x509_cert::der::Decode as _;
 
-use super::connect::{self, CallbackConnection, TlsTrust};
+use super::connect::{CallbackConnection, Connector, TlsTrust};
 use super::failure::{self, AttemptError};
 use super::pool::ConnectionPool;
 use super::request;
@@ -21,7 +19,9 @@ use crate::base::clock::{Clock, Timestamp};
 use crate::deliveries::endpoint::WebhookEndpoint;
 use crate::deliveries::job::DeliveryJob;
 use crate::deliveries::outcome::{AttemptOutcome, OutcomeClass};
-use crate::egress::{AllowList, AllowedAddresses, CallbackTarget, EgressPolicy, Resolver};
+use crate::egress::{
+    AllowList, AllowedAddresses, CallbackTarget, EgressPolicy, EgressProxy, Resolver,
+};
 
 /// How much of an answer's body is read.
 const MAX_RESPONSE_BODY_BYTES: usize = 4 * 1024;
@@ -44,6 +44,8 @@ pub struct SenderSettings {
     pub resolver: Resolver,
     /// The certificate authorities that are trusted.
     pub tls_trust: TlsTrust,
+    /// The proxy that every connection goes through.
+    pub proxy: Option<EgressProxy>,
     /// How long an idle connection is kept. Node.js, the most common receiver, closes idle connections after five seconds,
     /// and a request that is sent at that moment has to be sent again.
     pub idle_timeout: Duration,
@@ -57,8 +59,15 @@ impl SenderSettings {
             egress_policy,
             resolver: Resolver::from_system(),
             tls_trust: TlsTrust::System,
+            proxy: None,
             idle_timeout: IDLE_CONNECTION_TIMEOUT,
         }
+    }
+
+    /// The same, through a proxy if there is one.
+    #[must_use]
+    pub fn with_proxy(self, proxy: Option<EgressProxy>) -> Self {
+        Self { proxy, ..self }
     }
 }
 
@@ -68,7 +77,7 @@ pub struct Sender {
     timeout: Duration,
     egress_policy: EgressPolicy,
     resolver: Resolver,
-    tls_config: Arc<ClientConfig>,
+    connector: Connector,
     pool: ConnectionPool,
     clock: Clock,
 }
@@ -80,7 +89,10 @@ impl Sender {
             timeout: settings.timeout,
             egress_policy: settings.egress_policy,
             resolver: settings.resolver,
-            tls_config: settings.tls_trust.client_config()?,
+            connector: Connector {
+                tls_config: settings.tls_trust.client_config()?,
+                proxy: settings.proxy,
+            },
             pool: ConnectionPool::new(settings.idle_timeout),
             clock: clock.clone(),
         })
@@ -120,7 +132,7 @@ impl Sender {
         deadline: Instant,
     ) -> Result<Option<Timestamp>, AttemptError> {
         let (target, vetted) = self.resolve_callback(url, allowed).await?;
-        let connecting = connect::fetch_certificate(&target, &vetted, &self.tls_config, deadline);
+        let connecting = self.connector.fetch_certificate(&target, &vetted, deadline);
         let certificate = connecting
             .await
             .map_err(|error| AttemptError::from_connect_error(error, &target))?;
@@ -142,7 +154,9 @@ impl Sender {
             .egress_policy
             .resolve_and_check(&target, allowed, &self.resolver, timeout)
             .await
-            .map_err(|error| AttemptError::from_egress_error(&error, &target))?;
+            .map_err(|error| {
+                AttemptError::from_egress_error(&error, &target, self.connector.proxy.as_ref())
+            })?;
         Ok((target, vetted))
     }
 
@@ -234,7 +248,7 @@ impl Sender {
                 Err(_) => {}
             }
         }
-        let connecting = connect::open_connection(target, vetted, &self.tls_config, deadline);
+        let connecting = self.connector.open_connection(target, vetted, deadline);
         let mut connection = connecting
             .await
             .map_err(|error| AttemptError::from_connect_error(error, target))?;

@@ -15,6 +15,7 @@ use crate::db;
 use crate::events::RecordError;
 use crate::http::problem::Issue;
 use crate::http::{ErrorCode, Problem};
+use crate::outbound::UpstreamError;
 use crate::stores::shared::credentials::LoadCredentialsError;
 use crate::stores::shared::notifications::AdmissionError;
 
@@ -400,6 +401,7 @@ fn api_error_class(failure: &AppleApiError) -> String {
             )
         }
         AppleApiError::Unreadable(_) => "apple unreadable".to_owned(),
+        AppleApiError::NoResponse(UpstreamError::Proxy(_)) => "apple egress proxy".to_owned(),
         AppleApiError::NoResponse(_) => "apple no answer".to_owned(),
         AppleApiError::TooManyInFlight => "apple crowded".to_owned(),
     }
@@ -408,7 +410,6 @@ fn api_error_class(failure: &AppleApiError) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::outbound::UpstreamError;
 
     #[test]
     fn every_api_error_has_its_code_and_details() {

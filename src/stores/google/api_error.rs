@@ -141,6 +141,7 @@ impl GoogleApiError {
                 format!("google unexpected {status} {}", code(reason))
             }
             Self::Unreadable(_) => "google unreadable".to_owned(),
+            Self::NoResponse(UpstreamError::Proxy(_)) => "google egress proxy".to_owned(),
             Self::NoResponse(_) => "google no answer".to_owned(),
             Self::TooManyInFlight => "google crowded".to_owned(),
         }

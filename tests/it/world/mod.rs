@@ -1,6 +1,7 @@
 //! Helpers shared by the tests.
 //!
 //! - [`attesto`]: a complete Attesto server in the test process
+//! - [`connect_proxy`]: an HTTP proxy that makes tunnels
 //! - [`database_proxy`]: a connection to the database that can stall or drop notifications
 //! - [`doc_runner`]: runs the shell blocks of a documentation page
 //! - [`event`]: a sample event
@@ -14,6 +15,7 @@
 //! - [`wait`]: waits for what happens elsewhere
 
 pub(crate) mod attesto;
+pub(crate) mod connect_proxy;
 pub(crate) mod database_proxy;
 pub(crate) mod doc_runner;
 pub(crate) mod event;
