@@ -17,6 +17,22 @@ pub fn generate_token() -> SecretString {
     SecretString::from(URL_SAFE_NO_PAD.encode(*bytes))
 }
 
+/// Generates a UUID of version 4 (RFC 9562), in lower case.
+pub fn generate_uuid() -> String {
+    let mut bytes = [0_u8; 16];
+    rand::fill(&mut bytes).expect("the operating system gives random bytes");
+    bytes[6] = (bytes[6] & 0x0f) | 0x40;
+    bytes[8] = (bytes[8] & 0x3f) | 0x80;
+    let groups = [
+        &bytes[..4],
+        &bytes[4..6],
+        &bytes[6..8],
+        &bytes[8..10],
+        &bytes[10..],
+    ];
+    groups.map(encode_hex).join("-")
+}
+
 /// SHA-256. Suitable for recognising a secret of 256 random bits, and not for passwords.
 pub fn sha256(bytes: &[u8]) -> [u8; 32] {
     Sha256::digest(bytes).into()
@@ -52,6 +68,22 @@ mod tests {
     use secrecy::ExposeSecret;
 
     use super::*;
+
+    #[test]
+    fn a_uuid_has_its_version_and_variant_and_is_never_the_same() {
+        let (one, two) = (generate_uuid(), generate_uuid());
+        assert_ne!(one, two);
+        for uuid in [&one, &two] {
+            let lengths: Vec<usize> = uuid.split('-').map(str::len).collect();
+            assert_eq!(lengths, [8, 4, 4, 4, 12], "{uuid}");
+            assert_eq!(&uuid[14..15], "4", "{uuid}");
+            assert!(matches!(&uuid[19..20], "8" | "9" | "a" | "b"), "{uuid}");
+            assert!(
+                uuid.bytes()
+                    .all(|byte| matches!(byte, b'-' | b'0'..=b'9' | b'a'..=b'f'))
+            );
+        }
+    }
 
     #[test]
     fn a_token_is_43_characters_and_never_the_same() {

@@ -325,15 +325,14 @@ impl<'a> JsonFields<'a> {
 
     /// A UUID, as five groups of hexadecimal digits; given back in lower case, which is how two of them are compared.
     pub fn optional_uuid(&mut self, name: &str) -> Option<String> {
-        let text = self.optional_str(name)?;
-        if is_uuid(text) {
-            return Some(text.to_ascii_lowercase());
+        let uuid = parse_uuid(self.optional_str(name)?);
+        if uuid.is_none() {
+            self.add_issue(
+                name,
+                "must be a UUID, like 7b1c8e0a-5c1e-4f4e-9a54-0d6f5a3b2c1d",
+            );
         }
-        self.add_issue(
-            name,
-            "must be a UUID, like 7b1c8e0a-5c1e-4f4e-9a54-0d6f5a3b2c1d",
-        );
-        None
+        uuid
     }
 
     /// `true` or `false`.
@@ -393,12 +392,14 @@ fn join_with_or(words: &[String]) -> String {
     }
 }
 
-fn is_uuid(text: &str) -> bool {
-    text.len() == 36
+/// A UUID in lower case, if the text is one: five groups of hexadecimal digits.
+pub(crate) fn parse_uuid(text: &str) -> Option<String> {
+    let is_uuid = text.len() == 36
         && text.bytes().enumerate().all(|(at, byte)| match at {
             8 | 13 | 18 | 23 => byte == b'-',
             _ => byte.is_ascii_hexdigit(),
-        })
+        });
+    is_uuid.then(|| text.to_ascii_lowercase())
 }
 
 /// A JSON value in which no object names a field twice: two programs that read such a body can differ on what it says.

@@ -89,7 +89,7 @@ impl SimulatorIdentity {
     pub fn new(now: Timestamp) -> Self {
         Self(Arc::new(IdentityParts {
             authority: CertificateAuthority::new(now),
-            apple_key: SimulatedAppleKey::new(&random_uuid()),
+            apple_key: SimulatedAppleKey::new(&token::generate_uuid()),
             service_account: SimulatedServiceAccount::new("attesto"),
             google_signing_key: GoogleSigningKey::new(),
         }))
@@ -300,21 +300,6 @@ fn random_key_id() -> String {
         .iter()
         .map(|byte| char::from(LETTERS[usize::from(*byte) % LETTERS.len()]))
         .collect()
-}
-
-/// A random UUID of version 4.
-pub(super) fn random_uuid() -> String {
-    let mut hex = random_hex(16);
-    hex.replace_range(12..13, "4");
-    hex.replace_range(16..17, "a");
-    format!(
-        "{}-{}-{}-{}-{}",
-        &hex[..8],
-        &hex[8..12],
-        &hex[12..16],
-        &hex[16..20],
-        &hex[20..]
-    )
 }
 
 /// Writes a file atomically, readable by its owner only; creates its folder.

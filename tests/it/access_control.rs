@@ -12,6 +12,7 @@ async fn each_route_answers_each_caller_as_the_table_says() {
     let (tenant, stranger) = (world.tenant().await, world.stranger().await);
     let forged = format!("attesto_live_{}", "A".repeat(43));
     let apple = json!({ "transactionId": "1" });
+    let offer = json!({ "type": "promotional", "productId": "pro", "offerId": "spring" });
     let google = json!({ "packageName": APP, "purchaseToken": "t", "type": "subscription" });
 
     // Method, path, body; then the status without a key, with an unknown key, for a tenant without
@@ -20,11 +21,12 @@ async fn each_route_answers_each_caller_as_the_table_says() {
     let redeliver = format!("{event}/redeliver");
     let subject = "/v1/subjects/apple/1";
     let asking = [401, 401, 400, 200];
-    let table: [(&str, &str, Option<&Value>, [u16; 4]); 11] = [
+    let table: [(&str, &str, Option<&Value>, [u16; 4]); 12] = [
         ("/health", "GET", None, [200, 200, 200, 200]),
         ("/ready", "GET", None, [200, 200, 200, 200]),
         ("/openapi.json", "GET", None, [200, 200, 200, 200]),
         ("/v1/apple/verify", "POST", Some(&apple), asking),
+        ("/v1/apple/offers/sign", "POST", Some(&offer), asking),
         ("/v1/google/verify", "POST", Some(&google), asking),
         ("/v1/google/acknowledge", "POST", Some(&google), asking),
         ("/v1/google/consume", "POST", Some(&google), asking),

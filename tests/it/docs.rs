@@ -515,6 +515,8 @@ fn every_json_block_matches_the_api() {
             let told: serde_json::Value = serde_json::from_str(block).unwrap();
             let schema = if told.get("signedTransaction").is_some() {
                 "apple.VerifyRequest"
+            } else if told.get("offerId").is_some() {
+                "apple.OfferRequest"
             } else if told.get("purchaseToken").is_some() {
                 "google.AcknowledgeRequest"
             } else if told.get("valid").is_some() {

@@ -8,6 +8,7 @@ mod apple_backfill;
 mod apple_credentials;
 mod apple_notifications;
 mod apple_ocsp;
+mod apple_offers;
 mod apple_signatures;
 mod apple_state;
 mod apple_verify;

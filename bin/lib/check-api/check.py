@@ -75,6 +75,7 @@ def ask_everything(stage, tools):
     seen = {(line["path"], line["status"]) for line in stage.requests()}
     for path, statuses in {
         "/v1/apple/verify": (200, 400, 401, 405),
+        "/v1/apple/offers/sign": (200, 400, 401, 405),
         "/v1/google/verify": (200, 400, 401, 405),
         "/v1/google/acknowledge": (200, 400, 401, 405),
         "/v1/google/consume": (200, 400, 401, 405),

@@ -3,6 +3,7 @@
 use super::super::context::{CommandContext, CommandError};
 use super::backfill::{self, AppleBackfillArgs};
 use super::credentials::{self, SetAppleCredentialsArgs};
+use super::offers::{self, SignOfferArgs};
 use super::test_notification::{self, RequestTestNotificationArgs};
 use crate::base::id::TenantId;
 
@@ -24,6 +25,8 @@ pub(crate) enum AppleCommand {
     RequestTestNotification(RequestTestNotificationArgs),
     /// Read Apple's notification history, and store and deliver what is missing
     Backfill(AppleBackfillArgs),
+    /// Sign an offer for a subscription, which the app passes to the App Store
+    SignOffer(SignOfferArgs),
 }
 
 pub(crate) async fn run(
@@ -43,6 +46,7 @@ pub(crate) async fn run(
         AppleCommand::RequestTestNotification(arguments) => {
             test_notification::request_test_notification(arguments, context).await
         }
+        AppleCommand::SignOffer(arguments) => offers::sign_offer(arguments, context).await,
         AppleCommand::Backfill(arguments) => {
             backfill::backfill_notifications(arguments, context).await
         }

@@ -9,7 +9,7 @@ use crate::base::id::TenantId;
 use crate::config::StoreSettings;
 use crate::config::settings::CredentialGracePeriod;
 use crate::db::Database;
-
+use crate::http::json::parse_uuid;
 use crate::stores::apple::account::{
     AppleCredentials, AppleEnvironment, EnvironmentChoice, SigningKey,
 };
@@ -332,16 +332,8 @@ pub(in crate::cli) fn parse_app_apple_id(text: &str) -> Result<i64, String> {
 
 /// Returns lower case, which App Store Connect shows and Apple expects.
 fn parse_issuer_id(text: &str) -> Result<String, String> {
-    let is_uuid = text.len() == 36
-        && text.bytes().enumerate().all(|(at, byte)| match at {
-            8 | 13 | 18 | 23 => byte == b'-',
-            _ => byte.is_ascii_hexdigit(),
-        });
-    if is_uuid {
-        Ok(text.to_ascii_lowercase())
-    } else {
-        Err("must be a UUID, like 57246542-96fe-1a63-e053-0824d011072a".to_owned())
-    }
+    parse_uuid(text)
+        .ok_or_else(|| "must be a UUID, like 57246542-96fe-1a63-e053-0824d011072a".to_owned())
 }
 
 #[cfg(test)]

@@ -1,13 +1,15 @@
-//! `attesto apple`: a tenant's App Store credentials and notifications.
+//! `attesto apple`: a tenant's App Store credentials, notifications and offers.
 //!
 //! - [`command`]: the list of commands, and the dispatch to them
 //! - [`mod@credentials`] has `set-credentials`, `get-credentials`, `rollback-credentials`
 //! - [`mod@test_notification`] has `request-test-notification`
 //! - [`mod@backfill`] has `backfill`
+//! - [`mod@offers`] has `sign-offer`
 
 mod backfill;
 mod command;
 mod credentials;
+mod offers;
 mod test_notification;
 
 pub(super) use command::{AppleCommand, run};

@@ -9,7 +9,6 @@ use crate::base::id::TenantId;
 use crate::config::StoreSettings;
 use crate::config::settings::CredentialGracePeriod;
 use crate::db::Database;
-
 use crate::stores::google::GoogleApiError;
 use crate::stores::google::account::{GoogleServiceAccount, TOKEN_URL};
 use crate::stores::google::api::PlayClient;

@@ -143,7 +143,7 @@ async fn the_credentials_can_be_downloaded() {
 async fn a_folder_keeps_keys_and_purchases_readable_by_the_owner_only() {
     let name = format!(
         "attesto-simulator-{}",
-        crate::simulator::identity::random_uuid()
+        crate::crypto::token::generate_uuid()
     );
     let folder = std::env::temp_dir().join(name);
     let start = || {

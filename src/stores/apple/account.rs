@@ -12,7 +12,10 @@ use std::fmt;
 use std::time::Duration;
 
 use aws_lc_rs::encoding::{AsDer as _, PublicKeyX509Der};
-use aws_lc_rs::signature::{ECDSA_P256_SHA256_FIXED_SIGNING, EcdsaKeyPair, KeyPair as _};
+use aws_lc_rs::rand::SystemRandom;
+use aws_lc_rs::signature::{
+    ECDSA_P256_SHA256_ASN1_SIGNING, ECDSA_P256_SHA256_FIXED_SIGNING, EcdsaKeyPair, KeyPair as _,
+};
 use base64::Engine as _;
 use base64::alphabet;
 use base64::engine::DecodePaddingMode;
@@ -20,7 +23,7 @@ use base64::engine::general_purpose::{GeneralPurpose, GeneralPurposeConfig, STAN
 use jsonwebtoken::{Algorithm, EncodingKey, Header};
 use rustls::pki_types::pem::{PemObject as _, SectionKind};
 use serde::Serialize;
-use serde_json::json;
+use serde_json::{Value, json};
 use utoipa::ToSchema;
 use zeroize::Zeroizing;
 
@@ -173,18 +176,19 @@ impl AppleCredentials {
 
     /// Signs a bearer token for Apple's API: a JWT with ES256. Source: "Generating JSON Web Tokens for API requests".
     fn sign_client_token(&self, now: Timestamp) -> SecretString {
+        let expiry = json!({ "exp": now.plus(CLIENT_TOKEN_TTL).as_secs() });
+        self.sign_jwt(CLIENT_TOKEN_AUDIENCE, expiry, now).into()
+    }
+
+    /// Signs `claims`, an object, together with those that every token of Apple's has.
+    pub(super) fn sign_jwt(&self, audience: &str, mut claims: Value, now: Timestamp) -> String {
         let mut header = Header::new(Algorithm::ES256);
         header.kid = Some(self.key_id.clone());
-        let claims = json!({
-            "iss": self.issuer_id,
-            "iat": now.minus(ISSUED_AT_BACKDATE).as_secs(),
-            "exp": now.plus(CLIENT_TOKEN_TTL).as_secs(),
-            "aud": CLIENT_TOKEN_AUDIENCE,
-            "bid": self.bundle_id,
-        });
-        jsonwebtoken::encode(&header, &claims, &self.key.encoding_key)
-            .expect("a parsed key signs")
-            .into()
+        claims["iss"] = json!(self.issuer_id);
+        claims["iat"] = json!(now.minus(ISSUED_AT_BACKDATE).as_secs());
+        claims["aud"] = json!(audience);
+        claims["bid"] = json!(self.bundle_id);
+        jsonwebtoken::encode(&header, &claims, &self.key.encoding_key).expect("a parsed key signs")
     }
 }
 
@@ -299,6 +303,15 @@ impl SigningKey {
             fingerprint: token::sha256_fingerprint(public.as_ref()),
             encoding_key: EncodingKey::from_ec_der(der),
         })
+    }
+
+    /// The ECDSA signature of SHA-256, in DER.
+    pub(super) fn sign_der(&self, message: &[u8]) -> Vec<u8> {
+        let pkcs8 = self.encoding_key.as_bytes();
+        let pair = EcdsaKeyPair::from_pkcs8(&ECDSA_P256_SHA256_ASN1_SIGNING, pkcs8);
+        let pair = pair.expect("it was parsed before");
+        let signature = pair.sign(&SystemRandom::new(), message);
+        signature.expect("a parsed key signs").as_ref().to_vec()
     }
 
     /// The key's fingerprint: the first 16 hex digits of the SHA-256 of the public key in DER. `openssl pkey -in key.p8

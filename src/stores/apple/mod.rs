@@ -1,7 +1,7 @@
 //! The App Store: verifies transactions and receives notifications.
 //!
 //! Guarantees: only what leads to a pinned root certificate of Apple is accepted; what Apple does not answer is never
-//! read as "no"; a tenant's private key is unsealed only to sign tokens for Apple's API, and is never shown; a
+//! read as "no"; a tenant's private key is unsealed only to sign tokens for Apple's API and offers, and is never shown; a
 //! notification that Apple signed for the tenant is never dropped, whatever its type.
 //!
 //! - [`payload`]: Apple's JSON types
@@ -16,12 +16,13 @@
 //! - [`api`]: calls to the App Store Server API, and the meaning of each response
 //! - [`error`]: why a request has no verdict or receipt, and the HTTP answer to each reason
 //! - [`verify`]: verifies a transaction
+//! - `offers`: signs an offer of a subscription
 //! - [`notifications`]: accepts a notification
 //! - [`backfill`]: reads Apple's history of notifications, and stores those that are missing
 //! - [`inspection`]: explains a JWS to a person
 //! - [`test_notification`]: has Apple send a test notification
 //! - [`check_credentials`]: asks Apple whether it accepts a tenant's credentials
-//! - [`mod@routes`]: the two routes; `request_body` reads their bodies, `openapi` describes them
+//! - [`mod@routes`]: the routes; `request_body` reads their bodies, `openapi` describes them
 
 pub mod account;
 pub mod api;
@@ -33,6 +34,7 @@ pub mod inspection;
 mod late_state;
 pub mod notifications;
 pub mod ocsp;
+mod offers;
 mod openapi;
 pub mod payload;
 mod request_body;
@@ -49,5 +51,6 @@ pub mod verify;
 pub use backfill::AppleBackfill;
 pub(crate) use late_state::AppleStates;
 pub use notifications::AppleNotifications;
+pub(crate) use offers::{OfferRequest, OfferTerms};
 pub use routes::{notification_routes, openapi_document, verify_routes};
 pub use verify::{AppleSettings, AppleVerifier, AppleVerifyRequest};

@@ -1,4 +1,4 @@
-//! Apple's two routes as `/openapi.json` describes them: what they take, what can go wrong, and an example of each answer.
+//! Apple's routes as `/openapi.json` describes them: what they take, what can go wrong, and an example of each answer.
 //!
 //! Errors and refusals are described by themselves: their texts here are those that are sent.
 
@@ -13,6 +13,7 @@ use utoipa::{IntoResponses, ToSchema};
 use super::account::EnvironmentChoice;
 use super::api::AppleApiError;
 use super::error::{AppleNotificationError, AppleVerifyError, NotificationRejection};
+use super::offers::OfferRequest;
 use super::trust::SignatureError;
 use super::verify::{AppleVerifyRequest, VerifiedTransaction};
 use crate::http::api_docs::{self, DocumentedError, string_enum_schema};
@@ -73,6 +74,78 @@ pub(super) struct VerifySignedSchema {
     expected_app_user_id: Option<String>,
     #[schema(schema_with = refresh, required = false)]
     refresh: Option<bool>,
+}
+
+/// An offer that is to be signed.
+#[derive(ToSchema)]
+#[schema(as = apple::OfferRequest)]
+#[serde(untagged)]
+#[expect(dead_code, reason = "describes what `OfferRequest::from_json` reads")]
+pub(super) enum AppleOfferRequestSchema {
+    Promotional(PromotionalOfferSchema),
+    Introductory(IntroductoryOfferSchema),
+}
+
+/// A promotional offer: for customers who have or had a subscription of the same group.
+#[derive(ToSchema)]
+#[schema(as = apple::PromotionalOffer, rename_all = "camelCase")]
+#[expect(dead_code, reason = "describes what `OfferRequest::from_json` reads")]
+pub(super) struct PromotionalOfferSchema {
+    #[schema(schema_with = promotional_type)]
+    r#type: String,
+    /// The subscription that is offered.
+    #[schema(
+        min_length = 1,
+        max_length = 200,
+        examples("com.example.app.pro.monthly")
+    )]
+    product_id: String,
+    /// The offer's identifier in App Store Connect.
+    #[schema(min_length = 1, max_length = 200, examples("spring_half_price"))]
+    offer_id: String,
+    /// Any transaction of the customer, or the id of the app's own transaction (`appTransactionId`). Apple recommends to name one.
+    #[schema(min_length = 1, max_length = 128, examples("2000000123456789"))]
+    transaction_id: Option<String>,
+    /// The customer's `appAccountToken`, if the app passes one with the purchase. Only the earlier signature names it.
+    #[schema(
+        required = false,
+        pattern = "^[0-9a-fA-F]{8}(-[0-9a-fA-F]{4}){3}-[0-9a-fA-F]{12}$",
+        examples("7e3fb204-2b0d-4d70-a0c2-6d8a3f6c1e55")
+    )]
+    app_account_token: Option<String>,
+}
+
+/// A decision whether a customer gets the introductory offer, in place of Apple's own.
+#[derive(ToSchema)]
+#[schema(as = apple::IntroductoryOffer, rename_all = "camelCase")]
+#[expect(dead_code, reason = "describes what `OfferRequest::from_json` reads")]
+pub(super) struct IntroductoryOfferSchema {
+    #[schema(schema_with = introductory_type)]
+    r#type: String,
+    /// The subscription that is offered.
+    #[schema(
+        min_length = 1,
+        max_length = 200,
+        examples("com.example.app.pro.monthly")
+    )]
+    product_id: String,
+    /// Any transaction of the customer, or the id of the app's own transaction (`appTransactionId`).
+    #[schema(min_length = 1, max_length = 128, examples("2000000123456789"))]
+    transaction_id: String,
+    /// Whether the customer gets the offer.
+    #[schema(examples(true))]
+    allow_introductory_offer: bool,
+}
+
+fn promotional_type() -> Schema {
+    string_enum_schema("Which offer.", &[("promotional", "a promotional offer.")])
+}
+
+fn introductory_type() -> Schema {
+    string_enum_schema(
+        "Which offer.",
+        &[("introductory", "the introductory offer.")],
+    )
 }
 
 fn refresh() -> Schema {
@@ -238,6 +311,30 @@ impl IntoResponses for AppleVerifyErrorResponses {
                 AppleVerifyError::InvalidSignature(SignatureError::OcspUnavailable {
                     retry_after: wait,
                 }),
+            ),
+        ];
+        api_docs::error_responses(caller::describe_auth_errors().into_iter().chain(own))
+    }
+}
+
+/// What can go wrong with an offer.
+pub(super) struct AppleOfferErrorResponses;
+
+impl IntoResponses for AppleOfferErrorResponses {
+    fn responses() -> BTreeMap<String, RefOr<Response>> {
+        let malformed = br#"{"type":"promotional"}"#;
+        let own = [
+            DocumentedError::new(
+                "the body is malformed; `details.issues` lists everything that is wrong with it",
+                json::read_json::<OfferRequest>(malformed).expect_err("it is malformed"),
+            ),
+            DocumentedError::new(
+                "the body is larger than 16 KB",
+                body::body_too_large(16 * 1024),
+            ),
+            DocumentedError::new(
+                "this tenant has no Apple credentials",
+                AppleVerifyError::NoCredentials,
             ),
         ];
         api_docs::error_responses(caller::describe_auth_errors().into_iter().chain(own))

@@ -1,4 +1,4 @@
-//! `POST /v1/apple/verify` and `POST /v1/webhooks/apple/{tenantId}`.
+//! `POST /v1/apple/verify`, `POST /v1/apple/offers/sign` and `POST /v1/webhooks/apple/{tenantId}`.
 
 use axum::extract::{Path, Request, State};
 use utoipa_axum::router::{OpenApiRouter, UtoipaMethodRouterExt as _};
@@ -9,9 +9,10 @@ use super::api::AppleNotFound;
 use super::error::AppleVerifyError;
 use super::inspection::SignedDataKind;
 use super::notifications::{AppleNotifications, SignedNotification};
+use super::offers::{OfferRequest, SignedOffer};
 use super::openapi::{
-    self, AppleNotificationErrorResponses, AppleVerifyErrorResponses, AppleVerifyRequestSchema,
-    AppleVerifyResponseSchema,
+    self, AppleNotificationErrorResponses, AppleOfferErrorResponses, AppleOfferRequestSchema,
+    AppleVerifyErrorResponses, AppleVerifyRequestSchema, AppleVerifyResponseSchema,
 };
 use super::request_body::{ApplePushBody, MAX_PUSH_BYTES};
 use super::trust::SignatureError;
@@ -25,7 +26,7 @@ use crate::stores::shared::routes::{
 };
 use crate::tenants::{Authenticator, Caller};
 
-/// The route `POST /v1/apple/verify`.
+/// The routes `POST /v1/apple/verify` and `POST /v1/apple/offers/sign`.
 pub fn verify_routes(
     verifier: AppleVerifier,
     authenticator: Authenticator,
@@ -49,7 +50,7 @@ pub fn notification_routes(
     })
 }
 
-/// The OpenAPI description of both routes.
+/// The OpenAPI description of all routes.
 pub fn openapi_document() -> utoipa::openapi::OpenApi {
     let mut both = verify_openapi_router().into_openapi();
     both.merge(notification_openapi_router().into_openapi());
@@ -57,7 +58,9 @@ pub fn openapi_document() -> utoipa::openapi::OpenApi {
 }
 
 fn verify_openapi_router() -> OpenApiRouter<VerifyState<AppleVerifier>> {
-    OpenApiRouter::new().routes(routes!(verify_purchase))
+    OpenApiRouter::new()
+        .routes(routes!(verify_purchase))
+        .routes(routes!(sign_offer))
 }
 
 fn notification_openapi_router() -> OpenApiRouter<NotificationState<AppleNotifications>> {
@@ -123,6 +126,58 @@ async fn verify_purchase(
             verification,
         )
         .await
+}
+
+/// Sign an offer for a subscription
+///
+/// Your app passes what is signed to StoreKit when the customer buys. Decide before you ask here whether this customer gets the offer:
+/// what is signed is valid for the offer that it names, and nothing about the customer is checked. Name a `transactionId` of the customer,
+/// so that no other customer can use the JWS.
+#[utoipa::path(
+    post,
+    path = "/v1/apple/offers/sign",
+    operation_id = "signAppleOffer",
+    tag = "answers",
+    security(("apiKey" = [])),
+    request_body(
+        content = AppleOfferRequestSchema,
+        description = "Which offer, for which product. At most 16 KB.",
+        examples(
+            ("promotional" = (summary = "A promotional offer", value = json!({
+                "type": "promotional",
+                "productId": "com.example.app.pro.monthly",
+                "offerId": "spring_half_price",
+                "transactionId": "2000000123456789",
+                "appAccountToken": "7e3fb204-2b0d-4d70-a0c2-6d8a3f6c1e55",
+            }))),
+            ("introductory" = (summary = "Whether the customer gets the introductory offer", value = json!({
+                "type": "introductory",
+                "productId": "com.example.app.pro.monthly",
+                "transactionId": "2000000123456789",
+                "allowIntroductoryOffer": true,
+            }))),
+        ),
+    ),
+    responses(
+        (
+            status = 200,
+            description = "It is signed",
+            body = SignedOffer,
+            examples(
+                ("promotional" = (summary = "A promotional offer, in both forms.", value = json!(SignedOffer::promotional_example()))),
+                ("introductory" = (summary = "A decision on the introductory offer.", value = json!(SignedOffer::introductory_example()))),
+            ),
+        ),
+        AppleOfferErrorResponses,
+    ),
+)]
+async fn sign_offer(
+    State(state): State<VerifyState<AppleVerifier>>,
+    caller: Caller,
+    JsonBody(request): JsonBody<OfferRequest>,
+) -> Result<axum::Json<SignedOffer>, Problem> {
+    let signed = state.verifier.sign_offer(&caller.tenant, &request).await?;
+    Ok(axum::Json(signed))
 }
 
 /// Take in a notification of the App Store

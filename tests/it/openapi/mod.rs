@@ -36,7 +36,7 @@ const READING: [&str; 6] = [
 ];
 
 /// The error codes that each route may answer, by the contract.
-const ERRORS: [(&str, &[&str]); 13] = [
+const ERRORS: [(&str, &[&str]); 14] = [
     ("/health", &["INTERNAL_ERROR"]),
     ("/ready", &["INTERNAL_ERROR"]),
     ("/openapi.json", &["INTERNAL_ERROR"]),
@@ -44,6 +44,17 @@ const ERRORS: [(&str, &[&str]); 13] = [
         "/v1/apple/verify",
         &[
             "APPLE_API_ERROR",
+            "CREDENTIALS_MISSING",
+            "INTERNAL_ERROR",
+            "INVALID_REQUEST",
+            "RATE_LIMITED",
+            "UNAUTHENTICATED",
+            "UNAVAILABLE",
+        ],
+    ),
+    (
+        "/v1/apple/offers/sign",
+        &[
             "CREDENTIALS_MISSING",
             "INTERNAL_ERROR",
             "INVALID_REQUEST",
@@ -181,6 +192,7 @@ fn the_description_is_whole() {
         let security = &operation["security"][0];
         let expected = match path {
             "/v1/apple/verify"
+            | "/v1/apple/offers/sign"
             | "/v1/google/verify"
             | "/v1/google/acknowledge"
             | "/v1/google/consume"
@@ -408,6 +420,17 @@ async fn what_is_answered_is_as_described() {
         (200, "/v1/google/verify", a_product),
         (200, "/v1/google/verify", bought("unknown", "subscription")),
         (400, "/v1/google/verify", json!({})),
+        (
+            200,
+            "/v1/apple/offers/sign",
+            json!({ "type": "promotional", "productId": "pro", "offerId": "spring" }),
+        ),
+        (
+            200,
+            "/v1/apple/offers/sign",
+            json!({ "type": "introductory", "productId": "pro", "transactionId": "7", "allowIntroductoryOffer": true }),
+        ),
+        (400, "/v1/apple/offers/sign", json!({})),
         (200, "/v1/google/acknowledge", to_acknowledge.clone()),
         (200, "/v1/google/acknowledge", to_acknowledge),
         (200, "/v1/google/acknowledge", bought("unknown", "product")),
