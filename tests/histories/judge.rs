@@ -208,14 +208,19 @@ fn read_message(life: &PlayedLife, told_at: Timestamp, body: &str) -> Result<Opt
         None
     } else {
         let entitled = state["entitled"].as_bool().ok_or("no entitled")?;
+        let as_of = time("asOf").ok_or("no asOf")?;
+        // A signed transaction counts from its purchase on, for the receiver too.
+        let purchase = body["transaction"]["purchaseDate"].as_str();
+        let is_of_store = state["basis"] == "store";
+        let purchase = purchase.and_then(Timestamp::parse).filter(|_| !is_of_store);
         Some(SaidState {
             gate: Gate::new(entitled, time("entitledUntil")),
             product_id: state["productId"].as_str().map(str::to_owned),
             will_renew: state["willRenew"].as_bool(),
             must_be_acknowledged: !state["acknowledgeBy"].is_null(),
-            as_of: time("asOf").ok_or("no asOf")?,
+            as_of: purchase.map_or(as_of, |purchase| purchase.min(as_of)),
             sequence: body["sequence"].as_i64().unwrap_or(0),
-            is_of_store: state["basis"] == "store",
+            is_of_store,
         })
     };
     Ok(Some(Said {
@@ -341,8 +346,8 @@ fn check_sequences(life: &PlayedLife, wrong: &mut Vec<String>) {
     }
 }
 
-/// After each message the gate of its subject is at least as open as the newest word of the store heard so far says, and
-/// closed where that says so and no signed transaction was shown.
+/// After each message the gate of its subject is at least as open as the newest state heard so far says, of the store or of a signed
+/// transaction that gives access, and closed where that says so and no signed transaction was shown.
 fn check_order(
     life: &PlayedLife,
     said: &[Said],
@@ -356,17 +361,14 @@ fn check_order(
     for (number, gate) in order.iter().zip(gates) {
         let one = &said[*number];
         last.insert(&one.key, *gate);
-        match &one.state {
-            Some(state) if state.is_of_store => {
-                let is_newer = newest.get(one.key.as_str()).is_none_or(|(known, _)| {
-                    (known.as_of, known.sequence) < (state.as_of, state.sequence)
-                });
-                if is_newer {
-                    newest.insert(&one.key, (state, one.told_at));
-                }
+        if let Some(state) = &one.state {
+            has_shown |= !state.is_of_store;
+            let is_newer = newest.get(one.key.as_str()).is_none_or(|(known, _)| {
+                (known.as_of, known.sequence) < (state.as_of, state.sequence)
+            });
+            if is_newer && (state.is_of_store || state.gate != Gate::Closed) {
+                newest.insert(&one.key, (state, one.told_at));
             }
-            Some(_) => has_shown = true,
-            None => {}
         }
         let Some((known, told_at)) = newest.get(one.key.as_str()) else {
             continue;

@@ -2,6 +2,7 @@
 
 use std::time::Duration;
 
+use attesto::base::clock::Timestamp;
 use attesto::simulator::state::apple::{
     NewTransaction, ProductType, SimulatedEnvironment, TransactionChange,
 };
@@ -78,6 +79,38 @@ async fn refund_first_period(shop: &Shop) -> String {
     assert_eq!(body["subject"]["key"], json!(first));
     assert_eq!(body["subject"]["current"], false);
     first
+}
+
+/// Apple renews up to a day before the end: then two periods are paid.
+#[tokio::test]
+async fn news_of_a_running_period_does_not_hide_the_next_one_that_is_paid() {
+    let shop = Shop::open().await;
+    shop.report_here(true);
+    let first = buy(&shop);
+    shop.world.clock.advance(Duration::from_hours(24 * 29 + 12));
+    let renewal = TransactionChange::Renew {};
+    shop.apple().change_transaction(&first, &renewal).unwrap();
+    shop.world.clock.advance(Duration::from_hours(1));
+    let data = shop.data(ProductType::Subscription, SimulatedEnvironment::Production);
+    let changes = [
+        (
+            "signedTransactionInfo",
+            signed_transaction(&shop, &first, &[]),
+        ),
+        ("signedRenewalInfo", Value::Null),
+        ("status", Value::Null),
+    ];
+    let Event(body) = receive(&shop, "METADATA_UPDATE", &data, &changes).await;
+    let end_of_first = Timestamp::parse("2026-05-10T14:22:10.000Z").unwrap();
+    let until = body["state"]["entitledUntil"]
+        .as_str()
+        .and_then(Timestamp::parse);
+    assert!(until > Some(end_of_first), "{}", body["state"]);
+    assert_eq!(
+        (&body["state"]["status"], &body["state"]["basis"]),
+        (&json!("active"), &json!("store"))
+    );
+    assert_eq!(body["subject"]["current"], false);
 }
 
 #[tokio::test]

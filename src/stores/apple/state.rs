@@ -77,13 +77,14 @@ impl PurchaseFacts<'_> {
             || transaction_status(self.transaction, now) == TransactionStatus::Active
     }
 
-    /// Whether what a notification says decides: the same, and Apple's status of the subscription where the notification
-    /// holds it, or a renewal info that tells of failed payments.
-    pub(crate) fn notification_decides(&self, now: Timestamp) -> bool {
+    /// Whether what a notification says decides. Of an auto-renewable subscription only with Apple's status of it, or with a renewal
+    /// info that tells of failed payments: a period that runs may be followed by one that is paid already, and an event counts from
+    /// when it was signed.
+    pub(crate) fn notification_decides(&self) -> bool {
         let is_retried = self
             .renewal
             .is_some_and(|renewal| renewal.is_in_billing_retry_period == Some(true));
-        self.transaction_decides(now) || self.status.is_some() || is_retried
+        !self.is_auto_renewable() || self.status.is_some() || is_retried
     }
 
     /// The newest `signedDate` of what the state is made of.
@@ -167,7 +168,7 @@ pub(crate) fn notification_state(
     };
     // Of anything but a subscription that renews there is one transaction.
     facts.is_newest = !facts.is_auto_renewable();
-    purchase_state(&facts, now).filter(|_| facts.notification_decides(now))
+    purchase_state(&facts, now).filter(|_| facts.notification_decides())
 }
 
 fn state_basis(facts: &PurchaseFacts<'_>) -> StateBasis {
@@ -459,6 +460,33 @@ mod tests {
             (&json!("pro.yearly"), &Value::Null)
         );
         assert_eq!(state["entitledUntil"], "1970-01-01T00:50:00.000Z");
+    }
+
+    #[test]
+    fn a_notification_decides_of_a_subscription_only_by_what_it_says_of_the_whole() {
+        let retried = json!({"isInBillingRetryPeriod": true, "gracePeriodExpiresDate": 2_000_000});
+        let renews = json!({"autoRenewStatus": 1, "renewalDate": 2_000_000});
+        for (kind, renewal, status, decides) in [
+            ("Auto-Renewable Subscription", None, Some(1), true),
+            // A period that runs, and another may follow it already.
+            ("Auto-Renewable Subscription", None, None, false),
+            ("Auto-Renewable Subscription", Some(&renews), None, false),
+            ("Auto-Renewable Subscription", Some(&renews), Some(9), false),
+            ("Auto-Renewable Subscription", Some(&retried), None, true),
+            ("Non-Consumable", None, None, true),
+            ("Non-Renewing Subscription", None, None, true),
+        ] {
+            let transaction = json!({
+                "transactionId": "2", "originalTransactionId": "1", "productId": "pro", "type": kind,
+                "signedDate": 900_000, "expiresDate": 2_000_000,
+            });
+            let transaction: TransactionPayload =
+                serde_json::from_value(transaction).expect("readable");
+            let renewal: Option<RenewalInfoPayload> =
+                renewal.map(|renewal| serde_json::from_value(renewal.clone()).expect("readable"));
+            let state = notification_state(&transaction, renewal.as_ref(), status, NOW);
+            assert_eq!(state.is_some(), decides, "{kind} {renewal:?} {status:?}");
+        }
     }
 
     #[test]
