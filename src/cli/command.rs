@@ -10,7 +10,7 @@ use super::context::{CommandContext, CommandError};
 use super::output::OutputFormat;
 use super::{
     apple, audit, backup, colon_aliases, completions, config, database, deliveries, dev, doctor,
-    encryption, event, google, health, inspect, jobs, key, migrate, openapi, prune, serve,
+    encryption, event, google, health, inspect, jobs, key, migrate, openapi, prune, receive, serve,
     simulator, subject, tail, tenant, verify, webhook,
 };
 
@@ -113,6 +113,8 @@ enum CliCommand {
     Jobs(jobs::JobsCommand),
     /// Delete the data whose retention period has ended
     Prune(prune::PruneArgs),
+    /// Run a callback on this machine that prints the events it gets
+    Receive(receive::ReceiveArgs),
     /// Run the simulated stores alone
     Simulator(simulator::SimulatorArgs),
     /// Print the OpenAPI document of the HTTP API, as a service answers it at /openapi.json
@@ -204,6 +206,7 @@ async fn dispatch_command(
         CliCommand::Config(command) => config::run(command, context),
         CliCommand::Jobs(command) => jobs::run(command, context).await,
         CliCommand::Prune(args) => prune::run(args, context).await,
+        CliCommand::Receive(args) => receive::run(args, context).await,
         CliCommand::Simulator(args) => simulator::run(args, context).await,
         CliCommand::Openapi => openapi::run(context),
         CliCommand::Completions(args) => completions::write_completions(&args, Cli::command()),
@@ -239,6 +242,7 @@ mod tests {
             "verify apple",
             "verify google",
             "doctor",
+            "receive",
         ] {
             let mut command = Cli::command();
             command.build();

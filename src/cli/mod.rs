@@ -13,11 +13,12 @@
 //! - [`operator`]: the user name for the operator audit
 //! - [`duration`], [`input_file`]: how arguments are read
 //! - [`missing_key`]: tells a lost encryption key from one that was not made yet
+//! - [`callback_receiver`]: the callback of [`dev`] and [`receive`]
 //! - [`store_credentials`]: what [`apple`] and [`google`] share
 //!
 //! The commands:
 //!
-//! - [`serve`], [`dev`], [`simulator`]: programs that run until they are stopped
+//! - [`serve`], [`dev`], [`simulator`], [`receive`]: programs that run until they are stopped
 //! - [`tenant`], [`key`], [`apple`], [`google`], [`webhook`]: what belongs to a tenant
 //! - [`verify`], [`inspect`], [`event`], [`subject`], [`tail`], [`audit`]: purchases and what happened to them
 //! - [`migrate`], [`database`], [`backup`], [`encryption`]: the database and its keys
@@ -28,6 +29,7 @@
 mod apple;
 mod audit;
 mod backup;
+mod callback_receiver;
 pub mod colon_aliases;
 pub mod command;
 mod completions;
@@ -53,6 +55,7 @@ mod operator;
 mod output;
 mod progress;
 mod prune;
+mod receive;
 mod serve;
 mod simulator;
 mod state_text;

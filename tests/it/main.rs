@@ -57,6 +57,7 @@ mod operators;
 mod other_schema;
 mod pgbouncer;
 mod read_only_role;
+mod receive;
 mod receiver_examples;
 mod reference_receiver;
 mod retention;

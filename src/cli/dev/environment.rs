@@ -9,11 +9,12 @@ use std::time::Duration;
 
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
+use hyper::StatusCode;
 use serde::{Deserialize, Serialize};
 use tokio::net::TcpListener;
 
+use super::super::callback_receiver::CallbackReceiver;
 use super::args::DevArgs;
-use super::demo_callback::DemoCallback;
 use crate::app::{App, RunningApp};
 use crate::base::clock::Clock;
 use crate::base::id::TenantId;
@@ -67,7 +68,7 @@ pub(super) struct DevEnvironment {
     serving: RunningApp,
     http_client: reqwest::Client,
     demo_tenant: DemoTenant,
-    callback: DemoCallback,
+    callback: CallbackReceiver,
     apple_transaction: SimulatedTransaction,
     google_subscription: SimulatedSubscription,
     service_url: String,
@@ -211,7 +212,7 @@ impl DevEnvironment {
         self.callback.url()
     }
 
-    pub(super) fn callback(&mut self) -> &mut DemoCallback {
+    pub(super) fn callback(&mut self) -> &mut CallbackReceiver {
         &mut self.callback
     }
 
@@ -481,9 +482,9 @@ async fn configure_demo_callback(
     demo: &DemoTenant,
     database: &Database,
     settings: &AppSettings,
-) -> Result<DemoCallback, CommandError> {
+) -> Result<CallbackReceiver, CommandError> {
     let secret = SigningSecret::parse(&demo.secret).map_err(CommandError::from_cause)?;
-    let callback = DemoCallback::start(listener, secret.clone())?;
+    let callback = CallbackReceiver::start(listener, Some(secret.clone()), StatusCode::OK)?;
     let url = callback.url();
     let change = endpoint::store::EndpointChange {
         callback_url: Some(&url),

@@ -9,10 +9,8 @@
 //! - [`environment`]: database, simulated stores, demo tenant and service
 //! - [`example_request`]: one request: sent, printed, checked
 //! - [`store_events`]: changes at a store, and the events that follow
-//! - [`demo_callback`]: the demo tenant's callback
 
 mod args;
-mod demo_callback;
 mod environment;
 mod example_request;
 mod store_events;

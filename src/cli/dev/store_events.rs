@@ -4,7 +4,7 @@ use std::time::{Duration, Instant};
 
 use serde_json::Value;
 
-use super::demo_callback::ReceivedDelivery;
+use super::super::callback_receiver::{ReceivedDelivery, SignatureCheck};
 use super::environment::DevEnvironment;
 use super::example_request::format_json_shortened;
 use super::example_request::print_stdout;
@@ -94,7 +94,7 @@ impl ExampleStoreEvent<'_> {
             outcome.elapsed.as_millis(),
             format_json_shortened(&outcome.delivery.body)
         ));
-        if !outcome.delivery.is_signature_valid {
+        if outcome.delivery.signature != SignatureCheck::Verified {
             return Err(failed("its signature does not verify"));
         }
         Ok(outcome.response)

@@ -5,8 +5,8 @@ use std::fmt::Write as _;
 
 use serde_json::json;
 
+use super::super::callback_receiver::CallbackReceiver;
 use super::args::DevArgs;
-use super::demo_callback::DemoCallback;
 use super::environment::{self, DEMO_PRODUCT_ID, DevEnvironment};
 use super::example_request::{
     ExampleBody, ExampleRequest, ExpectedResponse, format_json_shortened, print_stdout,
@@ -40,7 +40,7 @@ pub(crate) async fn run(args: DevArgs, context: &CommandContext) -> Result<(), C
     outcome
 }
 
-async fn print_deliveries(callback: &mut DemoCallback) -> Infallible {
+async fn print_deliveries(callback: &mut CallbackReceiver) -> Infallible {
     while let Some(delivery) = callback.next_delivery().await {
         print_stdout(&format!("callback <- {}\n", delivery.summary_line()));
     }

@@ -1,4 +1,4 @@
-//! The demo tenant's callback: receives deliveries as a backend does, and checks their signatures.
+//! A callback for `attesto dev` and `attesto receive`: takes deliveries as a backend does, and checks their signatures.
 
 use std::convert::Infallible;
 use std::net::SocketAddr;
@@ -11,6 +11,7 @@ use hyper::server::conn::http1;
 use hyper::service::service_fn;
 use hyper::{Request, Response, StatusCode};
 use hyper_util::rt::{TokioIo, TokioTimer};
+use serde::Serialize;
 use serde_json::Value;
 use tokio::net::TcpListener;
 use tokio::sync::mpsc;
@@ -23,13 +24,28 @@ use crate::deliveries::signature;
 const MAX_BODY_BYTES: usize = 4 * 1024 * 1024;
 const HEADER_READ_TIMEOUT: Duration = Duration::from_secs(5);
 
+/// What the signature headers of a delivery say.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "camelCase")]
+pub(super) enum SignatureCheck {
+    /// Both headers have a value that the secret makes.
+    Verified,
+    /// One of them has none.
+    Mismatch,
+    /// The secret is not known here.
+    Unchecked,
+}
+
 #[derive(Clone, Debug)]
 pub(super) struct ReceivedDelivery {
-    /// Whether both signature headers match the tenant's secret.
-    pub(super) is_signature_valid: bool,
+    pub(super) signature: SignatureCheck,
+    /// The HTTP status of the answer.
+    pub(super) answered: u16,
+    /// Value of `X-Attesto-Delivery-Id`.
+    pub(super) delivery_id: String,
     /// Value of `X-Attesto-Attempt`.
     pub(super) attempt: String,
-    /// The event's JSON.
+    /// The event's JSON; null when the body is none.
     pub(super) body: Value,
 }
 
@@ -40,10 +56,10 @@ impl ReceivedDelivery {
     }
 
     pub(super) fn summary_line(&self) -> String {
-        let signature = if self.is_signature_valid {
-            "signature verified"
-        } else {
-            "SIGNATURE DOES NOT VERIFY"
+        let signature = match self.signature {
+            SignatureCheck::Verified => "signature verified",
+            SignatureCheck::Mismatch => "SIGNATURE DOES NOT VERIFY",
+            SignatureCheck::Unchecked => "signature not checked",
         };
         format!(
             "{}  {}  {}  attempt {}, {signature}",
@@ -56,18 +72,22 @@ impl ReceivedDelivery {
 }
 
 /// A server that listens until it is dropped.
-pub(super) struct DemoCallback {
+pub(super) struct CallbackReceiver {
     address: SocketAddr,
     deliveries: mpsc::UnboundedReceiver<ReceivedDelivery>,
     _server_task: AbortOnDropHandle<()>,
 }
 
-impl DemoCallback {
-    /// Answers 200 to deliveries signed with `secret`, and 401 to others.
-    pub(super) fn start(listener: TcpListener, secret: SigningSecret) -> std::io::Result<Self> {
+impl CallbackReceiver {
+    /// Answers `status` to deliveries signed with `secret`, and 401 to others. Without a secret, all are answered alike.
+    pub(super) fn start(
+        listener: TcpListener,
+        secret: Option<SigningSecret>,
+        status: StatusCode,
+    ) -> std::io::Result<Self> {
         let address = listener.local_addr()?;
         let (sender, deliveries) = mpsc::unbounded_channel();
-        let secrets = SigningSecrets::from(secret);
+        let secrets = secret.map(SigningSecrets::from);
         let listening = tokio::spawn(async move {
             loop {
                 let Ok((stream, _)) = listener.accept().await else {
@@ -76,7 +96,10 @@ impl DemoCallback {
                 let (sender, secrets) = (sender.clone(), secrets.clone());
                 let service = service_fn(move |request| {
                     let (sender, secrets) = (sender.clone(), secrets.clone());
-                    async move { Ok::<_, Infallible>(handle_delivery(request, &secrets, &sender).await) }
+                    async move {
+                        let handled = handle_delivery(request, secrets.as_ref(), status, &sender);
+                        Ok::<_, Infallible>(handled.await)
+                    }
                 });
                 tokio::spawn(
                     http1::Builder::new()
@@ -105,7 +128,8 @@ impl DemoCallback {
 
 async fn handle_delivery(
     request: Request<Incoming>,
-    secrets: &SigningSecrets,
+    secrets: Option<&SigningSecrets>,
+    status: StatusCode,
     sender: &mpsc::UnboundedSender<ReceivedDelivery>,
 ) -> Response<Full<Bytes>> {
     let (head, body) = request.into_parts();
@@ -118,17 +142,25 @@ async fn handle_delivery(
         return answer(StatusCode::PAYLOAD_TOO_LARGE);
     };
     let bytes = body.to_bytes();
-    let is_signed = has_valid_signature(&head.headers, &bytes, secrets);
+    let signature = match secrets {
+        Some(secrets) if has_valid_signature(&head.headers, &bytes, secrets) => {
+            SignatureCheck::Verified
+        }
+        Some(_) => SignatureCheck::Mismatch,
+        None => SignatureCheck::Unchecked,
+    };
+    let status = match signature {
+        SignatureCheck::Verified | SignatureCheck::Unchecked => status,
+        SignatureCheck::Mismatch => StatusCode::UNAUTHORIZED,
+    };
     let _ = sender.send(ReceivedDelivery {
-        is_signature_valid: is_signed,
+        signature,
+        answered: status.as_u16(),
+        delivery_id: header_text(&head.headers, "x-attesto-delivery-id").to_owned(),
         attempt: header_text(&head.headers, "x-attesto-attempt").to_owned(),
         body: serde_json::from_slice(&bytes).unwrap_or_default(),
     });
-    answer(if is_signed {
-        StatusCode::OK
-    } else {
-        StatusCode::UNAUTHORIZED
-    })
+    answer(status)
 }
 
 fn header_text<'a>(headers: &'a HeaderMap, name: &str) -> &'a str {
@@ -136,12 +168,19 @@ fn header_text<'a>(headers: &'a HeaderMap, name: &str) -> &'a str {
     value.unwrap_or_default()
 }
 
+/// Each header has one value for each secret that signs at the moment, of which one must match.
 fn has_valid_signature(headers: &HeaderMap, body: &[u8], secrets: &SigningSecrets) -> bool {
     let Ok(timestamp) = header_text(headers, "x-attesto-timestamp").parse() else {
         return false;
     };
     let expected =
         signature::sign_delivery(secrets, header_text(headers, "webhook-id"), timestamp, body);
-    header_text(headers, "x-attesto-signature") == expected.attesto
-        && header_text(headers, "webhook-signature") == expected.standard
+    let Some((time, value)) = expected.attesto.split_once(',') else {
+        return false;
+    };
+    let mut parts = header_text(headers, "x-attesto-signature").split(',');
+    let mut standard = header_text(headers, "webhook-signature").split(' ');
+    parts.next() == Some(time)
+        && parts.any(|part| part == value)
+        && standard.any(|value| value == expected.standard)
 }
