@@ -14,6 +14,7 @@
 //! - [`duration`], [`input_file`]: how arguments are read
 //! - [`missing_key`]: tells a lost encryption key from one that was not made yet
 //! - [`callback_receiver`]: the callback of [`dev`] and [`receive`]
+//! - [`service_manager`]: tells systemd when [`serve`] is ready
 //! - [`store_credentials`]: what [`apple`] and [`google`] share
 //!
 //! The commands:
@@ -57,6 +58,7 @@ mod progress;
 mod prune;
 mod receive;
 mod serve;
+mod service_manager;
 mod simulator;
 mod state_text;
 mod store_credentials;

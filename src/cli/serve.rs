@@ -17,6 +17,7 @@ use tokio_util::task::AbortOnDropHandle;
 
 use super::context::{CommandContext, CommandError};
 use super::missing_key::explain_missing_key;
+use super::service_manager;
 use crate::app::{App, RunningApp};
 use crate::base::backoff::Backoff;
 use crate::base::clock::{Clock, Timestamp};
@@ -249,6 +250,7 @@ async fn serve_until_stopped(
         database,
         embedded_postgres,
         database_preparation,
+        _ready_notification,
     } = started;
 
     let outcome = tokio::select! {
@@ -259,6 +261,7 @@ async fn serve_until_stopped(
         // The database became reachable, and this release cannot use it.
         Err(problem) = database_preparation => Err(problem),
     };
+    service_manager::notify_stopping();
     let second_signal = tokio::spawn(exit_on_second_signal(signals, writer.clone()));
     let _second_signal = AbortOnDropHandle::new(second_signal);
     let drain_delay = match settings.mode {
@@ -294,6 +297,8 @@ struct StartedService {
     embedded_postgres: Option<EmbeddedPostgres>,
     /// Ends with an error when this release cannot use the database; pending while it is being prepared, and after.
     database_preparation: BoxFuture<'static, Result<(), CommandError>>,
+    /// Tells the service manager when the database is prepared.
+    _ready_notification: AbortOnDropHandle<()>,
 }
 
 async fn start_service(
@@ -356,7 +361,8 @@ async fn start_service(
     let address = serving.address();
 
     let (migrate, keyring) = (settings.migrate_on_start, settings.keyring.clone());
-    let mut preparation = prepare_database(database.clone(), migrate, keyring, prepared).boxed();
+    let mut preparation =
+        prepare_database(database.clone(), migrate, keyring, prepared.clone()).boxed();
     match tokio::time::timeout(INITIAL_PREPARE_TIMEOUT, &mut preparation).await {
         Ok(Ok(())) => preparation = std::future::pending().boxed(),
         Ok(Err(problem)) => {
@@ -377,6 +383,10 @@ async fn start_service(
         certificateNotAfter = certificate.map(|pair| tracing::field::display(pair.not_after())),
         "listening"
     );
+    let prepared = async move {
+        prepared.cancelled().await;
+        service_manager::notify_ready();
+    };
     if settings.is_validation_audit_enabled && settings.retention.validation_audit.is_none() {
         tracing::warn!("validation_audit_enabled_no_retention");
     }
@@ -385,6 +395,7 @@ async fn start_service(
         database,
         embedded_postgres,
         database_preparation: preparation,
+        _ready_notification: AbortOnDropHandle::new(tokio::spawn(prepared)),
     })
 }
 

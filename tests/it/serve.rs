@@ -2,7 +2,9 @@
 
 use std::fs::Permissions;
 use std::io::{BufRead as _, BufReader};
+use std::os::linux::net::SocketAddrExt as _;
 use std::os::unix::fs::PermissionsExt as _;
+use std::os::unix::net::{SocketAddr, UnixDatagram};
 use std::process::{Child, Command, ExitStatus, Stdio};
 use std::sync::{Arc, Mutex};
 
@@ -238,6 +240,65 @@ async fn serve_with_tls_is_healthy_and_reloads_on_sighup() {
     assert!(health(&port).0);
     served.signal(Signal::TERM);
     assert!(served.end().await.success());
+}
+
+/// The next message at a socket that is polled, because the runtime's datagrams do not take abstract addresses.
+async fn notified(socket: &UnixDatagram) -> String {
+    wait_for("the service manager is notified", async || {
+        let mut buffer = [0; 100];
+        let length = socket.recv(&mut buffer).ok()?;
+        Some(String::from_utf8_lossy(&buffer[..length]).into_owned())
+    })
+    .await
+}
+
+#[tokio::test]
+async fn systemd_is_told_when_the_service_is_ready_and_when_it_stops() {
+    let fresh = fresh_database().await;
+    let folder = Folder::new();
+    let path = folder.join("notify");
+    let name = format!("attesto-notify-{}", std::process::id());
+    let address = SocketAddr::from_abstract_name(&name).unwrap();
+    for (socket, address) in [
+        (
+            UnixDatagram::bind(&path).unwrap(),
+            path.to_str().unwrap().to_owned(),
+        ),
+        (
+            UnixDatagram::bind_addr(&address).unwrap(),
+            format!("@{name}"),
+        ),
+    ] {
+        socket.set_nonblocking(true).unwrap();
+        let variables = [
+            ("ATTESTO_ENCRYPTION_KEY", key(7)),
+            ("NOTIFY_SOCKET", address),
+        ];
+        let variables = variables
+            .each_ref()
+            .map(|(name, value)| (*name, value.as_str()));
+        let mut served = Served::start(&fresh.url, &variables);
+        assert_eq!(notified(&socket).await, "READY=1");
+        served.ready(200).await;
+        served.signal(Signal::TERM);
+        assert_eq!(notified(&socket).await, "STOPPING=1");
+        assert!(served.end().await.success());
+    }
+
+    // A service that cannot use its key listens, and is not ready.
+    let socket = UnixDatagram::bind(folder.join("another")).unwrap();
+    socket.set_nonblocking(true).unwrap();
+    let path = folder.join("another").to_str().unwrap().to_owned();
+    let key = key(8);
+    let variables = [
+        ("ATTESTO_ENCRYPTION_KEY", key.as_str()),
+        ("NOTIFY_SOCKET", &path),
+    ];
+    let mut served = Served::start(&fresh.url, &variables);
+    served.line("listening").await;
+    served.signal(Signal::TERM);
+    assert_eq!(notified(&socket).await, "STOPPING=1");
+    served.end().await;
 }
 
 #[tokio::test]
