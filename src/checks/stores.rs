@@ -11,7 +11,7 @@ use super::check::Judged;
 use super::check_result::CheckResult;
 use super::expiry::APPLE_ROOT_WARNING_PERIOD;
 use crate::base::clock::Timestamp;
-use crate::config::{self, RawSettings, StoreSettings};
+use crate::config::{self, RawSettings, StoreSettings, is_loopback};
 use crate::outbound::{RetryDecision, StoreClients, Upstream};
 use crate::stores::apple::trust::{JwsVerifier, root_expiries};
 
@@ -29,13 +29,13 @@ pub(super) async fn check_stores_reachable(raw: &RawSettings<'_>, is_online: boo
         let reason = "The stores were not called (--offline).";
         return CheckResult::skipped("stores.reachable", reason).into();
     }
+    // What the service itself calls. Pub/Sub pushes to it, and its API is called by nothing here.
     let stores = [
         ("Apple's production API", &stores.apple_production_url),
         ("Apple's sandbox API", &stores.apple_sandbox_url),
         ("Google's Play API", &stores.google_play_url),
         ("Google's token server", &stores.google_token_url),
-        ("Google's push keys", &stores.google_jwks_url),
-        ("Google's Pub/Sub API", &stores.google_pubsub_url),
+        ("Google's server of push keys", &stores.google_jwks_url),
     ];
     let Ok(proxy) = config::read_egress_proxy(raw) else {
         return Judged::GroupSkipped(SETTINGS_UNREADABLE);
@@ -85,6 +85,10 @@ pub(super) async fn check_egress_proxy(raw: &RawSettings<'_>, is_online: bool) -
 async fn check_store_reachable(upstream: &Upstream, what: &str, url: &Url) -> CheckResult {
     const NAME: &str = "stores.reachable";
     let host = url.host_str().unwrap_or_default();
+    let host = match url.port() {
+        Some(port) => format!("{host}:{port}"),
+        None => host.to_owned(),
+    };
     let asking =
         upstream.send_with_retries(|client| client.head(url.clone()), |_| RetryDecision::Final);
     match asking.await {
@@ -92,7 +96,11 @@ async fn check_store_reachable(upstream: &Upstream, what: &str, url: &Url) -> Ch
         Err(error) => CheckResult::fail(
             NAME,
             format!("{what} cannot be reached ({host}): {error}."),
-            "Does the name resolve here, may this machine connect to port 443 outside, and are its root certificates up to date?",
+            if is_loopback(url) {
+                "Start the server on this machine that the setting names, such as `attesto simulator`, or correct the setting."
+            } else {
+                "Does the name resolve here, may this machine connect to port 443 outside, and are its root certificates up to date?"
+            },
         ),
     }
 }

@@ -28,6 +28,7 @@ pub mod settings;
 pub use fingerprints::compute_fingerprints;
 pub use groups::{StoreSettings, WebhookSettings};
 pub use raw::{RawSettings, list_env_vars, read_env_var};
+pub(crate) use reader::is_loopback;
 pub use settings::{
     AppSettings, DatabaseSource, DeploymentMode, read_deployment_mode, read_egress_proxy,
     read_listen_settings, read_tls_files,

@@ -147,13 +147,8 @@ impl Install {
         for (name, value) in world.simulator.environment_variables() {
             shell = shell.set(name, &value);
         }
-        let (stores, roots) = (
-            world.settings.stores.google_play_url.to_string(),
-            roots.display().to_string(),
-        );
-        let shell = shell
-            .set("APPLE_ROOT_CERTIFICATES", &roots)
-            .set("GOOGLE_PUBSUB_URL", &stores);
+        // As the simulated stores say it: a machine without the Internet must be well beside them.
+        let shell = shell.set("APPLE_ROOT_CERTIFICATES", &roots.display().to_string());
         canary::ensure_canaries(world.database(), world.keyring())
             .await
             .unwrap();
@@ -359,8 +354,10 @@ async fn unreachable_stores_and_invalid_roots() {
     examined_online(&lost).await.is_only(
         "stores.reachable",
         "fail",
-        "Google's Play API cannot be reached",
+        "Google's Play API cannot be reached (127.0.0.1:1)",
     );
+    let found = examined_online(&lost).await.tree.to_string();
+    assert!(found.contains("such as `attesto simulator`"), "{found}");
     let nowhere = install
         .shell
         .clone()

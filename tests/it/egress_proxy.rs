@@ -331,10 +331,6 @@ impl Stage {
             .shell()
             .set_all(world.simulator.environment_variables())
             .set("APPLE_ROOT_CERTIFICATES", root.to_str().unwrap())
-            .set(
-                "GOOGLE_PUBSUB_URL",
-                world.settings.stores.google_play_url.as_str(),
-            )
             // Variables that other programs obey change nothing.
             .set("HTTPS_PROXY", "http://127.0.0.1:9")
             .set("HTTP_PROXY", "http://127.0.0.1:9")
