@@ -4,7 +4,7 @@ use std::ffi::OsString;
 use std::io::Write as _;
 use std::process::ExitCode;
 
-use clap::{ArgMatches, CommandFactory as _, FromArgMatches as _, Parser, Subcommand};
+use clap::{ArgMatches, Command, CommandFactory as _, FromArgMatches as _, Parser, Subcommand};
 
 use super::context::{CommandContext, CommandError};
 use super::output::OutputFormat;
@@ -125,13 +125,41 @@ enum CliCommand {
     Man(completions::ManArgs),
 }
 
+impl Cli {
+    /// The tree of commands that is parsed. A flag that names a file is spelled `--x-file` or `--x-path`; the other spelling is accepted
+    /// too, and not shown.
+    pub(crate) fn parser() -> Command {
+        accept_both_file_spellings(Self::command())
+    }
+}
+
+fn accept_both_file_spellings(command: Command) -> Command {
+    command
+        .mut_args(|arg| match arg.get_long().and_then(other_file_spelling) {
+            Some(other) => arg.alias(other),
+            None => arg,
+        })
+        .mut_subcommands(accept_both_file_spellings)
+}
+
+/// `x-path` for `x-file`, and the reverse.
+fn other_file_spelling(flag: &str) -> Option<String> {
+    let to_path = flag
+        .strip_suffix("-file")
+        .map(|name| format!("{name}-path"));
+    to_path.or_else(|| {
+        flag.strip_suffix("-path")
+            .map(|name| format!("{name}-file"))
+    })
+}
+
 /// Runs the command that the arguments name (the first is the program's name) and returns its exit code. Results go to
 /// stdout, error messages to stderr.
 pub async fn run(arguments: impl IntoIterator<Item = OsString>) -> ExitCode {
-    let mut tree = Cli::command();
+    let mut tree = Cli::parser();
     tree.build();
     let arguments = colon_aliases::expand_colon_aliases(arguments, &tree);
-    let (cli, command) = match Cli::command()
+    let (cli, command) = match Cli::parser()
         .try_get_matches_from(&arguments)
         .and_then(|matches| Ok((Cli::from_arg_matches(&matches)?, command_path(&matches))))
     {
@@ -220,7 +248,47 @@ mod tests {
 
     #[test]
     fn clap_accepts_the_tree() {
-        Cli::command().debug_assert();
+        Cli::parser().debug_assert();
+    }
+
+    /// Every command, with its words.
+    fn all_commands(command: &Command, path: &str, found: &mut Vec<(String, Command)>) {
+        found.push((path.to_owned(), command.clone()));
+        for below in command.get_subcommands() {
+            all_commands(below, &format!("{path} {}", below.get_name()), found);
+        }
+    }
+
+    #[test]
+    fn every_flag_that_names_a_file_has_both_spellings() {
+        let mut commands = Vec::new();
+        all_commands(&Cli::parser(), "attesto", &mut commands);
+        let mut flags = Vec::new();
+        for (path, command) in &commands {
+            for arg in command.get_arguments() {
+                let names = arg.get_long_and_visible_aliases().unwrap_or_default();
+                let Some(other) = names.first().and_then(|name| other_file_spelling(name)) else {
+                    // A path that has another name is a folder, or the only file of its command.
+                    continue;
+                };
+                assert_eq!(names.len(), 1, "{path}: {names:?}");
+                let aliases = arg.get_all_aliases().unwrap_or_default();
+                assert_eq!(aliases, [other.as_str()], "{path}");
+                flags.push(format!("{path} --{}", names[0]));
+            }
+        }
+        for flag in [
+            "attesto serve --encryption-key-file",
+            "attesto serve --tls-cert-path",
+            "attesto apple set-credentials --key-path",
+            "attesto google set-credentials --service-account-path",
+            "attesto webhook set-config --secret-path",
+            "attesto tenant export --passphrase-file",
+            "attesto tenant import --identity-file",
+        ] {
+            assert!(flags.iter().any(|found| found == flag), "{flag}: {flags:?}");
+        }
+        assert!(flags.len() > 20, "{flags:?}");
     }
 
     #[test]
@@ -244,7 +312,7 @@ mod tests {
             "doctor",
             "receive",
         ] {
-            let mut command = Cli::command();
+            let mut command = Cli::parser();
             command.build();
             let found = path
                 .split(' ')
@@ -262,7 +330,7 @@ mod tests {
             assert_ne!(lines.clone().count(), 0, "{path}");
             for line in lines {
                 assert!(line.starts_with(&format!("  attesto {path}")), "{line}");
-                let parsed = Cli::command().try_get_matches_from(line.split_whitespace());
+                let parsed = Cli::parser().try_get_matches_from(line.split_whitespace());
                 assert!(parsed.is_ok(), "{line}: {:?}", parsed.err());
             }
         }

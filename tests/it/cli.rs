@@ -9,6 +9,7 @@ use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
 use serde_json::{Value, json};
 
+use crate::world::folder::Folder;
 use crate::world::postgres::{empty_database, fresh_database};
 use crate::world::shell::{Ran, Shell};
 
@@ -454,4 +455,52 @@ async fn table_output_is_for_people() {
     let list = shell.run(&["tenant:list", "--output", "table"]);
     assert!(list.said.starts_with("ID "), "{}", list.said);
     assert!(list.said.contains("Acme"), "{}", list.said);
+}
+
+/// Both spellings of a flag that names a file lead to the same.
+#[test]
+fn a_file_is_named_by_either_spelling() {
+    let folder = Folder::new();
+    let file = |name: &str, content: &str| {
+        let path = folder.join(name);
+        std::fs::write(&path, content).unwrap();
+        path.to_str().unwrap().to_owned()
+    };
+    let (secret, body) = (file("secret", &"s".repeat(40)), file("body", "{}"));
+    let shell = Shell::default();
+    let mut results = Vec::new();
+    for spelling in ["path", "file"] {
+        let (with_secret, with_body) = (
+            format!("--secret-{spelling}"),
+            format!("--body-{spelling}={body}"),
+        );
+        let ran = shell.run(&[
+            "webhook",
+            "verify-signature",
+            &with_secret,
+            &secret,
+            &with_body,
+            "--signature",
+            "t=1,v1=00",
+        ]);
+        assert_eq!(ran.exit, 1, "{ran:?}");
+        let mut found = ran.json();
+        // Both ran at other moments.
+        found.as_object_mut().unwrap().remove("ageSeconds");
+        found.as_object_mut().unwrap().remove("problems");
+        results.push(found);
+    }
+    assert_eq!(results[0], results[1]);
+    let (missing, both) = (
+        shell.run(&["config", "check", "--encryption-key-path", "/nowhere/key"]),
+        shell.run(&["webhook", "verify-signature", "--help"]),
+    );
+    assert!(
+        missing.complained.contains("ATTESTO_ENCRYPTION_KEY_FILE"),
+        "{missing:?}"
+    );
+    assert!(
+        !both.said.contains("--secret-file"),
+        "one of them is shown: {both:?}"
+    );
 }
