@@ -18,6 +18,7 @@ use std::time::{Duration, Instant};
 
 use attesto::base::clock::Clock;
 use attesto::base::id::TenantId;
+use attesto::base::progress::ignore_progress;
 use attesto::config;
 use attesto::db::Database;
 use attesto::deliveries::redelivery::EventStatus;
@@ -270,7 +271,14 @@ impl Side {
         let kept = Duration::from_secs_f64(DAYS * 86_400.0 * share);
         let never = CancellationToken::new();
         let begun = Instant::now();
-        let gone = prune_expired(&self.database, RetentionKind::Events, kept, &never).await;
+        let gone = prune_expired(
+            &self.database,
+            RetentionKind::Events,
+            kept,
+            &never,
+            &ignore_progress,
+        )
+        .await;
         let gone = gone.expect("it prunes");
         let pauses = Duration::from_millis(20) * u32::try_from(gone / 500).unwrap_or(0);
         gone as f64 / begun.elapsed().saturating_sub(pauses).as_secs_f64()

@@ -18,6 +18,7 @@ use tokio_util::sync::CancellationToken;
 
 use crate::audit::VerificationLog;
 use crate::base::clock::Clock;
+use crate::base::progress::ignore_progress;
 use crate::checks;
 use crate::checks::expiry::certificate_name;
 use crate::checks::gauges::DatabaseGauges;
@@ -584,6 +585,7 @@ pub fn build_job_tools(settings: &AppSettings, database: &Database, clock: &Cloc
         is_forced: false,
         retention: settings.retention,
         cadences: settings.expiry_thresholds,
+        report: Arc::new(ignore_progress),
     }
 }
 

@@ -12,6 +12,7 @@ use super::programs::PostgresPrograms;
 use super::store::{self, BackupSnapshot};
 use crate::base::clock::Timestamp;
 use crate::base::id::BackupId;
+use crate::base::progress::{ReportProgress, report_while};
 use crate::db::Database;
 use crate::replicas::host_name;
 
@@ -21,7 +22,9 @@ pub async fn create_backup(
     database: &Database,
     programs: &PostgresPrograms,
     output: &Path,
+    report: ReportProgress<'_>,
 ) -> Result<BackupManifest, BackupError> {
+    const STEPS: u64 = 3;
     let manifest_path = BackupManifest::path_for(output);
     for path in [output, &manifest_path] {
         if path.exists() {
@@ -31,6 +34,7 @@ pub async fn create_backup(
     let server = store::server_major_version(database).await?;
     let part = PartialFile::create_for(output).map_err(file_error(output))?;
 
+    report(0, STEPS, "counting the rows");
     let mut snapshot = BackupSnapshot::begin_snapshot(database).await?;
     let content = snapshot.load_content().await?;
     let mut file = std::ffi::OsString::from("--file=");
@@ -41,12 +45,17 @@ pub async fn create_backup(
         format!("--snapshot={}", snapshot.name).into(),
         file,
     ];
-    programs
-        .run_program("pg_dump", server, database, arguments)
-        .await?;
+    let dumping = programs.run_program("pg_dump", server, database, arguments);
+    let report_size = || {
+        let bytes = std::fs::metadata(part.path()).map_or(0, |file| file.len());
+        let what = format!("dumping, {} MB written", bytes / 1_000_000);
+        report(1, STEPS, &what);
+    };
+    report_while(dumping, report_size).await?;
     let taken_at = snapshot.taken_at;
     snapshot.end_snapshot().await?;
 
+    report(2, STEPS, "computing the checksum");
     let (bytes, sha256) = fingerprint_dump(part.path())?;
     let moment = Timestamp::from(taken_at);
     let manifest = BackupManifest {

@@ -14,6 +14,7 @@ use super::report::BackupVerifyReport;
 use super::store;
 use crate::base::clock::{Clock, Timestamp};
 use crate::base::id::BackupId;
+use crate::base::progress::{ReportProgress, report_while};
 use crate::credentials::canary::{self, CanaryError};
 use crate::credentials::sealed_value_check;
 use crate::crypto::keyring::Keyring;
@@ -21,6 +22,7 @@ use crate::db::Database;
 
 /// How many values of each sealed column are unsealed, chosen at random.
 const SAMPLE_ROWS: i64 = 20;
+const VERIFY_STEPS: u64 = 5;
 
 /// Restores the dump into a scratch database, compares it with its manifest, applies the migrations of this release,
 /// and unseals a sample of the sealed values. The scratch database is dropped before this returns. Nothing else on the
@@ -32,6 +34,7 @@ pub async fn verify_backup(
     dump: &Path,
     clock: &Clock,
     stop: &CancellationToken,
+    progress: ReportProgress<'_>,
 ) -> Result<BackupVerifyReport, BackupError> {
     let manifest = BackupManifest::read_for(dump)?;
     let missing = missing_keys(&manifest.key_ids, keyring);
@@ -52,6 +55,7 @@ pub async fn verify_backup(
         opened: 0,
         problems: Vec::new(),
     };
+    progress(0, VERIFY_STEPS, "computing the checksum");
     let (bytes, sha256) = fingerprint_dump(dump)?;
     if (bytes, &sha256) == (manifest.bytes, &manifest.sha256) {
         let name = BackupId::mint(now).to_string().to_lowercase();
@@ -59,7 +63,12 @@ pub async fn verify_backup(
         let schema = manifest.tables_schema();
         store::create_scratch_database(database, &name, schema.as_deref()).await?;
         let scratch = database.sibling_database(&name);
-        let check = restore_and_check(&scratch, keyring, programs, dump, &manifest, &mut report);
+        let source = DumpSource {
+            programs,
+            dump,
+            manifest: &manifest,
+        };
+        let check = restore_and_check(&scratch, keyring, &source, &mut report, progress);
         let outcome = stop.run_until_cancelled(check).await;
         scratch.close_connections().await;
         store::drop_scratch_database(database, &name).await?;
@@ -79,16 +88,27 @@ pub async fn verify_backup(
     Ok(report)
 }
 
+/// The dump that is restored.
+struct DumpSource<'a> {
+    programs: &'a PostgresPrograms,
+    dump: &'a Path,
+    manifest: &'a BackupManifest,
+}
+
 async fn restore_and_check(
     scratch: &Database,
     keyring: Option<&Keyring>,
-    programs: &PostgresPrograms,
-    dump: &Path,
-    manifest: &BackupManifest,
+    source: &DumpSource<'_>,
     report: &mut BackupVerifyReport,
+    progress: ReportProgress<'_>,
 ) -> Result<(), BackupError> {
     let started_at = Instant::now();
-    match restore_dump_into(scratch, programs, dump).await {
+    let restoring = restore_dump_into(scratch, source.programs, source.dump);
+    let report_time = || {
+        let what = format!("restoring, {} s", started_at.elapsed().as_secs());
+        progress(1, VERIFY_STEPS, &what);
+    };
+    match report_while(restoring, report_time).await {
         Ok(()) => {}
         Err(BackupError::ProgramFailed { reason, .. }) => {
             let problem = format!("It cannot be restored: {reason}.");
@@ -99,14 +119,17 @@ async fn restore_and_check(
     }
     report.restored_in_ms = u64::try_from(started_at.elapsed().as_millis()).unwrap_or(u64::MAX);
 
+    progress(2, VERIFY_STEPS, "counting the rows");
     let found = store::load_database_content(scratch).await?;
     report
         .problems
-        .extend(compare_with_manifest(manifest, &found));
+        .extend(compare_with_manifest(source.manifest, &found));
     report
         .problems
         .extend(store::list_invalid_objects(scratch).await?);
+    progress(3, VERIFY_STEPS, "applying migrations");
     report.migrations_applied = scratch.migrate(false).await?.applied.len();
+    progress(4, VERIFY_STEPS, "opening secrets");
     if let Some(keyring) = keyring {
         match canary::check_canaries(scratch, keyring).await {
             Ok(()) => {}

@@ -8,6 +8,7 @@
 //! - `json_text`: whether Postgres stores a JSON text
 //! - [`lane`]: the parts in which deliveries are claimed
 //! - `lookup_lanes`: bounds what strangers can have looked up
+//! - [`progress`]: reports how far a long operation is
 //! - [`single_flight`]: concurrent callers share one call
 //! - `tls_error`: why a TLS connection failed, in one sentence
 //! - [`shutdown`]: the signals that stop the process, and core dumps
@@ -20,6 +21,7 @@ pub mod id;
 pub(crate) mod json_text;
 pub mod lane;
 pub(crate) mod lookup_lanes;
+pub mod progress;
 pub mod shutdown;
 pub mod single_flight;
 pub(crate) mod tls_error;

@@ -3,6 +3,7 @@
 use std::path::{Path, PathBuf};
 
 use super::context::{CommandContext, CommandError};
+use super::progress::ProgressBar;
 use crate::backup::{self, BackupError, BackupManifest, BackupVerifyReport, PostgresPrograms};
 
 #[derive(Debug, clap::Subcommand)]
@@ -44,12 +45,15 @@ pub(crate) async fn run(
         password_file: variable("PGPASSFILE"),
     };
     let (stop, _waiting) = context.cancel_on_signal()?;
+    let bar = ProgressBar::for_output(&context.output);
+    let report = |done, total, what: &str| bar.draw_progress(done, total, what);
     match command {
         BackupCommand::Create { file } => {
             let database = context.open_database().await?;
             let created = stop
-                .run_until_cancelled(backup::create_backup(&database, &programs, &file))
+                .run_until_cancelled(backup::create_backup(&database, &programs, &file, &report))
                 .await;
+            bar.clear();
             let manifest = created.unwrap_or_else(|| {
                 Err(BackupError::ProgramFailed {
                     program: "pg_dump",
@@ -79,22 +83,25 @@ pub(crate) async fn run(
         BackupCommand::Verify { file } => {
             let keyring = context.find_configured_keyring()?;
             let database = context.open_database().await?;
-            let report = backup::verify_backup(
+            let verified = backup::verify_backup(
                 &database,
                 keyring.as_ref(),
                 &programs,
                 &file,
                 &context.clock,
                 &stop,
+                &report,
             )
-            .await?;
+            .await;
+            bar.clear();
+            let verified = verified?;
             context
                 .output
-                .write_json_or_text(&report, &format_verification(&report))?;
-            if report.sound {
+                .write_json_or_text(&verified, &format_verification(&verified))?;
+            if verified.sound {
                 Ok(())
             } else {
-                Err(CommandError::failed(report.problems.join("\n")))
+                Err(CommandError::failed(verified.problems.join("\n")))
             }
         }
     }

@@ -8,6 +8,7 @@ use serde_json::Value;
 
 use super::context::{CommandContext, CommandError};
 use crate::base::clock::Timestamp;
+use crate::base::progress::ignore_progress;
 use crate::config::groups::{ExpiryThresholds, JobIntervals, RetentionSettings, WebhookSettings};
 use crate::db::Database;
 use crate::deliveries::Sender;
@@ -139,6 +140,7 @@ pub(super) async fn build_job_context(
         is_forced: true,
         retention: context.read_settings(RetentionSettings::from_raw)?,
         cadences: context.read_settings(ExpiryThresholds::from_raw)?,
+        report: Arc::new(ignore_progress),
     })
 }
 

@@ -1,10 +1,13 @@
 //! `attesto prune`: deletes the data whose retention period has ended.
 
+use std::sync::Arc;
+
 use serde::Serialize;
 use strum::VariantArray as _;
 
 use super::context::{CommandContext, CommandError};
 use super::jobs;
+use super::progress::ProgressBar;
 use crate::retention::{self, RetentionKind};
 
 #[derive(Debug, clap::Args)]
@@ -26,12 +29,17 @@ struct PruneRow {
 }
 
 pub(crate) async fn run(args: PruneArgs, context: &CommandContext) -> Result<(), CommandError> {
-    let job_context = jobs::build_job_context(context).await?;
+    let mut job_context = jobs::build_job_context(context).await?;
+    let bar = Arc::new(ProgressBar::for_output(&context.output));
+    let shown_bar = bar.clone();
+    job_context.report =
+        Arc::new(move |done, total, what| shown_bar.draw_progress(done, total, what));
     let ran = if args.dry_run {
         None
     } else {
         Some(jobs::run_job(&job_context, "retention", context).await?)
     };
+    bar.clear();
     let mut shown = Vec::new();
     for &kind in RetentionKind::VARIANTS {
         let kept = kind.retention_period(&job_context.retention);

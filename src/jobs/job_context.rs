@@ -3,6 +3,7 @@
 use std::sync::Arc;
 
 use crate::base::clock::Clock;
+use crate::base::progress::SharedReport;
 use crate::config::groups::{ExpiryThresholds, JobIntervals, RetentionSettings};
 use crate::crypto::keyring::Keyring;
 use crate::db::Database;
@@ -27,4 +28,6 @@ pub struct JobContext {
     pub retention: RetentionSettings,
     /// The thresholds for warnings, for the job `expiry`.
     pub cadences: ExpiryThresholds,
+    /// Shows how far a run is that a command started.
+    pub report: SharedReport,
 }

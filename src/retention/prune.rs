@@ -11,6 +11,7 @@ use tokio_util::sync::CancellationToken;
 
 use super::RetentionKind;
 use super::store::{self, BATCH_SIZE};
+use crate::base::progress::ReportProgress;
 use crate::db::{Database, Error};
 use crate::jobs::{Job, JobContext};
 
@@ -29,11 +30,15 @@ pub(crate) fn retention_job(tools: &JobContext) -> Job {
 
 async fn run_retention_job(tools: JobContext, stop: CancellationToken) -> anyhow::Result<Value> {
     let mut removed = Map::new();
-    for &kind in RetentionKind::VARIANTS {
+    let kind_count = RetentionKind::VARIANTS.len() as u64;
+    for (&kind, finished) in RetentionKind::VARIANTS.iter().zip(0..) {
         let Some(period) = kind.retention_period(&tools.retention) else {
             continue;
         };
-        let count = prune_expired(&tools.database, kind, period, &stop).await?;
+        let report = |_, _, what: &str| {
+            (tools.report)(finished, kind_count, &format!("{}, {what}", kind.as_str()));
+        };
+        let count = prune_expired(&tools.database, kind, period, &stop, &report).await?;
         removed.insert(kind.as_str().to_owned(), count.into());
     }
     Ok(removed.into())
@@ -45,10 +50,12 @@ pub async fn prune_expired(
     kind: RetentionKind,
     kept: Duration,
     stop: &CancellationToken,
+    report: ReportProgress<'_>,
 ) -> Result<u64, Error> {
     let mut removed = 0;
     let mut after = None;
     while !stop.is_cancelled() {
+        report(0, 1, &format!("{removed} rows removed"));
         let batch = store::prune_batch(database, kind, kept, after).await?;
         removed += batch.removed;
         if batch.scanned < BATCH_SIZE.unsigned_abs() {

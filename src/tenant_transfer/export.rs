@@ -11,18 +11,22 @@ use serde_json::value::RawValue;
 
 use super::error::TransferError;
 use super::file_format::{EXPORT_FORMAT, EncodedSecret, ExportHeader, ExportLine};
-use super::store::{self, EncodedColumn, TenantSnapshot};
+use super::store::{self, EncodedColumn, ExportedTenant, TenantSnapshot};
 use super::tables::{HistoryScope, TRANSFERRED_TABLES};
 use crate::backup::manifest::hash_file;
 use crate::backup::partial_file::PartialFile as Unfinished;
 use crate::base::clock::Timestamp;
 use crate::base::id::TenantId;
+use crate::base::progress::ReportProgress;
 use crate::credentials::sealed_columns::SealedColumn;
 use crate::crypto::ExposeSecret as _;
 use crate::crypto::keyring::Keyring;
 use crate::crypto::sealed_file::{SealTarget, SealedFileWriter};
 use crate::db::{Database, Error};
 use crate::deliveries::body::{BodyStore, EncodedBody};
+
+/// How often progress is reported within a table.
+const ROWS_PER_REPORT: u64 = 1000;
 
 /// The result of an export.
 #[derive(Clone, Debug, Serialize)]
@@ -53,6 +57,7 @@ pub async fn export_tenant(
     history: HistoryScope,
     to: &SealTarget,
     file: &Path,
+    report: ReportProgress<'_>,
 ) -> Result<ExportReport, TransferError> {
     if file.exists() {
         return Err(TransferError::FileExists(file.to_owned()));
@@ -60,17 +65,7 @@ pub async fn export_tenant(
     let mut snapshot = TenantSnapshot::begin_snapshot(database, tenant).await?;
     let owner = snapshot.load_tenant(tenant).await?;
     let owner = owner.ok_or_else(|| TransferError::TenantNotFound(tenant.clone()))?;
-    // The export of an active tenant is a copy, which misses later events. The export of an inactive tenant is
-    // complete, so no process may still be sending its deliveries.
-    if !owner.is_active && owner.deliveries_in_progress > 0 {
-        return Err(TransferError::DeliveriesInProgress {
-            tenant: tenant.clone(),
-            count: owner.deliveries_in_progress,
-        });
-    }
-    if owner.has_open_redelivery && history == HistoryScope::Needed {
-        return Err(TransferError::RedeliveryInProgress(tenant.clone()));
-    }
+    check_deliveries(&owner, tenant, history)?;
     let label = ExportHeader {
         format: EXPORT_FORMAT,
         tenant: tenant.clone(),
@@ -96,7 +91,9 @@ pub async fn export_tenant(
     let bodies = BodyStore::new(database);
     bodies.load_all_dictionaries().await?;
     let mut rows = BTreeMap::new();
-    for part in &TRANSFERRED_TABLES {
+    let table_count = TRANSFERRED_TABLES.len() as u64;
+    for (part, finished) in TRANSFERRED_TABLES.iter().zip(0..) {
+        report(finished, table_count, part.name);
         let columns = snapshot.list_columns(part.name).await?;
         let heading = ExportLine::Table {
             name: part.name.to_owned(),
@@ -116,6 +113,10 @@ pub async fn export_tenant(
                 }
             };
             count += 1;
+            if count % ROWS_PER_REPORT == 0 {
+                let what = format!("{}, {count} rows", part.name);
+                report(finished, table_count, &what);
+            }
             let line = ExportLine::Row {
                 fields,
                 secret,
@@ -154,6 +155,25 @@ pub async fn export_tenant(
     store::record_export(database, tenant, &note).await?;
     unfinished.persist_as(file).map_err(failed)?;
     Ok(exported)
+}
+
+/// The export of an active tenant is a copy, which misses later events. The export of an inactive tenant is complete, so no process
+/// may still be sending its deliveries.
+fn check_deliveries(
+    owner: &ExportedTenant,
+    tenant: &TenantId,
+    history: HistoryScope,
+) -> Result<(), TransferError> {
+    if !owner.is_active && owner.deliveries_in_progress > 0 {
+        return Err(TransferError::DeliveriesInProgress {
+            tenant: tenant.clone(),
+            count: owner.deliveries_in_progress,
+        });
+    }
+    if owner.has_open_redelivery && history == HistoryScope::Needed {
+        return Err(TransferError::RedeliveryInProgress(tenant.clone()));
+    }
+    Ok(())
 }
 
 fn unseal_secret(

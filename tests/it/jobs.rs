@@ -8,6 +8,7 @@ use std::time::Duration;
 
 use attesto::base::clock::{Clock, Timestamp};
 use attesto::base::lane::LaneSet;
+use attesto::base::progress::ignore_progress;
 use attesto::config::groups::{ExpiryThresholds, JobIntervals, RetentionSettings};
 use attesto::jobs::{
     self, Job, JobContext, JobOutcome, JobRunError, JobScheduler, list_last_runs, run_job_now,
@@ -63,6 +64,7 @@ impl Office {
                 api_key_max_unused: None,
                 certificate_warning_period: Duration::ZERO,
             },
+            report: Arc::new(ignore_progress),
         };
         Self {
             fresh,

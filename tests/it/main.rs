@@ -56,6 +56,7 @@ mod openapi;
 mod operators;
 mod other_schema;
 mod pgbouncer;
+mod progress;
 mod read_only_role;
 mod receive;
 mod receiver_examples;

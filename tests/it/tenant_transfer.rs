@@ -7,6 +7,7 @@ use std::os::unix::fs::PermissionsExt as _;
 use std::time::Duration;
 
 use attesto::base::id::TenantId;
+use attesto::base::progress::ignore_progress;
 use attesto::crypto::ExposeSecret as _;
 use attesto::crypto::sealed_file::{
     OpeningSecret, Passphrase, Recipient, RecipientIdentity, SealTarget, SealedFileReader,
@@ -1088,6 +1089,7 @@ async fn writes_in_progress_at_deactivation_are_exported() {
             HistoryScope::Needed,
             &to,
             &file,
+            &ignore_progress,
         )
     };
 
@@ -1158,6 +1160,7 @@ async fn a_stalled_export_is_cancelled() {
             HistoryScope::Needed,
             &to,
             &file,
+            &ignore_progress,
         )
     };
     {

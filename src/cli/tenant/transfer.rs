@@ -4,6 +4,7 @@ use std::path::{Path, PathBuf};
 
 use super::super::context::{CommandContext, CommandError};
 use super::super::input_file;
+use super::super::progress::ProgressBar;
 use crate::base::id::TenantId;
 use crate::credentials::canary;
 use crate::crypto::sealed_file::{
@@ -95,8 +96,13 @@ pub(super) async fn export_tenant(
         HistoryScope::Needed
     };
     let (tenant, file) = (&args.tenant, &args.file);
-    let exported =
-        tenant_transfer::export_tenant(database, &keyring, tenant, history, &to, file).await?;
+    let bar = ProgressBar::for_output(&context.output);
+    let report = |done, total, what: &str| bar.draw_progress(done, total, what);
+    let exporting =
+        tenant_transfer::export_tenant(database, &keyring, tenant, history, &to, file, &report);
+    let exported = exporting.await;
+    bar.clear();
+    let exported = exported?;
     context
         .output
         .write_json_or_text(&exported, &format_export(&exported, file))?;
