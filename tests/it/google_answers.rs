@@ -407,6 +407,153 @@ async fn a_subscription_that_was_bought_again_in_play_is_bound_to_its_user() {
     shop.world.end().await;
 }
 
+/// The events that the tenant reads back, without those of the sales.
+async fn due_events(shop: &Shop, tenant: &Tenant) -> Vec<Value> {
+    let key = Some(tenant.key.expose());
+    let answer = shop.world.ask("GET", "/v1/events", key, None).await;
+    let mut events = answer.body["events"].as_array().unwrap().clone();
+    events.retain(|event| event["event"] == "purchase.acknowledge_due");
+    events
+}
+
+/// Sells and reports a subscription and a product.
+async fn sell_both(shop: &Shop) -> [String; 2] {
+    let subscription = shop.subscribe(users());
+    let product = buy_product(shop, users_product());
+    shop.notify(4, &subscription).await;
+    let fields = json!({ "notificationType": 1, "purchaseToken": product, "sku": "coins_100" });
+    shop.push("oneTimeProductNotification", fields).await;
+    [subscription, product]
+}
+
+#[tokio::test]
+async fn a_day_before_the_deadline_the_tenant_is_told_once() {
+    let shop = Shop::open().await;
+    let [subscription, product] = sell_both(&shop).await;
+    let deadline = shop.world.clock.now().plus(DAY * 3);
+    let (one, other) = (
+        shop.world.acknowledgement_watch(),
+        shop.world.acknowledgement_watch(),
+    );
+    shop.world.pass(Duration::from_hours(47)).await;
+    assert_eq!(one.tick().await.unwrap().claimed, 0);
+    shop.world.pass(Duration::from_hours(1)).await;
+    // Each is told by one of two processes.
+    let (first, second) = tokio::join!(one.tick(), other.tick());
+    assert_eq!(first.unwrap().told + second.unwrap().told, 2);
+    let events = due_events(&shop, &shop.tenant).await;
+    assert_eq!(events.len(), 2, "{events:?}");
+    for (token, product_id, kind) in [
+        (&subscription, "pro_monthly", "subscription"),
+        (&product, "coins_100", "product"),
+    ] {
+        let event = events
+            .iter()
+            .find(|event| event["subject"]["key"] == **token)
+            .unwrap();
+        let expected = json!({
+            "packageName": APP, "purchaseToken": token, "productId": product_id, "acknowledgeBy": deadline,
+        });
+        assert_eq!(event["data"], expected);
+        for (field, expected) in [
+            ("reason", Value::Null),
+            ("platformEvent", json!("attesto.acknowledge_due")),
+            ("environment", json!("production")),
+            ("appUserId", json!(USER)),
+            ("sequence", json!(2)),
+            ("raw", Value::Null),
+        ] {
+            assert_eq!(event[field], expected, "{field}");
+        }
+        assert_eq!(event["subject"]["type"], kind);
+        assert_eq!(
+            (
+                &event["state"]["entitled"],
+                &event["state"]["acknowledgeBy"]
+            ),
+            (&json!(true), &json!(deadline))
+        );
+    }
+    // A repeated notification lists nothing again, before and after the deadline.
+    for pass in [Duration::from_secs(1), DAY, DAY, DAY] {
+        shop.world.pass(pass).await;
+        shop.notify(4, &subscription).await;
+        assert_eq!(one.tick().await.unwrap().claimed, 0, "{pass:?}");
+    }
+    let stranger = shop.world.stranger().await;
+    assert_eq!(due_events(&shop, &stranger).await, Vec::<Value>::new());
+    shop.world.end().await;
+}
+
+#[tokio::test]
+async fn nothing_is_said_of_a_purchase_that_was_acknowledged_consumed_or_refunded() {
+    let shop = Shop::open().await;
+    let [acknowledged, consumed] = sell_both(&shop).await;
+    let [refunded, refunded_product] = sell_both(&shop).await;
+    ask(&shop, "acknowledge", &acknowledged, json!({})).await;
+    ask(&shop, "consume", &consumed, json!({})).await;
+    let revoke = SubscriptionChange::Revoke {};
+    shop.play().change_subscription(&refunded, &revoke).unwrap();
+    let refund = ProductChange::Refund {};
+    shop.play()
+        .change_product(&refunded_product, &refund)
+        .unwrap();
+    // Acknowledged when it was reported: not even asked about.
+    let done = NewSubscription {
+        acknowledged: true,
+        ..NewSubscription::default()
+    };
+    let done = shop.subscribe(done);
+    shop.notify(4, &done).await;
+    shop.world.pass(DAY * 2 + Duration::from_secs(1)).await;
+    let watch = shop.world.acknowledgement_watch();
+    let round = watch.tick().await.unwrap();
+    assert_eq!((round.claimed, round.told), (4, 0));
+    assert_eq!(watch.tick().await.unwrap().claimed, 0);
+    assert_eq!(due_events(&shop, &shop.tenant).await, Vec::<Value>::new());
+    shop.world.end().await;
+}
+
+#[tokio::test]
+async fn a_licence_tester_is_told_after_half_of_the_time_and_a_silent_google_is_asked_again() {
+    let shop = Shop::open().await;
+    let test = NewSubscription {
+        test_purchase: true,
+        ..users()
+    };
+    let token = shop.subscribe(test);
+    shop.notify(4, &token).await;
+    let watch = shop.world.acknowledgement_watch();
+    let seconds = "select round(extract(epoch from next_check_at - created_at))::int from owed_acknowledgements";
+    let seconds: i32 = sqlx::query_scalar(seconds)
+        .fetch_one(shop.world.database().pool())
+        .await
+        .unwrap();
+    assert_eq!(seconds, 90);
+    let silent = Fault::at_place("google/play").status(503).times(0);
+    shop.world.simulator.add_fault(silent).unwrap();
+    shop.world.pass(Duration::from_secs(90)).await;
+    let round = watch.tick().await.unwrap();
+    assert_eq!((round.claimed, round.told), (1, 0));
+    shop.world.simulator.clear_faults();
+    shop.world.pass(Duration::from_secs(20)).await;
+    assert_eq!(watch.tick().await.unwrap().told, 1);
+    let events = due_events(&shop, &shop.tenant).await;
+    assert_eq!(events[0]["environment"], "sandbox");
+
+    // Where it stays silent until the deadline, nothing is known.
+    let token = shop.subscribe(users());
+    shop.notify(4, &token).await;
+    let silent = Fault::at_place("google/play").status(503).times(0);
+    shop.world.simulator.add_fault(silent).unwrap();
+    shop.world.pass(DAY * 3 + Duration::from_secs(1)).await;
+    assert_eq!(watch.tick().await.unwrap().claimed, 1);
+    shop.world.simulator.clear_faults();
+    shop.world.pass(Duration::from_hours(1)).await;
+    assert_eq!(watch.tick().await.unwrap().claimed, 0);
+    shop.world.end().await;
+}
+
 #[tokio::test]
 async fn the_commands_do_what_the_routes_do() {
     // The commands' clock is the system's, and the simulated Google checks the time of their assertions.
