@@ -31,6 +31,10 @@ pub(super) struct OwedAcknowledgement {
     pub(super) acknowledge_by: Timestamp,
     /// Whether that time has come.
     pub(super) is_over: bool,
+    /// Whether the tenant is to be told: the deadline is near.
+    pub(super) is_near: bool,
+    /// Whether Attesto is to acknowledge it.
+    pub(super) is_wanted: bool,
     /// How often Google was asked, this time included.
     pub(super) attempt: u32,
     token_hash: Vec<u8>,
@@ -60,6 +64,18 @@ impl NewOwedAcknowledgement {
         }
         insert(database, tenant, self, left).await
     }
+
+    /// Lists the purchase as one that Attesto is to acknowledge, `delay` from now.
+    pub(in crate::stores::google) async fn list_wanted(
+        &self,
+        database: &Database,
+        tenant: &TenantId,
+        now: Timestamp,
+        delay: Duration,
+    ) -> Result<(), Error> {
+        let left = self.acknowledge_by.duration_since(now);
+        insert_wanted(database, tenant, self, left, delay).await
+    }
 }
 
 async fn insert(
@@ -81,6 +97,32 @@ async fn insert(
         owed.kind.as_str(),
         left.as_secs_f64(),
         quiet.as_secs_f64(),
+    )
+    .execute(database.pool())
+    .await
+    .map(drop)
+}
+
+async fn insert_wanted(
+    database: &Database,
+    tenant: &TenantId,
+    owed: &NewOwedAcknowledgement,
+    left: Duration,
+    delay: Duration,
+) -> Result<(), Error> {
+    let hash = token::sha256(owed.purchase_token.as_bytes());
+    sqlx::query!(
+        "insert into owed_acknowledgements \
+                (tenant_id, token_hash, purchase_token, subject_type, acknowledge_by, next_check_at, is_wanted) \
+         values ($1, $2, $3, $4, attesto_now() + make_interval(secs => $5), attesto_now() + make_interval(secs => $6), true) \
+         on conflict (tenant_id, token_hash) do update set is_wanted = true, next_check_at = excluded.next_check_at \
+          where not owed_acknowledgements.is_wanted",
+        tenant.as_str(),
+        hash.as_slice(),
+        owed.purchase_token,
+        owed.kind.as_str(),
+        left.as_secs_f64(),
+        delay.as_secs_f64(),
     )
     .execute(database.pool())
     .await
@@ -112,12 +154,15 @@ pub(super) async fn claim_due(
         set next_check_at = attesto_now() + make_interval(secs => $3), attempt_count = attempt_count + 1
         from free where (owed.tenant_id, owed.token_hash) = (free.tenant_id, free.token_hash)
         returning owed.tenant_id as "tenant!: TenantId", owed.token_hash, owed.purchase_token, owed.subject_type,
-            owed.acknowledge_by, owed.acknowledge_by <= attesto_now() as "is_over!", owed.attempt_count,
-            owed.next_check_at as "lease!"
+            owed.acknowledge_by, owed.acknowledge_by <= attesto_now() as "is_over!",
+            owed.acknowledge_by - least(make_interval(secs => $4), (owed.acknowledge_by - owed.created_at) / 2) <= attesto_now()
+                as "is_near!",
+            owed.is_wanted, owed.attempt_count, owed.next_check_at as "lease!"
         "#,
         i64::from(limits.purchases),
         i64::from(limits.purchases_per_tenant),
         LEASE_TTL.as_secs_f64(),
+        MAX_NOTICE.as_secs_f64(),
     )
     .fetch_all(database.pool())
     .await?;
@@ -131,6 +176,8 @@ pub(super) async fn claim_due(
                 .map_err(|error: strum::ParseError| Error::Decode(error.into()))?,
             acknowledge_by: row.acknowledge_by.into(),
             is_over: row.is_over,
+            is_near: row.is_near,
+            is_wanted: row.is_wanted,
             attempt: row.attempt_count.unsigned_abs(),
             token_hash: row.token_hash,
             lease: row.lease,

@@ -4,6 +4,8 @@
 //! A purchase is on the list since its notification was received. Google is asked about it a day before its deadline, or
 //! after half of the time that it has; so that nothing is said about a purchase that was acknowledged in the meantime. While
 //! Google gives no answer it is asked again, until the deadline.
+//!
+//! A purchase that Attesto is to acknowledge, and could not when it was verified, is acknowledged here.
 
 use std::time::Duration;
 
@@ -21,9 +23,9 @@ use crate::db::{Error, error_class};
 use crate::events::{
     EventEnvironment, EventRecorder, EventSource, EventType, NewEvent, RecordError,
 };
-use crate::stores::google::error_response::GoogleVerifyError;
-use crate::stores::google::request_body::GoogleVerifyRequest;
-use crate::stores::google::response_body::{PurchaseDetails, VerifiedPurchase};
+use crate::stores::google::error_response::{GoogleActionError, GoogleVerifyError};
+use crate::stores::google::request_body::{AcknowledgeRequest, GoogleVerifyRequest};
+use crate::stores::google::response_body::VerifiedPurchase;
 use crate::stores::google::verify::GoogleVerifier;
 use crate::telemetry::metrics::{Counter, MetricsRegistry};
 
@@ -141,7 +143,8 @@ impl AcknowledgementWatch {
             match check {
                 Check::Told => {
                     round.told += 1;
-                    store::put_off(database, owed, None).await?;
+                    let delay = spread(retry_delay(owed.attempt), fastrand::f64());
+                    store::put_off(database, owed, owed.is_wanted.then_some(delay)).await?;
                 }
                 Check::Settled => store::remove(database, owed).await?,
                 Check::Retry if owed.is_over => {
@@ -163,6 +166,33 @@ impl AcknowledgementWatch {
         Ok(round)
     }
 
+    /// Acknowledges a purchase whose acknowledgement failed when it was verified.
+    async fn acknowledge(
+        &self,
+        owed: &OwedAcknowledgement,
+        request: &GoogleVerifyRequest,
+    ) -> Check {
+        let request = AcknowledgeRequest {
+            purchase: request.clone(),
+            external_account_ids: None,
+        };
+        match self
+            .google
+            .acknowledge_purchase(&owed.tenant, &request)
+            .await
+        {
+            Ok(_) => {
+                tracing::info!(tenantId = %owed.tenant, attempts = owed.attempt, "google_purchase_acknowledged");
+                Check::Settled
+            }
+            Err(GoogleActionError::Verify(
+                GoogleVerifyError::Api(_) | GoogleVerifyError::Credentials(_),
+            )) => Check::Retry,
+            // Google says no: nothing is owed.
+            Err(_) => Check::Settled,
+        }
+    }
+
     /// Asks Google whether the acknowledgement is still owed, and tells the tenant if it is.
     async fn check_purchase(&self, owed: &OwedAcknowledgement) -> Check {
         let credentials = self.google.get_credentials(&owed.tenant).await;
@@ -179,6 +209,12 @@ impl AcknowledgementWatch {
             product_id: None,
             expected_app_user_id: None,
         };
+        if owed.is_wanted {
+            match self.acknowledge(owed, &request).await {
+                Check::Retry if owed.is_near => {}
+                check => return check,
+            }
+        }
         let verified = match self.google.verify_purchase(&owed.tenant, &request).await {
             Ok(verified) => verified,
             Err(
@@ -206,6 +242,8 @@ impl AcknowledgementWatch {
                 );
                 Check::Told
             }
+            // Told before: only the acknowledgement is tried again.
+            Ok(_) if owed.is_wanted => Check::Retry,
             Ok(_) => Check::Told,
             Err(RecordError::InactiveTenant | RecordError::Database(_)) => Check::Retry,
         }
@@ -214,11 +252,9 @@ impl AcknowledgementWatch {
 
 /// Until when the purchase itself must be acknowledged. `None`: nothing is owed.
 fn owed_until(verified: &VerifiedPurchase) -> Option<Timestamp> {
-    let acknowledge_by = match &verified.purchase {
-        PurchaseDetails::Subscription(details) => details.acknowledge_by,
-        PurchaseDetails::Product(details) => details.acknowledge_by,
-    };
-    acknowledge_by.filter(|_| verified.subject.current)
+    verified
+        .acknowledge_by()
+        .filter(|_| verified.subject.current)
 }
 
 /// The event. Every process gives it the same external id.
