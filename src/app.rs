@@ -59,7 +59,7 @@ use crate::stores::shared::state_completer::{StateCompleter, StateSources};
 use crate::stores::shared::subject_routes;
 use crate::stores::shared::subject_source::SubjectSources;
 use crate::telemetry::TraceMetrics;
-use crate::telemetry::metrics::MetricsRegistry;
+use crate::telemetry::metrics::{Counter, MetricsRegistry};
 use crate::tenants::{Authenticator, IntakeBudgets, RateLimitScope};
 
 /// The part of the shutdown grace that is kept for releasing the claims of deliveries that did not end.
@@ -113,6 +113,7 @@ pub struct App {
     tls: Option<ReloadableTls>,
     trace_metrics: Option<TraceMetrics>,
     tls_metrics: tls::TlsMetrics,
+    acknowledgements_due: Counter,
     /// Cancelled when deliveries and jobs may begin.
     prepared: CancellationToken,
 }
@@ -225,6 +226,7 @@ impl App {
             notification_metrics: NotificationMetrics::new(&registry),
             delivery_metrics: DeliveryMetrics::new(&registry),
             tls_metrics: tls::TlsMetrics::new(&registry),
+            acknowledgements_due: google::AcknowledgementWatch::register_counter(&registry),
             body_budget,
             metrics: AppMetrics::new(
                 &registry,
@@ -317,7 +319,7 @@ impl App {
         })
     }
 
-    /// Deliveries, jobs and what completes states, which begin nothing new once `stop` is cancelled. They begin when the process is prepared and,
+    /// Deliveries, jobs, and what completes states and watches acknowledgements, which begin nothing new once `stop` is cancelled. They begin when the process is prepared and,
     /// where that is asked for, deliveries are held: one of the jobs connects to callbacks.
     fn delivery_tasks(&mut self, stop: &CancellationToken) -> Vec<NamedTask> {
         let start = CancellationToken::new();
@@ -331,7 +333,12 @@ impl App {
             let run = jobs.run(stop.clone());
             tasks.push(("jobs", run_after(start.clone(), stop.clone(), run)));
             let run = self.build_state_completer().run(stop.clone());
-            tasks.push(("state_completer", run_after(start, stop.clone(), run)));
+            tasks.push((
+                "state_completer",
+                run_after(start.clone(), stop.clone(), run),
+            ));
+            let run = self.build_acknowledgement_watch().run(stop.clone());
+            tasks.push(("acknowledgement_watch", run_after(start, stop.clone(), run)));
         }
         tasks
     }
@@ -463,6 +470,12 @@ impl App {
     /// What reads Apple's history of notifications.
     pub fn build_apple_backfill(&self) -> apple::AppleBackfill {
         apple::AppleBackfill::new(&self.apple, self.recorder.clone())
+    }
+
+    /// What tells tenants which Google purchases they must acknowledge soon. It runs where the periodic jobs do.
+    pub fn build_acknowledgement_watch(&self) -> google::AcknowledgementWatch {
+        let told = self.acknowledgements_due.clone();
+        google::AcknowledgementWatch::new(&self.google, self.recorder.clone(), told)
     }
 
     /// Every route, with the layer around each answer. `/ready` fails once `shutting_down` is cancelled.

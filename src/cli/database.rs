@@ -48,7 +48,7 @@ impl FromStr for DatabaseRole {
 
 /// Columns that are not sealed and still private: payloads and their parts, identifiers that a store accepts in a request,
 /// callback URLs, and the hashes that API keys are looked up by.
-const PRIVATE_COLUMNS: [&str; 13] = [
+const PRIVATE_COLUMNS: [&str; 14] = [
     "app_user_id",
     "before",
     "after",
@@ -62,6 +62,7 @@ const PRIVATE_COLUMNS: [&str; 13] = [
     "stored_body",
     "subject_key",
     "token",
+    "purchase_token",
 ];
 
 fn is_private_column(table: &str, column: &str) -> bool {
@@ -184,6 +185,10 @@ mod tests {
             .collect();
         columns.push(("future".to_owned(), "other_enc".to_owned()));
         columns.push(("purchase_links".to_owned(), "token".to_owned()));
+        columns.push((
+            "owed_acknowledgements".to_owned(),
+            "purchase_token".to_owned(),
+        ));
         columns.push(("tenants".to_owned(), "name".to_owned()));
         let all = build_grant_statements("bi", "attesto", "public", &columns).join("\n");
         assert!(!all.contains("_enc") && !all.contains("token"), "{all}");

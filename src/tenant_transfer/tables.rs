@@ -83,7 +83,7 @@ macro_rules! needed_event_filter {
 }
 
 /// The exported tables, in the order in which their references allow to import them.
-pub const TRANSFERRED_TABLES: [TransferTable; 14] = [
+pub const TRANSFERRED_TABLES: [TransferTable; 15] = [
     TransferTable {
         tenant_column: "id",
         ..transfer_table("tenants", ALL_ROWS, ConflictPolicy::Overwrite)
@@ -125,6 +125,15 @@ pub const TRANSFERRED_TABLES: [TransferTable; 14] = [
     TransferTable {
         match_condition: "here.token_hash = line.token_hash",
         ..transfer_table("purchase_links", ALL_ROWS, ConflictPolicy::KeepExisting)
+    },
+    // A process of the new installation tells of what is due: a lease of the old one ends soon.
+    TransferTable {
+        match_condition: "here.token_hash = line.token_hash",
+        ..transfer_table(
+            "owed_acknowledgements",
+            ALL_ROWS,
+            ConflictPolicy::KeepExisting,
+        )
     },
     // The number of a subject's next event continues from this row.
     TransferTable {

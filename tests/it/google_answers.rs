@@ -6,6 +6,7 @@ use attesto::simulator::Fault;
 use attesto::simulator::state::google::{
     NewProduct, NewSubscription, PlayRules, ProductChange, Resubscription, SubscriptionChange,
 };
+use attesto::stores::google::store::{AcknowledgePolicy, set_acknowledge_policy};
 use serde_json::{Value, json};
 
 use crate::google_state::{Shop, USER, users};
@@ -405,6 +406,317 @@ async fn a_subscription_that_was_bought_again_in_play_is_bound_to_its_user() {
         (&json!(false), &json!(false))
     );
     shop.world.end().await;
+}
+
+/// The events that the tenant reads back, without those of the sales.
+async fn due_events(shop: &Shop, tenant: &Tenant) -> Vec<Value> {
+    let key = Some(tenant.key.expose());
+    let answer = shop.world.ask("GET", "/v1/events", key, None).await;
+    let mut events = answer.body["events"].as_array().unwrap().clone();
+    events.retain(|event| event["event"] == "purchase.acknowledge_due");
+    events
+}
+
+/// Sells and reports a subscription and a product.
+async fn sell_both(shop: &Shop) -> [String; 2] {
+    let subscription = shop.subscribe(users());
+    let product = buy_product(shop, users_product());
+    shop.notify(4, &subscription).await;
+    let fields = json!({ "notificationType": 1, "purchaseToken": product, "sku": "coins_100" });
+    shop.push("oneTimeProductNotification", fields).await;
+    [subscription, product]
+}
+
+#[tokio::test]
+async fn a_day_before_the_deadline_the_tenant_is_told_once() {
+    let shop = Shop::open().await;
+    let [subscription, product] = sell_both(&shop).await;
+    let deadline = shop.world.clock.now().plus(DAY * 3);
+    let (one, other) = (
+        shop.world.acknowledgement_watch(),
+        shop.world.acknowledgement_watch(),
+    );
+    shop.world.pass(Duration::from_hours(47)).await;
+    assert_eq!(one.tick().await.unwrap().claimed, 0);
+    shop.world.pass(Duration::from_hours(1)).await;
+    // Each is told by one of two processes.
+    let (first, second) = tokio::join!(one.tick(), other.tick());
+    assert_eq!(first.unwrap().told + second.unwrap().told, 2);
+    let events = due_events(&shop, &shop.tenant).await;
+    assert_eq!(events.len(), 2, "{events:?}");
+    for (token, product_id, kind) in [
+        (&subscription, "pro_monthly", "subscription"),
+        (&product, "coins_100", "product"),
+    ] {
+        let event = events
+            .iter()
+            .find(|event| event["subject"]["key"] == **token)
+            .unwrap();
+        let expected = json!({
+            "packageName": APP, "purchaseToken": token, "productId": product_id, "acknowledgeBy": deadline,
+        });
+        assert_eq!(event["data"], expected);
+        for (field, expected) in [
+            ("reason", Value::Null),
+            ("platformEvent", json!("attesto.acknowledge_due")),
+            ("environment", json!("production")),
+            ("appUserId", json!(USER)),
+            ("sequence", json!(2)),
+            ("raw", Value::Null),
+        ] {
+            assert_eq!(event[field], expected, "{field}");
+        }
+        assert_eq!(event["subject"]["type"], kind);
+        assert_eq!(
+            (
+                &event["state"]["entitled"],
+                &event["state"]["acknowledgeBy"]
+            ),
+            (&json!(true), &json!(deadline))
+        );
+    }
+    // A repeated notification lists nothing again, before and after the deadline.
+    for pass in [Duration::from_secs(1), DAY, DAY, DAY] {
+        shop.world.pass(pass).await;
+        shop.notify(4, &subscription).await;
+        assert_eq!(one.tick().await.unwrap().claimed, 0, "{pass:?}");
+    }
+    let stranger = shop.world.stranger().await;
+    assert_eq!(due_events(&shop, &stranger).await, Vec::<Value>::new());
+    shop.world.end().await;
+}
+
+#[tokio::test]
+async fn nothing_is_said_of_a_purchase_that_was_acknowledged_consumed_or_refunded() {
+    let shop = Shop::open().await;
+    let [acknowledged, consumed] = sell_both(&shop).await;
+    let [refunded, refunded_product] = sell_both(&shop).await;
+    ask(&shop, "acknowledge", &acknowledged, json!({})).await;
+    ask(&shop, "consume", &consumed, json!({})).await;
+    let revoke = SubscriptionChange::Revoke {};
+    shop.play().change_subscription(&refunded, &revoke).unwrap();
+    let refund = ProductChange::Refund {};
+    shop.play()
+        .change_product(&refunded_product, &refund)
+        .unwrap();
+    // Acknowledged when it was reported: not even asked about.
+    let done = NewSubscription {
+        acknowledged: true,
+        ..NewSubscription::default()
+    };
+    let done = shop.subscribe(done);
+    shop.notify(4, &done).await;
+    shop.world.pass(DAY * 2 + Duration::from_secs(1)).await;
+    let watch = shop.world.acknowledgement_watch();
+    let round = watch.tick().await.unwrap();
+    assert_eq!((round.claimed, round.told), (4, 0));
+    assert_eq!(watch.tick().await.unwrap().claimed, 0);
+    assert_eq!(due_events(&shop, &shop.tenant).await, Vec::<Value>::new());
+    shop.world.end().await;
+}
+
+#[tokio::test]
+async fn a_licence_tester_is_told_after_half_of_the_time_and_a_silent_google_is_asked_again() {
+    let shop = Shop::open().await;
+    let test = NewSubscription {
+        test_purchase: true,
+        ..users()
+    };
+    let token = shop.subscribe(test);
+    shop.notify(4, &token).await;
+    let watch = shop.world.acknowledgement_watch();
+    let seconds = "select round(extract(epoch from next_check_at - created_at))::int from owed_acknowledgements";
+    let seconds: i32 = sqlx::query_scalar(seconds)
+        .fetch_one(shop.world.database().pool())
+        .await
+        .unwrap();
+    assert_eq!(seconds, 90);
+    let silent = Fault::at_place("google/play").status(503).times(0);
+    shop.world.simulator.add_fault(silent).unwrap();
+    shop.world.pass(Duration::from_secs(90)).await;
+    let round = watch.tick().await.unwrap();
+    assert_eq!((round.claimed, round.told), (1, 0));
+    shop.world.simulator.clear_faults();
+    shop.world.pass(Duration::from_secs(20)).await;
+    assert_eq!(watch.tick().await.unwrap().told, 1);
+    let events = due_events(&shop, &shop.tenant).await;
+    assert_eq!(events[0]["environment"], "sandbox");
+
+    // Where it stays silent until the deadline, nothing is known.
+    let token = shop.subscribe(users());
+    shop.notify(4, &token).await;
+    let silent = Fault::at_place("google/play").status(503).times(0);
+    shop.world.simulator.add_fault(silent).unwrap();
+    shop.world.pass(DAY * 3 + Duration::from_secs(1)).await;
+    assert_eq!(watch.tick().await.unwrap().claimed, 1);
+    shop.world.simulator.clear_faults();
+    shop.world.pass(Duration::from_hours(1)).await;
+    assert_eq!(watch.tick().await.unwrap().claimed, 0);
+    shop.world.end().await;
+}
+
+/// A shop whose tenant has its purchases acknowledged by verifications.
+async fn acknowledging_shop() -> Shop {
+    let shop = Shop::open().await;
+    let policy = AcknowledgePolicy::Verify;
+    set_acknowledge_policy(shop.world.database(), &shop.tenant.id, policy)
+        .await
+        .unwrap();
+    shop
+}
+
+#[tokio::test]
+async fn a_verification_acknowledges_where_the_tenant_has_chosen_that() {
+    let shop = acknowledging_shop().await;
+    let other = shop.world.tenant().await;
+    let (subscription, product) = (
+        shop.subscribe(users()),
+        buy_product(&shop, NewProduct::default()),
+    );
+    for token in [&subscription, &product] {
+        let asked = json!({ "packageName": APP, "purchaseToken": token });
+        let answer = shop.world.verify("google", &other, &asked).await.body;
+        assert_eq!(
+            (
+                &answer["acknowledgement"],
+                &answer["purchase"]["acknowledgementState"]
+            ),
+            (&Value::Null, &json!(0))
+        );
+        // A "no" acknowledges nothing.
+        let wrong =
+            json!({ "packageName": APP, "purchaseToken": token, "expectedAppUserId": "user-8" });
+        let refused = shop.world.verify("google", &shop.tenant, &wrong).await.body;
+        assert_eq!(refused["error"], "APP_USER_MISMATCH");
+        assert_eq!(count_changes(&shop), usize::from(token == &product));
+        let answer = shop.verify_token(token).await;
+        assert_eq!(answer["acknowledgement"], "done");
+        assert_eq!(answer["purchase"]["acknowledgementState"], 1);
+        assert_eq!(answer["purchase"]["acknowledgeBy"], Value::Null);
+        assert_eq!(answer["state"]["acknowledgeBy"], Value::Null);
+        assert_eq!(answer["state"]["entitled"], true);
+        assert_eq!(
+            shop.verify_token(token).await["acknowledgement"],
+            Value::Null
+        );
+    }
+    assert!(
+        shop.play()
+            .find_subscription(&subscription)
+            .unwrap()
+            .acknowledged
+    );
+    assert!(shop.play().find_product(&product).unwrap().acknowledged);
+    assert_eq!(count_changes(&shop), 2);
+    // Bought again in Play: Google takes the user with the acknowledgement.
+    let expire = SubscriptionChange::Expire {};
+    shop.play()
+        .change_subscription(&subscription, &expire)
+        .unwrap();
+    let again = shop
+        .play()
+        .resubscribe(&subscription, Resubscription::default())
+        .unwrap();
+    let answer = shop.verify_token(&again.purchase_token).await;
+    assert_eq!(
+        (&answer["acknowledgement"], &answer["appUserId"]),
+        (&json!("done"), &json!(USER))
+    );
+    let bound = shop
+        .play()
+        .find_subscription(&again.purchase_token)
+        .unwrap();
+    assert_eq!(bound.account_id(), Some(USER));
+    let pending = buy_product(
+        &shop,
+        NewProduct {
+            pending: true,
+            ..NewProduct::default()
+        },
+    );
+    assert_eq!(
+        shop.verify_token(&pending).await["acknowledgement"],
+        Value::Null
+    );
+    assert_eq!(count_changes(&shop), 3);
+    shop.world.end().await;
+}
+
+#[tokio::test]
+async fn an_acknowledgement_that_fails_leaves_the_verdict_and_is_tried_again() {
+    let shop = acknowledging_shop().await;
+    let (token, lost) = (shop.subscribe(users()), shop.subscribe(users()));
+    let deny_second_call = |token: &str| {
+        let denied = Fault::at_place("google/play").for_id(token).skip_calls(1);
+        shop.world
+            .simulator
+            .add_fault(denied.reason("permissionDenied"))
+            .unwrap();
+    };
+    let deadline = json!(shop.world.clock.now().plus(DAY * 3));
+    for token in [&token, &lost] {
+        deny_second_call(token);
+        let answer = shop.verify_token(token).await;
+        assert_eq!(answer["valid"], true);
+        assert_eq!(
+            (
+                &answer["acknowledgement"],
+                &answer["state"]["acknowledgeBy"]
+            ),
+            (&json!("retried"), &deadline)
+        );
+    }
+    let watch = shop.world.acknowledgement_watch();
+    deny_second_call(&lost);
+    shop.world.pass(Duration::from_secs(16)).await;
+    let round = watch.tick().await.unwrap();
+    assert_eq!((round.claimed, round.told), (2, 0));
+    let is_acknowledged = |token: &str| shop.play().find_subscription(token).unwrap().acknowledged;
+    assert!(is_acknowledged(&token) && !is_acknowledged(&lost));
+    // Near the deadline the tenant is told as well, and it is still tried.
+    deny_second_call(&lost);
+    shop.world.pass(DAY * 2).await;
+    let round = watch.tick().await.unwrap();
+    assert_eq!((round.claimed, round.told), (1, 1));
+    let told = due_events(&shop, &shop.tenant).await;
+    assert_eq!(told[0]["subject"]["key"], lost);
+    shop.world.pass(Duration::from_mins(15)).await;
+    let round = watch.tick().await.unwrap();
+    assert_eq!((round.claimed, round.told), (1, 0));
+    assert!(is_acknowledged(&lost));
+    shop.world.pass(Duration::from_mins(15)).await;
+    assert_eq!(watch.tick().await.unwrap().claimed, 0);
+    shop.world.end().await;
+}
+
+#[tokio::test]
+async fn a_command_chooses_who_acknowledges() {
+    let world = World::new().await;
+    let (tenant, shell) = (world.stranger().await, world.shell());
+    let (id, file) = (
+        tenant.id.as_str(),
+        world.simulator.google_service_account().to_string(),
+    );
+    let set = async |more: &[&str]| {
+        let words = [
+            "google",
+            "set-credentials",
+            id,
+            "--package-name",
+            APP,
+            "--service-account-path",
+            "-",
+        ];
+        let ran = shell.run_async(&[&words, more].concat(), &file).await;
+        assert_eq!(ran.exit, 0, "{ran:?}");
+        shell.rows(&["google", "get-credentials", id])[0]["acknowledge"].clone()
+    };
+    assert_eq!(set(&[]).await, "never");
+    assert_eq!(set(&["--acknowledge", "verify"]).await, "verify");
+    // Left out, it stays.
+    assert_eq!(set(&[]).await, "verify");
+    assert_eq!(set(&["--acknowledge", "never"]).await, "never");
+    world.end().await;
 }
 
 #[tokio::test]

@@ -11,7 +11,7 @@ use crate::world::shell::Shell;
 
 /// Rows that exist before the migrations after the file's number. Add a file together with a
 /// migration whose tables later ones will change.
-const SAMPLE_ROWS: [(i64, &str); 16] = [
+const SAMPLE_ROWS: [(i64, &str); 17] = [
     (1, include_str!("sample_rows/0001.sql")),
     (2, include_str!("sample_rows/0002.sql")),
     (3, include_str!("sample_rows/0003.sql")),
@@ -28,6 +28,7 @@ const SAMPLE_ROWS: [(i64, &str); 16] = [
     (19, include_str!("sample_rows/0019.sql")),
     (20, include_str!("sample_rows/0020.sql")),
     (23, include_str!("sample_rows/0023.sql")),
+    (26, include_str!("sample_rows/0026.sql")),
 ];
 
 async fn tables(database: &Database) -> Vec<String> {

@@ -133,6 +133,13 @@ impl Move {
             .await;
         moved
             .execute(&format!(
+                "insert into owed_acknowledgements
+                    (tenant_id, token_hash, purchase_token, subject_type, acknowledge_by, next_check_at)
+                 values ('{id}', sha256('t'), 't', 'product', now() + interval '3 days', now() + interval '2 days')"
+            ))
+            .await;
+        moved
+            .execute(&format!(
                 "insert into subjects (tenant_id, source, key_hash, last_sequence) values ('{id}', 'google', sha256('t'), 7)"
             ))
             .await;
@@ -722,7 +729,7 @@ async fn a_tenant_is_replaced_only_with_the_flag() {
     assert_eq!(
         restored["kept"],
         json!({
-            "api_keys": 2, "purchase_links": 1, "subjects": 1, "webhook_events": 1, "webhook_deliveries": 1
+            "api_keys": 2, "purchase_links": 1, "owed_acknowledgements": 1, "subjects": 1, "webhook_events": 1, "webhook_deliveries": 1
         })
     );
     assert_eq!(apple(moved.old.database()).await, "com.example.app");

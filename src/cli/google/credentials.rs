@@ -13,7 +13,9 @@ use crate::stores::google::GoogleApiError;
 use crate::stores::google::account::{GoogleServiceAccount, TOKEN_URL};
 use crate::stores::google::api::PlayClient;
 use crate::stores::google::check_credentials;
-use crate::stores::google::store::{self, GoogleCredentialSummary, NewGoogleCredentials};
+use crate::stores::google::store::{
+    self, AcknowledgePolicy, GoogleCredentialSummary, NewGoogleCredentials,
+};
 
 #[derive(Debug, clap::Args)]
 #[command(
@@ -44,6 +46,10 @@ pub(crate) struct SetGoogleCredentialsArgs {
     /// Topic that Google publishes notifications to, projects/…/topics/…; an empty value removes it [default: unchanged]
     #[arg(long, value_name = "TOPIC", value_parser = parse_pubsub_topic)]
     pubsub_topic: Option<String>,
+
+    /// When purchases are acknowledged without a request for it [default: unchanged; at first, never]
+    #[arg(long, value_name = "WHEN", value_enum)]
+    acknowledge: Option<AcknowledgePolicy>,
 
     /// Test the credentials with Google first, and store nothing when Google refuses them
     #[arg(long)]
@@ -78,6 +84,9 @@ pub(super) async fn set_credentials(
     store_credentials::check_replacement(
         store::replace_credentials(&database, &keyring, &tenant, &new, grace).await,
     )?;
+    if let Some(policy) = arguments.acknowledge {
+        store::set_acknowledge_policy(&database, &tenant, policy).await?;
+    }
     let used = context
         .environment_variable("GOOGLE_TOKEN_URL")
         .and_then(|url| url.into_string().ok())

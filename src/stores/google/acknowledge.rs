@@ -5,14 +5,21 @@
 //! without a second call. When Google refuses the call itself, the purchase is verified once more: another request, or a
 //! refund, may have come between the two.
 
+use std::time::Duration;
+
+use tokio::time::timeout;
+
 use super::api_error::{GoogleApiError, PurchaseLookupError};
 use super::error_response::{GoogleActionError, GoogleVerifyError};
+use super::owed::NewOwedAcknowledgement;
 use super::payload::ExternalAccountIds;
 use super::request_body::{AcknowledgeRequest, GoogleVerifyRequest};
 use super::response_body::{
-    AcknowledgedPurchase, ConsumedPurchase, PurchaseDetails, VerifiedPurchase,
+    AcknowledgedPurchase, AcknowledgementOutcome, ConsumedPurchase, PurchaseDetails,
+    VerifiedPurchase,
 };
-use super::store::GoogleCredentials;
+use super::state::TEST_ACKNOWLEDGEMENT_PERIOD;
+use super::store::{AcknowledgePolicy, GoogleCredentials};
 use super::translate::PurchaseStatus;
 use super::verify::GoogleVerifier;
 use crate::base::id::TenantId;
@@ -32,7 +39,86 @@ enum RemainingWork {
     Call,
 }
 
+/// How long the answer to a verification waits for the acknowledgement.
+const ACKNOWLEDGE_TIMEOUT: Duration = Duration::from_secs(5);
+/// When an acknowledgement is tried again that failed.
+const RETRY_DELAY: Duration = Duration::from_secs(15);
+
 impl GoogleVerifier {
+    /// Verifies the purchase, and acknowledges it where the tenant has chosen that. Whether that works changes nothing about the
+    /// verdict.
+    pub(crate) async fn verify_and_acknowledge(
+        &self,
+        tenant: &TenantId,
+        request: &GoogleVerifyRequest,
+    ) -> Result<VerifiedPurchase, GoogleVerifyError> {
+        let mut verified = self.verify_purchase(tenant, request).await?;
+        let credentials = self
+            .get_credentials(tenant)
+            .await
+            .map_err(GoogleVerifyError::Credentials)?;
+        let policy = credentials.map(|credentials| credentials.acknowledge);
+        let is_owed = matches!(
+            decide_work(PurchaseAction::Acknowledge, &verified),
+            Ok(RemainingWork::Call)
+        );
+        if policy != Some(AcknowledgePolicy::Verify) || !is_owed {
+            return Ok(verified);
+        }
+        verified.acknowledgement =
+            Some(self.acknowledge_verified(tenant, request, &verified).await);
+        if verified.acknowledgement == Some(AcknowledgementOutcome::Done) {
+            verified.set_acknowledged();
+        }
+        Ok(verified)
+    }
+
+    /// Acknowledges a verified purchase, or lists it to be acknowledged later.
+    async fn acknowledge_verified(
+        &self,
+        tenant: &TenantId,
+        request: &GoogleVerifyRequest,
+        verified: &VerifiedPurchase,
+    ) -> AcknowledgementOutcome {
+        let action = PurchaseAction::Acknowledge;
+        let ids = select_account_ids(verified, None).ok().flatten();
+        let call = self.perform_action(tenant, action, request, verified, ids.as_ref());
+        let cause = match timeout(ACKNOWLEDGE_TIMEOUT, call).await {
+            Ok(Ok(_)) => return AcknowledgementOutcome::Done,
+            Ok(Err(error)) => error.to_string(),
+            Err(_) => format!("no answer within {ACKNOWLEDGE_TIMEOUT:?}"),
+        };
+        tracing::warn!(
+            tenantId = %tenant,
+            cause,
+            causeClass = "google acknowledgement",
+            hint = "it is tried again; the verdict is not affected",
+            "google_acknowledgement_failed"
+        );
+        let now = self.clock.now();
+        let owed = NewOwedAcknowledgement {
+            purchase_token: request.purchase_token.clone(),
+            kind: verified.subject.r#type,
+            // A purchase without a known deadline has at least some minutes.
+            acknowledge_by: verified
+                .acknowledge_by()
+                .unwrap_or_else(|| now.plus(TEST_ACKNOWLEDGEMENT_PERIOD)),
+        };
+        let listed = owed
+            .list_wanted(&self.database, tenant, now, RETRY_DELAY)
+            .await;
+        if let Err(error) = listed {
+            tracing::warn!(
+                tenantId = %tenant,
+                cause = %error,
+                causeClass = "database",
+                hint = "it is not tried again before the purchase is verified again",
+                "google_acknowledgement_not_listed"
+            );
+        }
+        AcknowledgementOutcome::Retried
+    }
+
     /// Acknowledges the purchase, and binds it to its user where it was made outside the app.
     pub(crate) async fn acknowledge_purchase(
         &self,

@@ -4,7 +4,9 @@ use futures_util::FutureExt as _;
 use futures_util::future::BoxFuture;
 
 use super::api_error::GoogleNotFound;
-use super::notifications::{app_user, event_environment, event_state, event_subject};
+use super::notifications::{
+    app_user, event_environment, event_state, event_subject, owed_acknowledgement,
+};
 use super::payload::DeveloperNotification;
 use super::purchase_lookup::PurchaseLookup;
 use super::verify::GoogleVerifier;
@@ -44,12 +46,20 @@ impl GoogleStates {
         let purchase = lookup.load_context(&notification).await;
         let subject = event_subject(&notification, &purchase);
         match (event_state(&notification, &purchase), subject) {
-            (Some(Ok(state)), Some(subject)) => StateAnswer::Known(Box::new(LatePurchase {
-                state,
-                environment: event_environment(&purchase),
-                subject,
-                app_user: app_user(&notification, &purchase),
-            })),
+            (Some(Ok(state)), Some(subject)) => {
+                let (database, now) = (&self.google.database, self.google.clock.now());
+                if let Some(owed) = owed_acknowledgement(&notification, &purchase)
+                    && let Err(error) = owed.list(database, &event.tenant, now).await
+                {
+                    return StateAnswer::unavailable("database", error.to_string());
+                }
+                StateAnswer::Known(Box::new(LatePurchase {
+                    state,
+                    environment: event_environment(&purchase),
+                    subject,
+                    app_user: app_user(&notification, &purchase),
+                }))
+            }
             (Some(Err(StateError::ReplacedByUnknown)), _) => {
                 StateAnswer::Incomplete(StateError::ReplacedByUnknown)
             }

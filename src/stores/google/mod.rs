@@ -20,6 +20,7 @@
 //! - [`acknowledge`]: two use cases: acknowledge this purchase, consume this product
 //! - [`notifications`]: a use case: something happened to a purchase
 //! - [`late_state`]: what the purchase of a stored event is worth, where that was not known when it was received
+//! - [`owed`]: purchases that must be acknowledged soon, of which their tenants are told
 //! - [`purchase_lookup`]: what Google says of the purchase that a notification or a verify request is about
 //! - [`check_credentials`]: a use case, for an operator: does Google accept these credentials
 //! - [`routes`]: these in HTTP; [`request_body`], [`response_body`] and [`error_response`] read and write what is
@@ -37,6 +38,7 @@ mod error_response;
 mod late_state;
 mod notifications;
 mod openapi;
+mod owed;
 pub mod payload;
 mod purchase_lookup;
 mod refused_tokens;
@@ -53,6 +55,7 @@ pub(crate) mod verify;
 pub(crate) use api_error::GoogleApiError;
 pub(crate) use late_state::GoogleStates;
 pub(crate) use notifications::GoogleNotifications;
+pub use owed::AcknowledgementWatch;
 pub(crate) use payload::ExternalAccountIds;
 pub(crate) use request_body::AcknowledgeRequest;
 pub use request_body::GoogleVerifyRequest;

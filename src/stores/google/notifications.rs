@@ -19,6 +19,7 @@ use serde_json::Value;
 use serde_json::value::RawValue;
 
 use super::error_response::GoogleNotificationError;
+use super::owed::NewOwedAcknowledgement;
 use super::payload::{DeveloperNotification, Int64};
 use super::purchase_lookup::{Fetched, PurchaseContext, PurchaseLookup, PurchaseRole};
 use super::refused_tokens::RefusedTokens;
@@ -200,6 +201,13 @@ impl GoogleNotifications {
             .load_context(&decoded.notification)
             .await;
         let external_id = message.id.clone();
+        let owed = owed_acknowledgement(&decoded.notification, &purchase);
+        // Before the event: where that is stored, this is too.
+        if let Some(owed) = owed {
+            owed.list(&self.google.database, tenant, self.google.clock.now())
+                .await
+                .map_err(|error| GoogleNotificationError::Database(Arc::new(error)))?;
+        }
         let event = build_event(tenant.clone(), message, decoded, &purchase);
         let recorded = self.recorder.record_event(&event).await?;
         Ok(AcceptedNotification::new(recorded, external_id))
@@ -314,6 +322,31 @@ pub(super) fn event_state(
         }
         PurchaseContext::None => None,
     }
+}
+
+/// The purchase of the notification, if it is the current one of its subscription and must be acknowledged.
+pub(super) fn owed_acknowledgement(
+    notification: &DeveloperNotification,
+    purchase: &PurchaseContext,
+) -> Option<NewOwedAcknowledgement> {
+    let (token, kind) = match purchase {
+        PurchaseContext::Subscription { standing, .. } => {
+            let details = notification.subscription_notification.as_ref()?;
+            let is_current = standing.role == PurchaseRole::Current;
+            let token = details.purchase_token.clone().filter(|_| is_current)?;
+            (token, SubjectType::Subscription)
+        }
+        PurchaseContext::Product { purchase_token, .. } => {
+            (purchase_token.clone(), SubjectType::Product)
+        }
+        PurchaseContext::None => return None,
+    };
+    let state = event_state(notification, purchase)?.ok()?;
+    Some(NewOwedAcknowledgement {
+        purchase_token: token,
+        kind,
+        acknowledge_by: state.acknowledge_by?,
+    })
 }
 
 /// `None` when Google did not say.

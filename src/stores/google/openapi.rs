@@ -310,6 +310,7 @@ pub(super) fn subscription_example() -> Value {
         "subject": EventSubject::example_json(),
         "state": state,
         "stateError": null,
+        "acknowledgement": null,
         "purchase": {
             "kind": "androidpublisher#subscriptionPurchaseV2",
             "packageName": "com.example.app",
@@ -370,6 +371,7 @@ pub(super) fn product_example() -> Value {
             "asOf": "2026-04-10T14:25:00.000Z"
         },
         "stateError": null,
+        "acknowledgement": null,
         "purchase": {
             "kind": "androidpublisher#productPurchase",
             "packageName": "com.example.app",

@@ -39,8 +39,52 @@ pub(crate) struct VerifiedPurchase {
     pub(crate) state: Option<PurchaseState>,
     /// Why there is no `state`.
     pub(crate) state_error: Option<StateError>,
+    /// What became of the acknowledgement, where Attesto makes it for the tenant. Null where it does not, and where none was owed.
+    pub(crate) acknowledgement: Option<AcknowledgementOutcome>,
     /// What Google says of the purchase.
     pub(crate) purchase: PurchaseDetails,
+}
+
+/// What became of the acknowledgement of a verified purchase.
+///
+/// - `done`: Google has it; the answer shows the purchase as acknowledged.
+/// - `retried`: Google did not take it, and is told again until the deadline.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, ToSchema)]
+#[serde(rename_all = "lowercase")]
+#[schema(as = google::AcknowledgementOutcome)]
+pub(crate) enum AcknowledgementOutcome {
+    /// Google has it.
+    Done,
+    /// Google did not take it, and is told again.
+    Retried,
+}
+
+impl VerifiedPurchase {
+    /// Until when the purchase itself must be acknowledged.
+    pub(super) fn acknowledge_by(&self) -> Option<Timestamp> {
+        match &self.purchase {
+            PurchaseDetails::Subscription(details) => details.acknowledge_by,
+            PurchaseDetails::Product(details) => details.acknowledge_by,
+        }
+    }
+
+    /// Says what Google says after an acknowledgement. `rawResponse` stays what Google answered before it.
+    pub(super) fn set_acknowledged(&mut self) {
+        let (state, by) = match &mut self.purchase {
+            PurchaseDetails::Subscription(details) => (
+                &mut details.acknowledgement_state,
+                &mut details.acknowledge_by,
+            ),
+            PurchaseDetails::Product(details) => (
+                &mut details.acknowledgement_state,
+                &mut details.acknowledge_by,
+            ),
+        };
+        (*state, *by) = (1, None);
+        if let Some(state) = &mut self.state {
+            state.acknowledge_by = None;
+        }
+    }
 }
 
 /// The facts of a purchase; `kind` says of which of the two. What Google did not say is null.

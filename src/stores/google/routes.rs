@@ -74,7 +74,8 @@ fn notification_openapi_router() -> OpenApiRouter<NotificationState<GoogleNotifi
 /// Is this Google Play purchase real, and what is it now?
 ///
 /// Google is asked. A 200 is a verdict: `valid: true` with the purchase, or `valid: false` with the reason in `error`. Any
-/// other status is none.
+/// other status is none. Where the tenant is set up for it, a purchase that owes its acknowledgement is acknowledged before the
+/// answer; whether that worked is in `acknowledgement` and changes nothing else.
 #[utoipa::path(
     post,
     path = "/v1/google/verify",
@@ -126,7 +127,9 @@ async fn verify_purchase(
     caller: Caller,
     JsonBody(request): JsonBody<GoogleVerifyRequest>,
 ) -> Result<axum::Json<VerifiedPurchase>, Problem> {
-    let verification = state.verifier.verify_purchase(&caller.tenant, &request);
+    let verification = state
+        .verifier
+        .verify_and_acknowledge(&caller.tenant, &request);
     let purchase_id = || request.purchase_token.as_str().into();
     state
         .answer(

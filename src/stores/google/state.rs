@@ -28,7 +28,7 @@ use crate::events::{Ownership, PricePeriod, PurchaseState, StateBasis, StateStat
 
 /// How long Google waits for the acknowledgement of a licence tester's purchase. Its page says three minutes; five were
 /// measured.
-const TEST_ACKNOWLEDGEMENT_PERIOD: Duration = Duration::from_mins(3);
+pub(super) const TEST_ACKNOWLEDGEMENT_PERIOD: Duration = Duration::from_mins(3);
 /// A prepaid plan shorter than this must be acknowledged within half its length.
 const SHORT_PREPAID_PLAN: Duration = Duration::from_hours(7 * 24);
 

@@ -36,6 +36,40 @@ pub struct GoogleCredentials {
     pub account: Arc<GoogleServiceAccount>,
     /// Which pushes are accepted.
     pub push_settings: PushSettings,
+    /// Who acknowledges purchases.
+    pub acknowledge: AcknowledgePolicy,
+}
+
+/// When Attesto acknowledges a tenant's purchases by itself.
+#[derive(
+    Clone,
+    Copy,
+    Debug,
+    PartialEq,
+    Eq,
+    Serialize,
+    strum::IntoStaticStr,
+    strum::EnumString,
+    clap::ValueEnum,
+)]
+#[serde(rename_all = "lowercase")]
+#[strum(serialize_all = "lowercase")]
+pub enum AcknowledgePolicy {
+    /// Never: the app or the tenant's backend acknowledges them
+    Never,
+    /// After the first successful verification
+    Verify,
+}
+
+impl AcknowledgePolicy {
+    fn from_column(word: &str) -> Result<Self, db::Error> {
+        word.parse()
+            .map_err(|error: strum::ParseError| db::Error::Decode(error.into()))
+    }
+
+    fn as_str(self) -> &'static str {
+        self.into()
+    }
 }
 
 /// Everything about a tenant's Google credentials but the key.
@@ -58,6 +92,8 @@ pub struct GoogleCredentialSummary {
     pub pubsub_service_account: Option<String>,
     /// The topic that Google publishes notifications to: `projects/…/topics/…`.
     pub pubsub_topic: Option<String>,
+    /// When Attesto acknowledges purchases by itself.
+    pub acknowledge: AcknowledgePolicy,
     /// When the credentials were set last.
     pub updated_at: Timestamp,
     /// The credentials before these, while a rollback is possible.
@@ -87,7 +123,7 @@ pub async fn load_credentials(
     tenant: &TenantId,
 ) -> Result<Option<GoogleCredentials>, LoadCredentialsError> {
     let row = sqlx::query!(
-        "select package_name, service_account_enc, pubsub_audience, pubsub_service_account \
+        "select package_name, service_account_enc, pubsub_audience, pubsub_service_account, acknowledge \
            from google_credentials where tenant_id = $1",
         tenant.as_str()
     )
@@ -118,6 +154,7 @@ pub async fn load_credentials(
             audience: row.pubsub_audience,
             account: row.pubsub_service_account,
         },
+        acknowledge: AcknowledgePolicy::from_column(&row.acknowledge)?,
     }))
 }
 
@@ -129,7 +166,7 @@ pub async fn find_credential_summary(
     let row = sqlx::query!(
         r#"
         select stored.package_name, stored.client_email, stored.key_fingerprint, stored.pubsub_audience,
-               stored.pubsub_service_account, stored.pubsub_topic, stored.updated_at,
+               stored.pubsub_service_account, stored.pubsub_topic, stored.acknowledge, stored.updated_at,
                previous.key_fingerprint as "previous_fingerprint?", previous.replaced_at as "replaced_at?",
                previous.expires_at as "expires_at?"
           from google_credentials stored
@@ -141,7 +178,8 @@ pub async fn find_credential_summary(
     )
     .fetch_optional(database.pool())
     .await?;
-    Ok(row.map(|row| GoogleCredentialSummary {
+    let Some(row) = row else { return Ok(None) };
+    Ok(Some(GoogleCredentialSummary {
         tenant_id: tenant.clone(),
         package_name: row.package_name,
         client_email: row.client_email,
@@ -150,6 +188,7 @@ pub async fn find_credential_summary(
         pubsub_audience: row.pubsub_audience,
         pubsub_service_account: row.pubsub_service_account,
         pubsub_topic: row.pubsub_topic,
+        acknowledge: AcknowledgePolicy::from_column(&row.acknowledge)?,
         updated_at: row.updated_at.into(),
         previous: PreviousCredentials::from_columns(
             row.previous_fingerprint,
@@ -157,6 +196,23 @@ pub async fn find_credential_summary(
             row.expires_at,
         ),
     }))
+}
+
+/// Sets when Attesto acknowledges the tenant's purchases by itself. Without effect for a tenant without credentials. It is no part of
+/// the credentials: a rollback leaves it as it is.
+pub async fn set_acknowledge_policy(
+    database: &Database,
+    tenant: &TenantId,
+    policy: AcknowledgePolicy,
+) -> Result<(), db::Error> {
+    sqlx::query!(
+        "update google_credentials set acknowledge = $2 where tenant_id = $1 and acknowledge <> $2",
+        tenant.as_str(),
+        policy.as_str(),
+    )
+    .execute(database.pool())
+    .await
+    .map(drop)
 }
 
 /// Stores credentials, and keeps the replaced ones for [`DEFAULT_GRACE_PERIOD`]. Storing the same ones again changes

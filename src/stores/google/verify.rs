@@ -361,6 +361,7 @@ fn verify_subscription(
         },
         state: Some(state),
         state_error: None,
+        acknowledgement: None,
         purchase: PurchaseDetails::Subscription(details),
     })
 }
@@ -382,6 +383,7 @@ fn describe_gone_subscription(request: &GoogleVerifyRequest) -> VerifiedPurchase
         },
         state: None,
         state_error: None,
+        acknowledgement: None,
         purchase: PurchaseDetails::Subscription(SubscriptionDetails {
             kind: "androidpublisher#subscriptionPurchaseV2".to_owned(),
             package_name: request.package_name.clone(),
@@ -497,6 +499,7 @@ fn verify_product(
         },
         state: Some(state),
         state_error: None,
+        acknowledgement: None,
         purchase: PurchaseDetails::Product(details),
     })
 }
@@ -647,6 +650,7 @@ mod tests {
                     "acknowledgeBy": "2026-04-10T14:25:10.123Z", "basis": "store", "asOf": now(),
                 },
                 "stateError": null,
+                "acknowledgement": null,
                 "purchase": {
                     "kind": "androidpublisher#subscriptionPurchaseV2",
                     "packageName": "com.example.app",
@@ -737,6 +741,7 @@ mod tests {
                     "acknowledgeBy": "2026-04-10T14:25:10.000Z", "basis": "store", "asOf": now(),
                 },
                 "stateError": null,
+                "acknowledgement": null,
                 "purchase": {
                     "kind": "androidpublisher#productPurchase",
                     "packageName": "com.example.app",

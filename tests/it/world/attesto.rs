@@ -230,6 +230,15 @@ impl World {
             .build_apple_backfill()
     }
 
+    /// What tells which purchases must be acknowledged soon, in one more process.
+    pub(crate) fn acknowledgement_watch(&self) -> google::AcknowledgementWatch {
+        let database = Database::open(&self.fresh.settings);
+        let service = App::build(&self.settings, &database, &self.clock);
+        service
+            .expect("the service is built")
+            .build_acknowledgement_watch()
+    }
+
     /// Writes the server's heartbeat now.
     pub(crate) async fn send_heartbeat(&self) {
         let written = self.serving.send_heartbeat().await;
