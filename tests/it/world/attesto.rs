@@ -154,17 +154,19 @@ impl World {
         let settings =
             AppSettings::parse(&RawSettings::new(given, &lookup)).expect("good settings");
 
-        let mut service =
-            App::build(&settings, &fresh.database, &clock).expect("the service is built");
-        if let Some(address) = settings.metrics_address {
-            let listener = scrape::bind_metrics_listener(address)
-                .await
-                .expect("a free port");
-            service = service.with_metrics_listener(listener);
-        }
+        let metrics_listener = match settings.metrics_address {
+            Some(address) => Some(scrape::bind_metrics_listener(address).await),
+            None => None,
+        };
         let listener = tokio::net::TcpListener::bind("127.0.0.1:0")
             .await
             .expect("a free port");
+        // After the last wait: the service is large, and the future of each test would hold it.
+        let mut service =
+            App::build(&settings, &fresh.database, &clock).expect("the service is built");
+        if let Some(listener) = metrics_listener {
+            service = service.with_metrics_listener(listener.expect("a free port"));
+        }
         let serving = service
             .serve(listener, ConnectionLimits::default())
             .expect("the service serves");
