@@ -13,6 +13,7 @@ mod apple_signatures;
 mod apple_state;
 mod apple_verify;
 mod audit;
+mod backfill_job;
 mod backup_restore;
 #[path = "../chaos/mod.rs"]
 mod chaos;
