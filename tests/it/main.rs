@@ -68,6 +68,7 @@ mod secret_leaks;
 mod secrets_in_output;
 mod serve;
 mod stored_bodies;
+mod support_desk;
 mod tail;
 mod tenant_transfer;
 mod tenants;
