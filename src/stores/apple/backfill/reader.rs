@@ -38,7 +38,7 @@ const HISTORY_MARGIN: Duration = Duration::from_hours(1);
 const QUERY_PERIOD: Duration = Duration::from_hours(24);
 /// How much later a query begins when Apple says that it begins too early: it sometimes does within the documented time.
 const START_DELAY: Duration = Duration::from_hours(24);
-/// `StartDateTooFarInPastError`
+/// Apple's error code `StartDateTooFarInPastError`.
 const START_TOO_EARLY: i64 = 4_000_012;
 /// `InvalidPaginationTokenError` and `PaginationTokenExpiredError`: the query begins again at its first page.
 const PAGE_GONE: [i64; 2] = [4_000_014, 4_000_017];
@@ -65,9 +65,9 @@ pub enum BackfillMode {
 /// The time that is read, by `signedDate`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct HistoryPeriod {
-    /// The beginning.
+    /// The first `signedDate` that is read.
     pub since: Timestamp,
-    /// The end.
+    /// The last `signedDate` that is read.
     pub until: Timestamp,
 }
 
@@ -77,7 +77,7 @@ pub struct HistoryPeriod {
 pub struct BackfillReport {
     /// From when on notifications are read.
     pub since: Timestamp,
-    /// Until when.
+    /// Until when notifications are read.
     pub until: Timestamp,
     /// Everything that was signed from `since` until here has been read.
     pub read_until: Timestamp,

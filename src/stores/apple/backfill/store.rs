@@ -20,7 +20,7 @@ pub(super) struct DueHistory {
     pub(super) read_until: Option<Timestamp>,
     /// Whether it was read to its end before.
     pub(super) was_completed: bool,
-    /// As [`super::reader::HistoryPosition`].
+    /// The JSON of a [`super::reader::HistoryPosition`].
     pub(super) position: Option<Value>,
 }
 
