@@ -144,8 +144,7 @@ impl App {
         database: &Database,
         clock: &Clock,
     ) -> Result<Self, BuildError> {
-        let keyring = &settings.keyring;
-        let stores = &settings.stores;
+        let (keyring, stores) = (&settings.keyring, &settings.stores);
         let changes = ChangeListener::new(database);
         let upstream = Upstream::new(
             StoreClients::new(settings.egress_proxy.as_ref())?,
