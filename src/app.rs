@@ -38,7 +38,7 @@ use crate::http::body_budget::{BodyBudget, RefusalMetrics};
 use crate::http::health::{HealthState, ReadinessCheck, ReadinessNotice};
 use crate::http::request_layer::RequestLayer;
 use crate::http::request_metrics::RequestMetrics;
-use crate::jobs::{Job, JobContext, JobScheduler, probe, reseal};
+use crate::jobs::{Job, JobContext, JobScheduler, backfill, probe, reseal};
 use crate::outbound::{HttpClientError, StoreClients, Upstream};
 use crate::replicas::{
     CertificateExpiries, CertificateValidity, NoticeSource, ReplicaHeartbeat, ReplicaNotices,
@@ -144,8 +144,7 @@ impl App {
         database: &Database,
         clock: &Clock,
     ) -> Result<Self, BuildError> {
-        let keyring = &settings.keyring;
-        let stores = &settings.stores;
+        let (keyring, stores) = (&settings.keyring, &settings.stores);
         let changes = ChangeListener::new(database);
         let upstream = Upstream::new(
             StoreClients::new(settings.egress_proxy.as_ref())?,
@@ -196,6 +195,7 @@ impl App {
         let sender = build_sender(settings, database, clock)?;
         let presence = build_heartbeat(settings, database, clock, &certificate_expiries);
         let intake = build_intake(settings, clock, refusals, &presence);
+        let apple_backfill = apple::AppleBackfill::new(&apple, record.clone());
         let apple_notifications =
             apple::AppleNotifications::new(&apple, record.clone(), &changes, refusals, &intake);
         let google_notifications = google::GoogleNotifications::new(
@@ -238,7 +238,7 @@ impl App {
             dispatch_status,
             wake,
             webhooks: settings.webhooks,
-            jobs: build_jobs(settings, database, clock),
+            jobs: build_jobs(settings, database, clock, apple_backfill),
             shutdown_grace: settings.shutdown_grace,
             tls: None,
             trace_metrics: None,
@@ -585,12 +585,13 @@ fn apple_certificate_expiries(verifier: &JwsVerifier) -> CertificateExpiries {
     })
 }
 
-/// The context in which the jobs of a process with these settings run.
+/// The context in which the jobs of a process with these settings run, without what calls Apple.
 pub fn build_job_tools(settings: &AppSettings, database: &Database, clock: &Clock) -> JobContext {
     JobContext {
         database: database.clone(),
         keyring: Some(settings.keyring.clone()),
         sender: build_sender(settings, database, clock).ok(),
+        apple_backfill: None,
         clock: clock.clone(),
         intervals: settings
             .job_intervals
@@ -606,6 +607,7 @@ pub fn build_job_tools(settings: &AppSettings, database: &Database, clock: &Cloc
 pub fn all_jobs(tools: &JobContext) -> Vec<Job> {
     let mut jobs = Vec::from(checks::jobs::check_jobs(tools));
     jobs.extend([
+        backfill::backfill_job(tools),
         probe::probe_job(tools),
         reseal::reseal_job(tools),
         retention::retention_job(tools),
@@ -626,9 +628,17 @@ fn build_recorder(
         .with_stored_hook(move |tenant| feed.notify_stored(tenant))
 }
 
-fn build_jobs(settings: &AppSettings, database: &Database, clock: &Clock) -> Option<JobScheduler> {
+fn build_jobs(
+    settings: &AppSettings,
+    database: &Database,
+    clock: &Clock,
+    apple_backfill: apple::AppleBackfill,
+) -> Option<JobScheduler> {
     settings.job_intervals.is_enabled.then(|| {
-        let tools = build_job_tools(settings, database, clock);
+        let tools = JobContext {
+            apple_backfill: Some(apple_backfill),
+            ..build_job_tools(settings, database, clock)
+        };
         JobScheduler::new(&tools, all_jobs(&tools))
     })
 }

@@ -25,6 +25,7 @@ use crate::deliveries::queue_stats::{CALLBACK_STATES, QueueStats};
 use crate::events::unresolved::store::UnresolvedStats;
 use crate::jobs::{self, JobHealth};
 use crate::replicas::CertificateExpiries;
+use crate::stores::apple::backfill::store::{HistoryStats, load_history_stats};
 use crate::telemetry::metrics::{Gauge, MetricVec, MetricsRegistry};
 use crate::telemetry::metrics::{ObservableKind, u64_to_f64};
 use crate::telemetry::process_metrics::register_process_metrics;
@@ -50,6 +51,7 @@ pub struct DatabaseGauges {
     deliveries_held: Gauge,
     unresolved_states: MetricVec<1, Gauge>,
     oldest_unresolved_state: Gauge,
+    history_gauges: HistoryGauges,
     job_gauges: JobGauges,
 }
 
@@ -65,6 +67,38 @@ struct JobGauges {
     callbacks_probed: MetricVec<1, Gauge>,
     table_rows: MetricVec<1, Gauge>,
     table_bytes: MetricVec<1, Gauge>,
+}
+
+/// How far the stores' histories of notifications were read.
+struct HistoryGauges {
+    oldest_read: MetricVec<1, Gauge>,
+    recovered: MetricVec<1, Gauge>,
+}
+
+impl HistoryGauges {
+    fn new(registry: &MetricsRegistry) -> Self {
+        Self {
+            oldest_read: registry.register_gauge_vec(
+                "attesto_history_read_age_seconds",
+                "How long ago a store's history of notifications was last read to its end, of the tenant for which that is longest.",
+                ["store"],
+            ),
+            recovered: registry.register_gauge_vec(
+                "attesto_recovered_notifications",
+                "Notifications that had not arrived and that the job backfill has fetched, of active tenants.",
+                ["store"],
+            ),
+        }
+    }
+
+    fn set_from_stats(&self, stats: HistoryStats) {
+        self.oldest_read
+            .with_label_values(["apple"])
+            .set(stats.oldest_success_age.as_secs_f64());
+        self.recovered
+            .with_label_values(["apple"])
+            .set(count_to_f64(stats.recovered));
+    }
 }
 
 impl DatabaseGauges {
@@ -173,6 +207,7 @@ impl DatabaseGauges {
                 "attesto_unresolved_states_oldest_seconds",
                 "How long the oldest of them has been waiting for its state.",
             ),
+            history_gauges: HistoryGauges::new(registry),
             job_gauges: JobGauges::new(keyring, registry),
         }
     }
@@ -235,6 +270,8 @@ impl DatabaseGauges {
         }
         self.oldest_unresolved_state
             .set(unresolved.oldest.as_secs_f64());
+        let history = load_history_stats(&self.database, self.clock.now()).await?;
+        self.history_gauges.set_from_stats(history);
         let health = self.database.load_health(&self.clock).await?;
         self.clock_skew.set(health.clock_skew);
         self.oldest_transaction

@@ -218,6 +218,23 @@ fn tenant_checks() -> Vec<Check> {
             |c| tenants::open_credentials(c).boxed(),
             |problems, _| problems.map(|problems| tenants::judge_credentials(&problems)),
         ),
+        Check::counted(
+            group,
+            "tenants.history",
+            |c| {
+                async {
+                    let before = c.clock.now().minus(tenants::MAX_HISTORY_AGE);
+                    store::list_tenants_with_unread_history(&c.database, before, MAX_NAMED).await
+                }
+                .boxed()
+            },
+            CountWording {
+                none: "Apple's history of notifications was read for every tenant within three days.",
+                one: "tenant may miss notifications: Apple's history was not read for three days",
+                many: "tenants may miss notifications: Apple's history was not read for three days",
+                advice: "`attesto apple backfill --tenant <tenant>` says why; the job `backfill` reads it once a day.",
+            },
+        ),
         Check::judged(
             group,
             "tenants.intake",

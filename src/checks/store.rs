@@ -2,8 +2,11 @@
 
 use std::time::Duration;
 
+use time::OffsetDateTime;
+
 use super::check::CountWithNames;
 use super::expiry::{CredentialKind, DueCredential};
+use crate::base::clock::Timestamp;
 use crate::base::id::TenantId;
 use crate::db::{Database, Error};
 
@@ -169,6 +172,39 @@ pub(super) async fn list_tenants_without_app_apple_id(
 }
 
 /// Deliveries whose lease expired more than a minute ago. If any process delivers, it claims them within seconds.
+/// Active tenants whose history at Apple was not read to its end since `before`, each with the day when it last was. A tenant
+/// that is new, or whose credentials are, has time until then.
+pub(super) async fn list_tenants_with_unread_history(
+    database: &Database,
+    before: Timestamp,
+    limit: i64,
+) -> Result<CountWithNames, Error> {
+    let rows = sqlx::query!(
+        r#"
+        select tenant.id || coalesce(' (last ' || to_char(history.last at time zone 'UTC', 'YYYY-MM-DD') || ')', ' (never)')
+                as "name!",
+            count(*) over () as "count!"
+        from tenants tenant
+        join apple_credentials stored on stored.tenant_id = tenant.id
+        cross join lateral (
+            select max(last_success_at) as last from apple_history_reads where tenant_id = tenant.id
+        ) history
+        where tenant.is_active and (stored.environment <> 'production' or stored.app_apple_id is not null)
+            and coalesce(history.last, greatest(tenant.created_at, stored.created_at, stored.updated_at)) < $1
+        order by tenant.id
+        limit $2
+        "#,
+        OffsetDateTime::from(before),
+        limit,
+    )
+    .fetch_all(database.pool())
+    .await?;
+    Ok(CountWithNames {
+        count: rows.first().map_or(0, |row| row.count),
+        names: rows.into_iter().map(|row| row.name).collect(),
+    })
+}
+
 pub(super) async fn count_expired_leases(database: &Database) -> Result<CountWithNames, Error> {
     let count = sqlx::query_scalar!(
         r#"

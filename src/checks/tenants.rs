@@ -1,6 +1,7 @@
 //! The group `tenants`: their API keys and store credentials.
 
 use std::collections::BTreeSet;
+use std::time::Duration;
 
 use super::check::Judged;
 use super::check_result::{CheckResult, format_names, pluralize_count};
@@ -14,6 +15,8 @@ use crate::replicas::live_replicas::format_name_list;
 use crate::stores::apple;
 use crate::stores::google;
 
+/// How long ago Apple's history of notifications was last read at most. The job does it once a day.
+pub(super) const MAX_HISTORY_AGE: Duration = Duration::from_hours(3 * 24);
 /// The maximum number of tenants whose credentials are unsealed.
 const MAX_TENANTS_OPENED: i64 = 500;
 

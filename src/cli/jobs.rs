@@ -7,12 +7,16 @@ use serde::Serialize;
 use serde_json::Value;
 
 use super::context::{CommandContext, CommandError};
+use super::verify::VerifyDependencies;
 use crate::base::clock::Timestamp;
 use crate::base::progress::ignore_progress;
 use crate::config::groups::{ExpiryThresholds, JobIntervals, RetentionSettings, WebhookSettings};
 use crate::db::Database;
 use crate::deliveries::Sender;
+use crate::events::EventRecorder;
+use crate::jobs::backfill::BACKFILL_JOB;
 use crate::jobs::{self, Job, JobContext, JobOutcome, JobRun, JobRunError, LastJobRun};
+use crate::stores::apple::AppleBackfill;
 
 #[derive(Debug, clap::Subcommand)]
 pub(crate) enum JobsCommand {
@@ -32,7 +36,10 @@ pub(crate) async fn run(
     match command {
         JobsCommand::List => list_jobs(context).await,
         JobsCommand::Run { name } => {
-            let job_context = build_job_context(context).await?;
+            let mut job_context = build_job_context(context).await?;
+            if name == BACKFILL_JOB && job_context.keyring.is_some() {
+                job_context.apple_backfill = Some(build_apple_backfill(context).await?);
+            }
             let ran = run_job(&job_context, &name, context).await?;
             print_job_run(&ran, context)
         }
@@ -131,6 +138,7 @@ pub(super) async fn build_job_context(
     let sending = context.read_sender_settings(&webhooks, &database)?;
     Ok(JobContext {
         sender: Sender::new(sending, &context.clock).ok(),
+        apple_backfill: None,
         database,
         keyring: context.find_configured_keyring()?.map(Arc::new),
         clock: context.clock.clone(),
@@ -142,6 +150,14 @@ pub(super) async fn build_job_context(
         cadences: context.read_settings(ExpiryThresholds::from_raw)?,
         report: Arc::new(ignore_progress),
     })
+}
+
+/// What it stores is found by the dispatchers of the service at their next poll.
+async fn build_apple_backfill(context: &CommandContext) -> Result<AppleBackfill, CommandError> {
+    let dependencies = VerifyDependencies::load(context).await?;
+    let recorder = EventRecorder::new(&dependencies.database, &context.clock, |_| {});
+    let apple = dependencies.build_apple(context)?;
+    Ok(AppleBackfill::new(&apple, recorder))
 }
 
 pub(super) async fn run_job(

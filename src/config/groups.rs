@@ -161,6 +161,9 @@ setting_group! {
         ("JOBS_DISABLED", "jobs-disabled", "", "false",
             "This process runs no periodic jobs; another one must")
             => is_enabled: bool = read_negated_switch();
+        ("JOBS_BACKFILL_INTERVAL_SECONDS", "jobs-backfill-interval-seconds", "SECONDS", "300",
+            "How often to look for notifications that did not arrive, of tenants for which that is due: once a day, and after a downtime; 0: only on command")
+            in "jobs" => backfill: Option<Duration> = read_interval();
         ("JOBS_RETENTION_INTERVAL_SECONDS", "jobs-retention-interval-seconds", "SECONDS", "3600",
             "How often data whose retention period has ended is removed; 0: only by `attesto prune`")
             in "jobs" => retention: Option<Duration> = read_interval();

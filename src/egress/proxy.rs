@@ -86,7 +86,7 @@ pub enum ProxyError {
         "the egress proxy {proxy} does not answer as an HTTP proxy does ({cause}): is ATTESTO_EGRESS_PROXY right?"
     )]
     BadAnswer {
-        /// As above.
+        /// The proxy as in [`EgressProxy`]'s `Display`.
         proxy: String,
         /// What is wrong with the answer.
         cause: String,
@@ -96,7 +96,7 @@ pub enum ProxyError {
         "the egress proxy {proxy} made no connection to {target} in time: is that server running, and can the proxy reach it?"
     )]
     NoAnswer {
-        /// As above.
+        /// The proxy as in [`EgressProxy`]'s `Display`.
         proxy: String,
         /// The host and the port that it was asked for.
         target: String,
@@ -104,9 +104,9 @@ pub enum ProxyError {
     /// The proxy answered with another status than 2xx.
     #[error("{}", describe_refusal(proxy, target, *status, *had_credentials))]
     Refused {
-        /// As above.
+        /// The proxy as in [`EgressProxy`]'s `Display`.
         proxy: String,
-        /// As above.
+        /// The host and the port that it was asked for.
         target: String,
         /// The HTTP status of its answer.
         status: u16,

@@ -15,7 +15,8 @@ pub type JobFn =
     Arc<dyn Fn(CancellationToken) -> BoxFuture<'static, anyhow::Result<Value>> + Send + Sync>;
 
 /// The names of all jobs. They never change between releases.
-pub const JOB_NAMES: [&str; 6] = [
+pub const JOB_NAMES: [&str; 7] = [
+    "backfill",
     "drift",
     "expiry",
     "probe",

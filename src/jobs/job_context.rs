@@ -8,6 +8,7 @@ use crate::config::groups::{ExpiryThresholds, JobIntervals, RetentionSettings};
 use crate::crypto::keyring::Keyring;
 use crate::db::Database;
 use crate::deliveries::Sender;
+use crate::stores::apple::AppleBackfill;
 
 /// The input of jobs.
 #[derive(Clone)]
@@ -18,6 +19,8 @@ pub struct JobContext {
     pub keyring: Option<Arc<Keyring>>,
     /// Connects to callbacks. `None` if this machine has no root certificates: the job `probe` fails.
     pub sender: Option<Sender>,
+    /// Reads Apple's history of notifications. `None` if no encryption key is configured: the job `backfill` fails.
+    pub apple_backfill: Option<AppleBackfill>,
     /// The clock for ages that are not computed by the database.
     pub clock: Clock,
     /// How often each job runs.

@@ -8,9 +8,10 @@
 //! - [`job`]: a job, and when it is due
 //! - [`JobContext`]: the input of jobs
 //! - [`scheduler`]: runs due jobs, or one job on command
-//! - [`probe`], [`reseal`]: two jobs; the others are in `retention` and `checks`, and `app` has the list of all
+//! - [`backfill`], [`probe`], [`reseal`]: three jobs; the others are in `retention` and `checks`, and `app` has the list of all
 //! - `store`: the SQL of runs
 
+pub(crate) mod backfill;
 pub mod job;
 mod job_context;
 pub(crate) mod probe;

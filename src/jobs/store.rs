@@ -77,6 +77,26 @@ pub async fn list_last_runs(database: &Database) -> Result<Vec<LastJobRun>, Erro
     Ok(runs.collect())
 }
 
+/// How long ago the last run of a job ended that has ended, by the database's clock. `None`: none has.
+pub(super) async fn time_since_last_run(
+    database: &Database,
+    job: &str,
+) -> Result<Option<Duration>, Error> {
+    let age = sqlx::query_scalar!(
+        r#"
+        select extract(epoch from attesto_now() - case outcome when 'interrupted' then lease_until else finished_at end)::float8
+            as "age!"
+        from job_runs
+        where job = $1 and finished_at is not null
+        order by id desc limit 1
+        "#,
+        job
+    )
+    .fetch_optional(database.pool())
+    .await?;
+    Ok(age.map(|age| Duration::try_from_secs_f64(age).unwrap_or_default()))
+}
+
 /// The state of a job for metrics.
 #[derive(Clone, Debug, PartialEq)]
 pub(crate) struct JobHealth {

@@ -6,6 +6,8 @@
 //! | production, for an app that was never released | the same |
 //! | `GET …/inApps/v1/transactions/{id}` | `{signedTransactionInfo}`; 400 `4000006` for a malformed id; 400 `4000048` for an app transaction's id; 404 `4040010` when unknown, of the other environment or of another app |
 //! | `GET …/inApps/v1/subscriptions/{id}` | `{environment, bundleId, appAppleId, data}`, the latest transaction and renewal information |
+//! | `GET …/inApps/v1/lookup/{orderId}` | `{status, signedTransactions}`: 0 and the transaction, or 1 and none, as always in the sandbox; the order id of a transaction is `M` and its id |
+//! | `GET …/inApps/v2/refund/lookup/{id}` | `{signedTransactions, revision, hasMore}`, the refunded transactions of the purchase, twenty on a page; 400 `4000006` and 404 `4040010` as above, 400 `4000005` for a malformed `revision` |
 //! | `POST …/inApps/v1/notifications/test` | `{testNotificationToken}`; 404 `4040007` for an app without an address |
 //! | `GET …/inApps/v1/notifications/test/{token}` | `{signedPayload, sendAttempts}`; 404 `4040008` before the first attempt; 400 `4000020` for a malformed token |
 //! | `POST …/inApps/v1/notifications/history` | `{notificationHistory, hasMore, paginationToken}`, twenty on a page; 400 `4000012` to `4000019` for a wrong query |
@@ -31,6 +33,8 @@ use crate::base::clock::Timestamp;
 const TOKEN_AUDIENCE: &str = "appstoreconnect-v1";
 const MAX_TOKEN_TTL_SECONDS: i64 = 60 * 60;
 const MAX_CLOCK_SKEW_SECONDS: i64 = 60;
+/// As Apple documents it.
+const REFUND_PAGE_SIZE: usize = 20;
 
 #[derive(Deserialize)]
 struct AppStoreTokenHeader {
@@ -56,7 +60,13 @@ pub(super) fn handle_request(
 ) -> SimulatorResponse {
     let below = request.segments_below_store();
     let id = match below.as_slice() {
-        ["inApps", "v1", "transactions" | "subscriptions", id] => Some(*id),
+        [
+            "inApps",
+            "v1",
+            "transactions" | "subscriptions" | "lookup",
+            id,
+        ]
+        | ["inApps", "v2", "refund", "lookup", id] => Some(*id),
         _ => None,
     };
     let place = format!("apple/{}", environment.path_segment());
@@ -102,6 +112,12 @@ fn route_request(
         }
         ("GET", ["inApps", "v1", "subscriptions", id]) => {
             get_subscription_statuses(context, environment, &bundle_id, id, request)
+        }
+        ("GET", ["inApps", "v1", "lookup", order_id]) => {
+            look_up_order(context, environment, &bundle_id, order_id)
+        }
+        ("GET", ["inApps", "v2", "refund", "lookup", id]) => {
+            get_refund_history(context, environment, &bundle_id, id, request)
         }
         ("POST", ["inApps", "v1", "notifications", "test"]) => {
             match notification_push::publish_test_notification(context, &bundle_id, environment) {
@@ -208,6 +224,79 @@ fn get_subscription_statuses(
         body["appAppleId"] = json!(apple.get_app(bundle_id).app_apple_id);
     }
     SimulatorResponse::json(200, &body)
+}
+
+fn look_up_order(
+    context: &SimulatorContext,
+    environment: SimulatedEnvironment,
+    bundle_id: &str,
+    order_id: &str,
+) -> SimulatorResponse {
+    let found = {
+        let state = context.lock_state();
+        let found = state
+            .stores
+            .apple
+            .find_order(order_id)
+            .filter(|one| one.bundle_id == bundle_id);
+        // Apple has no orders of the sandbox.
+        found
+            .filter(|one| one.environment == environment)
+            .filter(|one| one.environment == SimulatedEnvironment::Production)
+            .map(|one| one.to_payload(context.now()))
+    };
+    let authority = context.identity.certificate_authority();
+    let signed: Vec<String> = found.iter().map(|one| authority.sign_jws(one)).collect();
+    SimulatorResponse::json(
+        200,
+        &json!({ "status": u8::from(signed.is_empty()), "signedTransactions": signed }),
+    )
+}
+
+fn get_refund_history(
+    context: &SimulatorContext,
+    environment: SimulatedEnvironment,
+    bundle_id: &str,
+    id: &str,
+    request: &SimulatorRequest,
+) -> SimulatorResponse {
+    if !is_transaction_id(id) {
+        return error_response(4_000_006, "Invalid transaction id.");
+    }
+    let skip = match request.query_parameter("revision") {
+        None => 0,
+        Some(revision) => match revision.strip_prefix("refunds-").map(str::parse) {
+            Some(Ok(skip)) => skip,
+            _ => return error_response(4_000_005, "Invalid request revision."),
+        },
+    };
+    let now = context.now();
+    let refunded: Vec<_> = {
+        let state = context.lock_state();
+        let apple = &state.stores.apple;
+        let named = apple
+            .find_transaction(id)
+            .filter(|one| one.environment == environment && one.bundle_id == bundle_id);
+        let Some(named) = named else {
+            return error_response(4_040_010, "Transaction id not found.");
+        };
+        apple
+            .refunded_transactions(&named.original_transaction_id)
+            .map(|one| one.to_payload(now))
+            .collect()
+    };
+    let authority = context.identity.certificate_authority();
+    let page = refunded.iter().skip(skip).take(REFUND_PAGE_SIZE);
+    let signed: Vec<String> = page.map(|one| authority.sign_jws(one)).collect();
+    let end = skip + signed.len();
+    SimulatorResponse::json(
+        200,
+        &json!({
+            "signedTransactions": signed,
+            "revision": format!("refunds-{end}"),
+            "hasMore": end < refunded.len(),
+        }),
+    )
 }
 
 fn get_test_notification_status(

@@ -170,7 +170,11 @@ pub const TRANSFERRED_TABLES: [TransferTable; 15] = [
 ];
 
 /// The tables that are not exported, and why.
-pub const EXCLUDED_TABLES: [(&str, &str); 18] = [
+pub const EXCLUDED_TABLES: [(&str, &str); 19] = [
+    (
+        "apple_history_reads",
+        "is begun anew: the history of the last week is read after the import",
+    ),
     (
         "apple_test_notifications",
         "Apple sends to another address from then on",

@@ -27,10 +27,10 @@ use crate::world::shell::Ran;
 const OK: &[u8] = b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nok";
 const DAY: Duration = Duration::from_hours(24);
 /// Nothing listens there.
-const NOWHERE: &str = "http://127.0.0.1:1/";
+pub(crate) const NOWHERE: &str = "http://127.0.0.1:1/";
 
 /// From now on the simulated App Store posts to this address when the test asks for it.
-fn post_to(world: &World, url: &str) {
+pub(crate) fn post_to(world: &World, url: &str) {
     let app = SimulatedApp {
         app_apple_id: APP_APPLE_ID.try_into().unwrap(),
         ..SimulatedApp::for_bundle_id(APP)
@@ -44,7 +44,7 @@ fn post_to(world: &World, url: &str) {
     apple.set_notification_urls(APP, to).unwrap();
 }
 
-fn buy(world: &World, environment: SimulatedEnvironment) -> String {
+pub(crate) fn buy(world: &World, environment: SimulatedEnvironment) -> String {
     let new = NewTransaction {
         environment,
         ..NewTransaction::default()
@@ -54,7 +54,7 @@ fn buy(world: &World, environment: SimulatedEnvironment) -> String {
 }
 
 /// Posts the newest notification, and returns its id.
-async fn post_newest(world: &World) -> String {
+pub(crate) async fn post_newest(world: &World) -> String {
     let apple = world.simulator.apple();
     let newest = apple.list_notifications().pop().unwrap();
     apple
@@ -65,7 +65,7 @@ async fn post_newest(world: &World) -> String {
 }
 
 /// As many notifications of purchases of production, which Apple cannot deliver.
-async fn lose(world: &World, count: usize) -> Vec<String> {
+pub(crate) async fn lose(world: &World, count: usize) -> Vec<String> {
     post_to(world, NOWHERE);
     let mut lost = Vec::new();
     for _ in 0..count {
@@ -118,7 +118,7 @@ fn counts(report: &BackfillReport) -> (u64, u64, u64, u64) {
 }
 
 /// The stored events by the id of their notification, with the body that callbacks get.
-async fn stored(world: &World) -> Vec<(String, Value)> {
+pub(crate) async fn stored(world: &World) -> Vec<(String, Value)> {
     let statement = "select id, external_id from webhook_events order by received_at, id";
     let rows: Vec<(String, String)> = sqlx::query_as(statement)
         .fetch_all(world.database().pool())

@@ -967,6 +967,22 @@ async fn problems_with_deliveries_and_records_are_reported() {
             "did not arrive when Apple last sent one",
         ),
         (
+            By::Rows(
+                "update tenants set created_at = now() - interval '4 days';
+                update apple_credentials set created_at = now() - interval '4 days', updated_at = now() - interval '4 days'",
+            ),
+            &["tenants.history: warn"],
+            "(never)",
+        ),
+        (
+            By::Rows(
+                "insert into apple_history_reads (tenant_id, environment, read_until, next_read_at, last_success_at)
+                    select id, 'sandbox', now(), now(), '2026-04-10T14:22:10Z' from tenants",
+            ),
+            &["tenants.history: warn"],
+            "(last 2026-04-10)",
+        ),
+        (
             By::Rows("update google_credentials set pubsub_service_account = null"),
             &["drift.google_pusher: warn"],
             "--pubsub-service-account",

@@ -41,9 +41,11 @@ impl Office {
             database: fresh.database.clone(),
             keyring: None,
             sender: None,
+            apple_backfill: None,
             clock: Clock::fixed(Timestamp::from_millis(0)),
             intervals: JobIntervals {
                 is_enabled: true,
+                backfill: None,
                 retention: Some(HOUR),
                 reseal: None,
                 expiry: None,

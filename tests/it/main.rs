@@ -13,6 +13,7 @@ mod apple_signatures;
 mod apple_state;
 mod apple_verify;
 mod audit;
+mod backfill_job;
 mod backup_restore;
 #[path = "../chaos/mod.rs"]
 mod chaos;
@@ -67,6 +68,7 @@ mod secret_leaks;
 mod secrets_in_output;
 mod serve;
 mod stored_bodies;
+mod support_desk;
 mod tail;
 mod tenant_transfer;
 mod tenants;

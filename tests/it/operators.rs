@@ -452,6 +452,7 @@ async fn every_table_is_audited_or_has_a_reason_not_to_be() {
             "apple_previous_credentials",
             "what a noted change of apple_credentials put aside",
         ),
+        ("apple_history_reads", "written by itself"),
         ("apple_test_notifications", "what Apple answered"),
         ("backups", "each row says itself what was done"),
         ("body_dictionaries", "the stores' doing"),

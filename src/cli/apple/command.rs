@@ -4,6 +4,7 @@ use super::super::context::{CommandContext, CommandError};
 use super::backfill::{self, AppleBackfillArgs};
 use super::credentials::{self, SetAppleCredentialsArgs};
 use super::offers::{self, SignOfferArgs};
+use super::orders::{self, AppleOrderArgs, AppleRefundsArgs};
 use super::test_notification::{self, RequestTestNotificationArgs};
 use crate::base::id::TenantId;
 
@@ -25,6 +26,10 @@ pub(crate) enum AppleCommand {
     RequestTestNotification(RequestTestNotificationArgs),
     /// Read Apple's notification history, and store and deliver what is missing
     Backfill(AppleBackfillArgs),
+    /// Ask Apple which purchases an order paid for
+    Order(AppleOrderArgs),
+    /// Ask Apple what a customer was refunded
+    Refunds(AppleRefundsArgs),
     /// Sign an offer for a subscription, which the app passes to the App Store
     SignOffer(SignOfferArgs),
 }
@@ -50,5 +55,7 @@ pub(crate) async fn run(
         AppleCommand::Backfill(arguments) => {
             backfill::backfill_notifications(arguments, context).await
         }
+        AppleCommand::Order(arguments) => orders::show_order(arguments, context).await,
+        AppleCommand::Refunds(arguments) => orders::list_refunds(arguments, context).await,
     }
 }

@@ -4,12 +4,14 @@
 //! - [`mod@credentials`] has `set-credentials`, `get-credentials`, `rollback-credentials`
 //! - [`mod@test_notification`] has `request-test-notification`
 //! - [`mod@backfill`] has `backfill`
+//! - [`mod@orders`] has `order` and `refunds`
 //! - [`mod@offers`] has `sign-offer`
 
 mod backfill;
 mod command;
 mod credentials;
 mod offers;
+mod orders;
 mod test_notification;
 
 pub(super) use command::{AppleCommand, run};

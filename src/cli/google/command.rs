@@ -3,6 +3,7 @@
 use super::super::context::{CommandContext, CommandError};
 use super::answers::{self, AcknowledgeArgs, ConsumeArgs};
 use super::credentials::{self, SetGoogleCredentialsArgs};
+use super::orders::{self, GoogleOrderArgs};
 use crate::base::id::TenantId;
 
 #[derive(Debug, clap::Subcommand)]
@@ -23,6 +24,8 @@ pub(crate) enum GoogleCommand {
     Acknowledge(AcknowledgeArgs),
     /// Consume a one-time product, so that its user can buy it again
     Consume(ConsumeArgs),
+    /// Ask Google what an order paid for, and what became of it
+    Order(GoogleOrderArgs),
 }
 
 pub(crate) async fn run(
@@ -43,5 +46,6 @@ pub(crate) async fn run(
             answers::acknowledge_purchase(arguments, context).await
         }
         GoogleCommand::Consume(arguments) => answers::consume_purchase(arguments, context).await,
+        GoogleCommand::Order(arguments) => orders::show_order(arguments, context).await,
     }
 }

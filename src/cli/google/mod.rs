@@ -3,9 +3,11 @@
 //! - [`command`]: the list of commands, and the dispatch to them
 //! - [`mod@credentials`] has `set-credentials`, `get-credentials`, `rollback-credentials`
 //! - [`mod@answers`] has `acknowledge` and `consume`
+//! - [`mod@orders`] has `order`
 
 mod answers;
 mod command;
 mod credentials;
+mod orders;
 
 pub(super) use command::{GoogleCommand, run};

@@ -484,6 +484,26 @@ impl AppleState {
         }
     }
 
+    /// The transaction that an order paid for: each has an order of its own, whose id is `M` and the transaction's id.
+    pub(crate) fn find_order(&self, order_id: &str) -> Option<&SimulatedTransaction> {
+        self.find_transaction(order_id.strip_prefix('M')?)
+    }
+
+    /// The transactions of a purchase that were refunded.
+    pub(crate) fn refunded_transactions(
+        &self,
+        original: &str,
+    ) -> impl Iterator<Item = &SimulatedTransaction> {
+        let is_refund = |one: &&SimulatedTransaction| {
+            let revocation = one.revocation.as_ref();
+            revocation.is_some_and(|revocation| revocation.kind != "FAMILY_REVOKE")
+        };
+        self.transactions
+            .values()
+            .filter(move |one| one.original_transaction_id == original)
+            .filter(is_refund)
+    }
+
     /// Changes a purchase, named by any of its transactions: a refund or revocation changes this transaction, any other
     /// change the latest one of its subscription. Returns the changed transaction, or the new one.
     pub(crate) fn change_transaction(

@@ -35,7 +35,8 @@ use url::Url;
 use super::account::{AppleCredentials, AppleEnvironment, ClientTokenSource};
 use super::payload::{
     AppleErrorBody, CheckTestNotificationResponse, NotificationHistoryResponse,
-    SendTestNotificationResponse, SubscriptionStatusesResponse, TransactionInfoResponse,
+    OrderLookupResponse, RefundHistoryResponse, SendTestNotificationResponse,
+    SubscriptionStatusesResponse, TransactionInfoResponse,
 };
 use crate::base::clock::{Clock, Timestamp};
 use crate::base::id::TenantId;
@@ -185,9 +186,7 @@ impl AppStoreClient {
             .look_up(
                 tenant,
                 credentials,
-                environment,
-                "transactions",
-                transaction_id,
+                endpoint_url(self.base_url(environment), "transactions", transaction_id),
             )
             .await?;
         Ok(parse_transaction_info(body.as_bytes())?)
@@ -206,25 +205,51 @@ impl AppStoreClient {
             .look_up(
                 tenant,
                 credentials,
-                environment,
-                "subscriptions",
-                transaction_id,
+                endpoint_url(self.base_url(environment), "subscriptions", transaction_id),
             )
             .await?;
-        let parsed = serde_json::from_str(&body);
-        Ok(parsed.map_err(|error| AppleApiError::Unreadable(describe_json_error(&error)))?)
+        Ok(parse_body(&body)?)
     }
 
-    /// The body of a success. Identical calls that run at the same time are sent once.
-    async fn look_up(
+    /// Look Up Order ID. The signatures in the answer are not checked here.
+    pub(super) async fn look_up_order(
         &self,
         tenant: &TenantId,
         credentials: &Arc<AppleCredentials>,
         environment: AppleEnvironment,
-        what: &str,
-        id: &str,
+        order_id: &str,
+    ) -> Result<OrderLookupResponse, TransactionLookupError> {
+        let url = endpoint_url(self.base_url(environment), "lookup", order_id);
+        let body = self.look_up(tenant, credentials, url).await?;
+        Ok(parse_body(&body)?)
+    }
+
+    /// Get Refund History: one page, by the id of any transaction of the customer. `revision` is that of the page before it.
+    /// The signatures in the answer are not checked here.
+    pub(super) async fn get_refund_history(
+        &self,
+        tenant: &TenantId,
+        credentials: &Arc<AppleCredentials>,
+        environment: AppleEnvironment,
+        transaction_id: &str,
+        revision: Option<&str>,
+    ) -> Result<RefundHistoryResponse, TransactionLookupError> {
+        let base = self.base_url(environment);
+        let mut url = versioned_endpoint_url(base, "v2/refund/lookup", transaction_id);
+        if let (Some(url), Some(revision)) = (&mut url, revision) {
+            url.query_pairs_mut().append_pair("revision", revision);
+        }
+        let body = self.look_up(tenant, credentials, url).await?;
+        Ok(parse_body(&body)?)
+    }
+
+    /// The body of a success. Identical calls that run at the same time are sent once. Without a URL the id is malformed.
+    async fn look_up(
+        &self,
+        tenant: &TenantId,
+        credentials: &Arc<AppleCredentials>,
+        url: Option<Url>,
     ) -> Result<Arc<str>, TransactionLookupError> {
-        let url = endpoint_url(self.base_url(environment), what, id);
         let url = url.ok_or(AppleNotFound::MalformedId)?;
         let key = call_key(tenant, credentials.identity_digest(), &url);
         let (store, tenant, credentials) = (self.clone(), tenant.clone(), credentials.clone());
@@ -380,8 +405,13 @@ fn unusable_test_token() -> AppleApiError {
 /// The URL of a call. `None` when the id cannot be one path segment: a URL has no encoding for a segment of one or two
 /// dots.
 fn endpoint_url(base: &Url, what: &str, id: &str) -> Option<Url> {
+    versioned_endpoint_url(base, &format!("v1/{what}"), id)
+}
+
+/// The same, with the version of the endpoint in `what`.
+fn versioned_endpoint_url(base: &Url, what: &str, id: &str) -> Option<Url> {
     let base = base.as_str().trim_end_matches('/');
-    let mut text = format!("{base}/inApps/v1/{what}/");
+    let mut text = format!("{base}/inApps/{what}/");
     push_path_segment(&mut text, id)?;
     Url::parse(&text).ok()
 }
@@ -435,6 +465,11 @@ fn to_api_error(answer: &UpstreamResponse, now: Timestamp) -> AppleApiError {
 /// Apple's error body, empty when the body is another one.
 fn parse_error_body(answer: &UpstreamResponse) -> AppleErrorBody {
     serde_json::from_slice(&answer.body).unwrap_or_default()
+}
+
+fn parse_body<T: DeserializeOwned>(body: &str) -> Result<T, AppleApiError> {
+    serde_json::from_str(body)
+        .map_err(|error| AppleApiError::Unreadable(describe_json_error(&error)))
 }
 
 fn parse_transaction_info(body: &[u8]) -> Result<String, AppleApiError> {

@@ -20,6 +20,7 @@
 //! - [`notifications`]: accepts a notification
 //! - [`backfill`]: reads Apple's history of notifications, and stores those that are missing
 //! - [`inspection`]: explains a JWS to a person
+//! - [`orders`]: the purchases of an order, and the refunds of a customer
 //! - [`test_notification`]: has Apple send a test notification
 //! - [`check_credentials`]: asks Apple whether it accepts a tenant's credentials
 //! - [`mod@routes`]: the routes; `request_body` reads their bodies, `openapi` describes them
@@ -36,6 +37,7 @@ pub mod notifications;
 pub mod ocsp;
 mod offers;
 mod openapi;
+pub mod orders;
 pub mod payload;
 mod request_body;
 pub mod routes;

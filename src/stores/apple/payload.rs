@@ -160,6 +160,30 @@ pub struct TransactionInfoResponse {
     pub signed_transaction_info: String,
 }
 
+/// Apple's answer to Look Up Order ID.
+#[derive(Clone, Debug, Default, Deserialize)]
+#[serde(rename_all = "camelCase", default)]
+pub(super) struct OrderLookupResponse {
+    /// 0 valid, 1 invalid.
+    pub(super) status: Option<i64>,
+    /// The transactions as JWSs.
+    #[serde(deserialize_with = "null_is_empty")]
+    pub(super) signed_transactions: Vec<String>,
+}
+
+/// A page of Apple's answer to Get Refund History.
+#[derive(Clone, Debug, Default, Deserialize)]
+#[serde(rename_all = "camelCase", default)]
+pub(super) struct RefundHistoryResponse {
+    /// Whether there is another page.
+    pub(super) has_more: Option<bool>,
+    /// What the next page is asked for by.
+    pub(super) revision: Option<String>,
+    /// At most twenty transactions as JWSs.
+    #[serde(deserialize_with = "null_is_empty")]
+    pub(super) signed_transactions: Vec<String>,
+}
+
 /// Apple's answer to Get All Subscription Statuses, as far as it is read.
 #[derive(Clone, Debug, Default, Deserialize)]
 #[serde(rename_all = "camelCase", default)]

@@ -450,7 +450,7 @@ impl AppleVerifier {
         })
     }
 
-    async fn read_transaction(
+    pub(super) async fn read_transaction(
         &self,
         jws: &str,
     ) -> Result<(TransactionPayload, Box<RawValue>), SignatureError> {
@@ -557,7 +557,7 @@ impl AppleVerifier {
 
 /// The environments that are asked, in order. Production needs an app Apple id: without one it is an error when it was
 /// requested, and skipped under `auto`.
-fn environments_to_query(
+pub(super) fn environments_to_query(
     choice: EnvironmentChoice,
     has_app_apple_id: bool,
 ) -> Result<&'static [AppleEnvironment], AppleVerifyError> {
@@ -574,7 +574,7 @@ fn environments_to_query(
 }
 
 /// Checks the bundle id and the environment, in the order of Apple's own server libraries.
-fn check_transaction(
+pub(super) fn check_transaction(
     credentials: &AppleCredentials,
     expected: Option<AppleEnvironment>,
     transaction: &TransactionPayload,
@@ -691,7 +691,7 @@ fn without_escaping<S: Serializer>(jws: &str, serializer: S) -> Result<S::Ok, S:
     }
 }
 
-fn transaction_details(
+pub(super) fn transaction_details(
     transaction: TransactionPayload,
     raw: Box<RawValue>,
     jws: String,

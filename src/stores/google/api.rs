@@ -176,7 +176,7 @@ impl PlayClient {
             .await
     }
 
-    /// `purchases.products.acknowledge`
+    /// Calls Google's `purchases.products.acknowledge`.
     pub(crate) async fn acknowledge_product(
         &self,
         tenant: &TenantId,
@@ -203,7 +203,7 @@ impl PlayClient {
         .await
     }
 
-    /// `purchases.products.consume`
+    /// Calls Google's `purchases.products.consume`.
     pub(crate) async fn consume_product(
         &self,
         tenant: &TenantId,

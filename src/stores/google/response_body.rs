@@ -230,7 +230,7 @@ pub(crate) struct ProductDetails {
     reason = "fields of an answer, not a state"
 )]
 pub(crate) struct AcknowledgedPurchase {
-    /// Always true.
+    /// Always true in this answer.
     #[schema(schema_with = always_true)]
     pub(crate) valid: bool,
     /// The release of Attesto that answered.
@@ -255,7 +255,7 @@ pub(crate) struct AcknowledgedPurchase {
 #[serde(rename_all = "camelCase")]
 #[schema(as = google::Consumed)]
 pub(crate) struct ConsumedPurchase {
-    /// Always true.
+    /// Always true in this answer.
     #[schema(schema_with = always_true)]
     pub(crate) valid: bool,
     /// The release of Attesto that answered.

@@ -286,6 +286,26 @@ impl GoogleVerifier {
     }
 
     /// The tenant's credentials, cached. `None` when it has none.
+    /// What Google says of an order, byte for byte: `orders.get`.
+    pub(crate) async fn look_up_order(
+        &self,
+        tenant: &TenantId,
+        order_id: &str,
+    ) -> Result<Box<RawValue>, GoogleVerifyError> {
+        let credentials = self
+            .get_credentials(tenant)
+            .await
+            .map_err(GoogleVerifyError::Credentials)?
+            .ok_or(GoogleVerifyError::NoCredentials)?;
+        let package_name = &credentials.package_name;
+        let found = self
+            .play
+            .get_order(tenant, &credentials.account, package_name, order_id)
+            .await
+            .map_err(|error| GoogleVerifyError::from_lookup(error, package_name))?;
+        Ok(found.raw)
+    }
+
     pub(super) async fn get_credentials(
         &self,
         tenant: &TenantId,

@@ -12,6 +12,7 @@ use attesto::base::id::TenantId;
 use attesto::config::{AppSettings, RawSettings};
 use attesto::crypto::keyring::Keyring;
 use attesto::db::Database;
+use attesto::jobs::JobContext;
 use attesto::server::{ConnectionLimits, scrape};
 use attesto::simulator::state::google_notifications::PushSubscription;
 use attesto::simulator::{Simulator, SimulatorIdentity, SimulatorOptions};
@@ -55,7 +56,8 @@ pub(crate) fn start() -> Timestamp {
 pub(crate) struct World {
     pub(crate) clock: Clock,
     pub(crate) simulator: Simulator,
-    pub(crate) settings: AppSettings,
+    /// On the heap: a test whose future holds a world stays small.
+    pub(crate) settings: Box<AppSettings>,
     pub(crate) fresh: Fresh,
     serving: RunningApp,
     client: reqwest::Client,
@@ -151,8 +153,8 @@ impl World {
         );
         let key = STANDARD.encode([7; 32]);
         let lookup = |name: &str| (name == "ATTESTO_ENCRYPTION_KEY").then(|| key.clone().into());
-        let settings =
-            AppSettings::parse(&RawSettings::new(given, &lookup)).expect("good settings");
+        let settings = AppSettings::parse(&RawSettings::new(given, &lookup));
+        let settings = Box::new(settings.expect("good settings"));
 
         let metrics_listener = match settings.metrics_address {
             Some(address) => Some(scrape::bind_metrics_listener(address).await),
@@ -257,6 +259,10 @@ impl World {
     /// Runs a job as a server with these settings does, and returns its report.
     pub(crate) async fn run_job(&self, name: &str) -> Value {
         let tools = attesto::app::build_job_tools(&self.settings, self.database(), &self.clock);
+        let tools = JobContext {
+            apple_backfill: Some(self.apple_backfill()),
+            ..tools
+        };
         let jobs = attesto::app::all_jobs(&tools);
         let job = jobs.iter().find(|job| job.name == name).expect("a job");
         let stop = CancellationToken::new();

@@ -1,7 +1,4 @@
-//! Reads Apple's history of notifications, and stores those that are missing here.
-//!
-//! Each takes the way of a notification that Apple posts: the same verification, the same event, and the same recognition of a
-//! repeat by its `notificationUUID`. Its event says `"recovered": true`.
+//! Reads the history of one app in one environment.
 //!
 //! Those that Apple could not deliver are read first, in one query over the whole time. Then all of them are read, day after day,
 //! because Apple also counts as delivered what another server accepted, and what this database has lost since. Nothing is
@@ -14,16 +11,17 @@ use std::collections::{HashSet, VecDeque};
 use std::sync::Arc;
 use std::time::Duration;
 
-use serde::Serialize;
+use serde::{Deserialize, Serialize};
+use serde_json::Value;
 use tokio_util::sync::CancellationToken;
 
-use super::account::{AppleCredentials, AppleEnvironment};
-use super::api::{AppleApiError, NotificationHistoryQuery};
-use super::error::AppleNotificationError;
-use super::notifications::{NotificationAcceptor, NotificationArrival, SignedNotification};
-use super::payload::{Millis, NotificationHistoryItem, NotificationHistoryResponse};
-use super::trust::peek_notification;
-use super::verify::AppleVerifier;
+use super::super::account::{AppleCredentials, AppleEnvironment};
+use super::super::api::{AppleApiError, NotificationHistoryQuery};
+use super::super::error::AppleNotificationError;
+use super::super::notifications::{NotificationAcceptor, NotificationArrival, SignedNotification};
+use super::super::payload::{Millis, NotificationHistoryItem, NotificationHistoryResponse};
+use super::super::trust::peek_notification;
+use super::super::verify::AppleVerifier;
 use crate::base::clock::{Clock, Timestamp};
 use crate::base::id::TenantId;
 use crate::crypto::redact::truncate_log_field;
@@ -40,7 +38,7 @@ const HISTORY_MARGIN: Duration = Duration::from_hours(1);
 const QUERY_PERIOD: Duration = Duration::from_hours(24);
 /// How much later a query begins when Apple says that it begins too early: it sometimes does within the documented time.
 const START_DELAY: Duration = Duration::from_hours(24);
-/// `StartDateTooFarInPastError`
+/// Apple's error code `StartDateTooFarInPastError`.
 const START_TOO_EARLY: i64 = 4_000_012;
 /// `InvalidPaginationTokenError` and `PaginationTokenExpiredError`: the query begins again at its first page.
 const PAGE_GONE: [i64; 2] = [4_000_014, 4_000_017];
@@ -67,9 +65,9 @@ pub enum BackfillMode {
 /// The time that is read, by `signedDate`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct HistoryPeriod {
-    /// The beginning.
+    /// The first `signedDate` that is read.
     pub since: Timestamp,
-    /// The end.
+    /// The last `signedDate` that is read.
     pub until: Timestamp,
 }
 
@@ -79,7 +77,7 @@ pub struct HistoryPeriod {
 pub struct BackfillReport {
     /// From when on notifications are read.
     pub since: Timestamp,
-    /// Until when.
+    /// Until when notifications are read.
     pub until: Timestamp,
     /// Everything that was signed from `since` until here has been read.
     pub read_until: Timestamp,
@@ -272,6 +270,30 @@ pub struct HistoryReader {
     report: BackfillReport,
 }
 
+/// Where a reading that was broken off goes on.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub(super) struct HistoryPosition {
+    /// The beginning of the reading, in milliseconds, as all times here.
+    since: i64,
+    /// The query that is being read.
+    query_since: i64,
+    query_until: i64,
+    is_only_failures: bool,
+    page: Option<String>,
+}
+
+impl HistoryPosition {
+    pub(super) fn to_json(&self) -> Value {
+        serde_json::to_value(self).expect("strings and numbers")
+    }
+
+    /// `None`: another release wrote it, in another form.
+    pub(super) fn from_json(value: &Value) -> Option<Self> {
+        Self::deserialize(value).ok()
+    }
+}
+
 /// A notification of a page, before its signature is checked.
 struct ListedNotification {
     signed_payload: String,
@@ -284,6 +306,48 @@ impl HistoryReader {
     /// What was read so far.
     pub fn report(&self) -> &BackfillReport {
         &self.report
+    }
+
+    /// Where the reading would go on. `None`: everything was read.
+    pub(super) fn position(&self) -> Option<HistoryPosition> {
+        let query = self.queries.front()?;
+        Some(HistoryPosition {
+            since: self.report.since.as_millis(),
+            query_since: query.since.as_millis(),
+            query_until: query.until.as_millis(),
+            is_only_failures: query.is_only_failures,
+            page: self.page.clone(),
+        })
+    }
+
+    /// For a reader that was not begun: it goes on where another reading has ended, up to its own end.
+    pub(super) fn resume_at(mut self, position: HistoryPosition) -> Self {
+        let [since, query_since, query_until] =
+            [position.since, position.query_since, position.query_until]
+                .map(Timestamp::from_millis);
+        let until = self.report.until;
+        let query = NotificationHistoryQuery {
+            since: query_since,
+            until: query_until,
+            is_only_failures: position.is_only_failures,
+        };
+        let rest = if position.is_only_failures {
+            since
+        } else {
+            query_until
+        };
+        self.queries = split_period(HistoryPeriod { since: rest, until });
+        // Their first query is that for failures, which is being read or was read.
+        self.queries.pop_front();
+        self.queries.push_front(query);
+        self.page = position.page;
+        self.report.since = since;
+        self.report.read_until = if position.is_only_failures {
+            since
+        } else {
+            query_since
+        };
+        self
     }
 
     /// Whether everything was read.
