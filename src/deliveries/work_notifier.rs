@@ -21,6 +21,9 @@ use crate::tenants::lane::tenant_lane;
 /// of the database server that notify. For the same reason none is sent in the transaction that stores an event.
 const NOTIFY_INTERVAL: Duration = Duration::from_millis(50);
 
+/// After a notification that failed, because the database is away or busy.
+const NOTIFY_RETRY_INTERVAL: Duration = Duration::from_secs(1);
+
 /// Wakes dispatchers. Clones share the state.
 #[derive(Clone, Default)]
 pub struct WorkNotifier(Arc<NotifierState>);
@@ -115,11 +118,16 @@ impl WorkNotifier {
             loop {
                 self.0.remote.notified().await;
                 let lanes = self.0.remote_lanes.take();
-                // Without it they find the deliveries at their next poll.
-                if let Err(error) = store::notify_work_channel(database, lanes).await {
-                    tracing::debug!(%error, "work_notification_failed");
-                }
-                sleep(NOTIFY_INTERVAL).await;
+                let interval = match store::notify_work_channel(database, lanes).await {
+                    Ok(()) => NOTIFY_INTERVAL,
+                    // Until it succeeds, others find the deliveries at their next poll.
+                    Err(error) => {
+                        tracing::debug!(%error, "work_notification_failed");
+                        self.notify_others(lanes);
+                        NOTIFY_RETRY_INTERVAL
+                    }
+                };
+                sleep(interval).await;
             }
         };
         stop.run_until_cancelled(sending).await;

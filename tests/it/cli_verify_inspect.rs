@@ -274,7 +274,7 @@ async fn inspect_decodes_a_notification_and_its_parts() {
             "notificationUUID": "00000000-0000-4000-8000-000000000001",
             "signedDate": world.clock.now().as_millis(),
             "data": {
-                "bundleId": APP, "appAppleId": APP_APPLE_ID, "environment": "Production",
+                "bundleId": APP, "appAppleId": APP_APPLE_ID, "environment": "Production", "status": 1,
                 "signedTransactionInfo": inner,
             },
         })
@@ -306,6 +306,18 @@ async fn inspect_decodes_a_notification_and_its_parts() {
     // What the purchase is worth, by the whole notification: here in its grace period, by Apple's status.
     assert_eq!(found["state"]["status"], "active");
     assert_eq!(found["parts"][0]["state"], Value::Null, "only of the whole");
+    let mut bare = notification(&inner);
+    bare["data"]["status"] = Value::Null;
+    let found = inspect(&roots, &expected, &sign(&bare)).await;
+    assert_eq!(
+        found.json()["state"],
+        Value::Null,
+        "a later period may be running"
+    );
+    assert!(
+        found.text.contains("a later period may be running"),
+        "{found:?}"
+    );
     let mut retried = notification(&inner);
     let end = world.clock.now().plus(Duration::from_hours(24 * 16));
     let renewal = json!({

@@ -31,7 +31,8 @@ const BEGIN: [&str; 7] = [
     "docs/clients/README.md",
 ];
 /// Pages for reference.
-const LOOK_UP: [&str; 3] = [
+const LOOK_UP: [&str; 4] = [
+    "docs/answers.md",
     "docs/apple-notifications.md",
     "docs/google-notifications.md",
     "docs/simulator.md",

@@ -561,7 +561,10 @@ async fn in_production_no_log_line_repeats_a_database_message() {
     let listening = changes.run_until_stopped(stop.clone());
     let waiting = async {
         let written = || String::from_utf8(page.0.lock().expect("not poisoned").clone());
-        while !written().expect("text").contains("not hearing") {
+        while !written()
+            .expect("text")
+            .contains("change_listener_disconnected")
+        {
             writer.flush();
             pause(Duration::from_millis(10)).await;
         }

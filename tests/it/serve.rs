@@ -420,7 +420,8 @@ async fn serve_warns_when_the_validation_log_is_kept_forever() {
     }
 }
 
-const JOBS: [&str; 6] = [
+const JOBS: [&str; 7] = [
+    "backfill",
     "drift",
     "expiry",
     "probe",
