@@ -171,7 +171,6 @@ pub(super) async fn list_tenants_without_app_apple_id(
     )
 }
 
-/// Deliveries whose lease expired more than a minute ago. If any process delivers, it claims them within seconds.
 /// Active tenants whose history at Apple was not read to its end since `before`, each with the day when it last was. A tenant
 /// that is new, or whose credentials are, has time until then.
 pub(super) async fn list_tenants_with_unread_history(
@@ -205,6 +204,7 @@ pub(super) async fn list_tenants_with_unread_history(
     })
 }
 
+/// Deliveries whose lease expired more than a minute ago. If any process delivers, it claims them within seconds.
 pub(super) async fn count_expired_leases(database: &Database) -> Result<CountWithNames, Error> {
     let count = sqlx::query_scalar!(
         r#"

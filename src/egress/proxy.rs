@@ -120,7 +120,8 @@ impl ProxyError {
     pub(crate) fn is_about_target(&self) -> bool {
         match self {
             Self::NoAnswer { .. } => true,
-            Self::Refused { status, .. } => matches!(status, 403 | 502..=504),
+            // Some proxies answer 500 where they cannot connect to the target.
+            Self::Refused { status, .. } => !matches!(status, 400 | 401 | 405 | 407),
             Self::Unreachable { .. } | Self::BadAnswer { .. } => false,
         }
     }
@@ -291,7 +292,7 @@ fn describe_refusal(proxy: &str, target: &str, status: u16, had_credentials: boo
         403 => format!(
             "the egress proxy {proxy} does not allow connections to {target} (403): allow them there"
         ),
-        502..=504 => format!(
+        500 | 502..=504 => format!(
             "the egress proxy {proxy} cannot connect to {target} ({status}): is that server running, and can the proxy reach it?"
         ),
         _ => format!(

@@ -184,6 +184,11 @@ async fn what_the_proxy_does_wrong_is_said_and_counts_only_against_a_target() {
             "cannot connect to 93.184.216.34:443 (502)",
         ),
         (
+            Manner::Answer("HTTP/1.1 500 Unable to connect\r\n\r\n"),
+            true,
+            "cannot connect to 93.184.216.34:443 (500)",
+        ),
+        (
             Manner::Answer("HTTP/1.1 405 No\r\n\r\n"),
             false,
             "answered 405 to CONNECT",

@@ -331,6 +331,22 @@ async fn a_refusal_of_the_call_itself_is_no_verdict() {
             (status, &json!(error), &expected)
         );
     }
+    // Google refuses the call as if it did not know the purchase, which was verified before and is verified after it.
+    for reason in ["invalid", "purchaseTokenDoesNotMatchProductId"] {
+        shop.world
+            .simulator
+            .add_fault(fault().reason(reason))
+            .unwrap();
+        let product = json!({ "type": "product", "productId": "coins_100" });
+        let answer = ask_as(&shop, &shop.tenant, "consume", &token, product).await;
+        let found = (answer.status, &answer.body["error"]);
+        assert_eq!(
+            found,
+            (502, &json!("GOOGLE_API_ERROR")),
+            "{reason}: {}",
+            answer.body
+        );
+    }
     assert!(!shop.play().find_product(&token).unwrap().consumed);
     // Two changes of one purchase at the same time are tried again at once.
     let busy = fault().reason("concurrentUpdate").status(409).times(2);

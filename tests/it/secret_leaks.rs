@@ -1565,7 +1565,7 @@ fn leaves() -> Vec<(Vec<String>, Vec<String>)> {
     let mut all = Vec::new();
     walk(&Cli::command(), &[], &mut all);
     // These serve until they are stopped, and the manual command creates the folder it is given.
-    let others = ["serve", "dev", "simulator", "help", "man"];
+    let others = ["serve", "dev", "receive", "simulator", "help", "man"];
     all.retain(|(words, _)| !others.contains(&words[0].as_str()));
     all
 }

@@ -187,6 +187,12 @@ impl Connector {
         let mut attempts = FuturesUnordered::new();
         let mut first_problem = ConnectError::NoAddress;
         loop {
+            if attempts.is_empty() && Instant::now() >= deadline {
+                return Err(match first_problem {
+                    ConnectError::NoAddress => ConnectError::TimedOut(ConnectPhase::Tcp),
+                    problem => problem,
+                });
+            }
             let next = waiting.next();
             attempts.extend(next.map(|address| self.connect_to_address(address, deadline)));
             tokio::select! {

@@ -274,8 +274,9 @@ impl AppleNotificationError {
             | Self::TenantInactive
             | Self::NotAdmitted(_)
             | Self::NoCredentials
-            | Self::Credentials(_)
-            | Self::Database(_) => false,
+            | Self::Credentials(_) => false,
+            // The database is there, and does not take this notification.
+            Self::Database(error) => !db::is_unavailable(error),
             Self::Rejected(_)
             | Self::NoAppAppleId
             | Self::NotStorable(_)

@@ -122,14 +122,21 @@ pub(crate) fn purchase_state(facts: &PurchaseFacts<'_>, now: Timestamp) -> Optio
             && transaction.is_upgraded != Some(true)
             && transaction.revocation_date.is_none()
         || prorated_end(transaction) == entitled_until;
-    let current = Some(transaction).filter(|_| is_current);
+    // The renewal info names the product of the current period.
+    let product = facts
+        .renewal
+        .and_then(|renewal| renewal.product_id.as_ref());
+    let is_of_current_product = !facts.is_auto_renewable()
+        || product.is_none()
+        || product == transaction.product_id.as_ref();
+    let current = Some(transaction).filter(|_| is_current && is_of_current_product);
     Some(PurchaseState {
         status,
         entitled,
         entitled_until: entitled_until.filter(|_| entitled),
         product_id: match current {
             Some(current) => current.product_id.clone(),
-            None => facts.renewal.and_then(|renewal| renewal.product_id.clone()),
+            None => product.cloned(),
         },
         base_plan_id: None,
         offer_id: current.and_then(|current| current.offer_identifier.clone()),
@@ -460,6 +467,23 @@ mod tests {
             (&json!("pro.yearly"), &Value::Null)
         );
         assert_eq!(state["entitledUntil"], "1970-01-01T00:50:00.000Z");
+        // In the grace period of a later one, of which only the renewal info tells.
+        let over = json!({"expiresDate": 500_000, "offerType": 1});
+        let grace = |product: &str| {
+            json!({
+                "productId": product, "autoRenewStatus": 1, "isInBillingRetryPeriod": true, "gracePeriodExpiresDate": 2_000_000,
+            })
+        };
+        for (product, period) in [
+            ("lite", Value::Null),
+            ("pro.monthly", json!("introductory")),
+        ] {
+            let state = state_of(&over, Some(&grace(product)), Some(4)).expect("decided");
+            assert_eq!(
+                (&state["status"], &state["productId"], &state["period"]),
+                (&json!("in_grace_period"), &json!(product), &period)
+            );
+        }
     }
 
     #[test]

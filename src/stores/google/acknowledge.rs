@@ -203,6 +203,13 @@ impl GoogleVerifier {
             if decide_work(action, &verified)? == RemainingWork::Nothing {
                 return Ok(true);
             }
+            // Google knows the purchase, and it is still owed: what it says of the call is no verdict on the purchase.
+            if !matches!(refusal, PurchaseLookupError::Api(_)) {
+                let refused =
+                    "it refuses the call as if it did not know the purchase, which it knows";
+                let refusal = GoogleApiError::Unreadable(refused.to_owned());
+                return Err(GoogleVerifyError::Api(refusal).into());
+            }
         }
         Err(GoogleVerifyError::from_lookup(refusal, &credentials.package_name).into())
     }

@@ -81,7 +81,8 @@ impl VerifiedPurchase {
             ),
         };
         (*state, *by) = (1, None);
-        if let Some(state) = &mut self.state {
+        // The state of a replaced purchase is that of the current one.
+        if let Some(state) = self.state.as_mut().filter(|_| self.subject.current) {
             state.acknowledge_by = None;
         }
     }

@@ -285,7 +285,6 @@ impl GoogleVerifier {
         self.credential_cache.is_cached(tenant)
     }
 
-    /// The tenant's credentials, cached. `None` when it has none.
     /// What Google says of an order, byte for byte: `orders.get`.
     pub(crate) async fn look_up_order(
         &self,
@@ -306,6 +305,7 @@ impl GoogleVerifier {
         Ok(found.raw)
     }
 
+    /// The tenant's credentials, cached. `None` when it has none.
     pub(super) async fn get_credentials(
         &self,
         tenant: &TenantId,

@@ -292,6 +292,26 @@ impl HistoryPosition {
     pub(super) fn from_json(value: &Value) -> Option<Self> {
         Self::deserialize(value).ok()
     }
+
+    /// Leaves out the time of which events were pruned since the reading was broken off: they would look missing. `None` when nothing
+    /// is left of its query.
+    pub(super) fn without_pruned(
+        mut self,
+        retention: Option<Duration>,
+        now: Timestamp,
+    ) -> Option<Self> {
+        let Some(kept) = retention else {
+            return Some(self);
+        };
+        if self.query_since < now.minus(kept).as_millis() {
+            let earliest = now.minus(kept.saturating_sub(HISTORY_MARGIN)).as_millis();
+            self.since = self.since.max(earliest);
+            self.query_since = earliest;
+            // It is one of the query as it was.
+            self.page = None;
+        }
+        (self.query_since < self.query_until).then_some(self)
+    }
 }
 
 /// A notification of a page, before its signature is checked.
@@ -574,6 +594,37 @@ mod tests {
 
     fn now() -> Timestamp {
         Timestamp::parse("2026-04-10T14:22:10.000Z").expect("a time")
+    }
+
+    #[test]
+    fn a_reading_that_goes_on_leaves_out_what_was_pruned_in_the_meantime() {
+        let hours = |count: u64| Duration::from_hours(count);
+        let now = Timestamp::from_millis(0).plus(hours(10_000));
+        let ago = |count: u64| now.minus(hours(count)).as_millis();
+        let broken_off = |query_since, query_until| HistoryPosition {
+            since: ago(500),
+            query_since,
+            query_until,
+            is_only_failures: false,
+            page: Some("page".to_owned()),
+        };
+        let whole = broken_off(ago(300), ago(200));
+        for retention in [None, Some(hours(300)), Some(hours(400))] {
+            let kept = whole.clone().without_pruned(retention, now);
+            assert_eq!(kept, Some(whole.clone()), "{retention:?}");
+        }
+        let rest = HistoryPosition {
+            since: ago(249),
+            query_since: ago(249),
+            query_until: ago(200),
+            is_only_failures: false,
+            page: None,
+        };
+        assert_eq!(
+            whole.clone().without_pruned(Some(hours(250)), now),
+            Some(rest)
+        );
+        assert_eq!(whole.without_pruned(Some(hours(200)), now), None);
     }
 
     #[test]

@@ -174,6 +174,7 @@ impl BackfillRound<'_> {
             BackfillMode::Store,
         );
         let position = due.position.as_ref().and_then(HistoryPosition::from_json);
+        let position = position.and_then(|it| it.without_pruned(self.retention, now));
         Ok(match position {
             Some(position) => reader.resume_at(position),
             None => reader,

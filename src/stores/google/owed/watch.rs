@@ -226,6 +226,10 @@ impl AcknowledgementWatch {
             ) => return Check::Settled,
             Err(_) => return Check::Retry,
         };
+        // Which purchase of the chain is the current one is not known yet.
+        if verified.state_error.is_some() {
+            return Check::Retry;
+        }
         let Some(acknowledge_by) = owed_until(&verified) else {
             return Check::Settled;
         };
