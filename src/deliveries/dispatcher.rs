@@ -335,7 +335,11 @@ impl Dispatcher {
             .into_iter()
             .map(|(lane, delay)| (lane, asked_at + delay))
             .collect();
-        self.schedule.record_survey(lanes, &due_at);
+        let unwritten = self.unwritten_results.iter();
+        let unwritten = unwritten
+            .map(|result| tenant_lane(&result.claimed.job.tenant_id))
+            .collect();
+        self.schedule.record_survey(lanes, &due_at, unwritten);
         Ok(next_due.redelivery_batch)
     }
 

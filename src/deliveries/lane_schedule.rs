@@ -107,14 +107,23 @@ impl LaneSchedule {
         }
     }
 
-    /// After a survey of these lanes: `due_at` has those in which something will be due.
-    pub(super) fn record_survey(&mut self, surveyed: LaneSet, due_at: &[(Lane, Instant)]) {
+    /// After a survey of these lanes: `due_at` has those in which something will be due. In those of `unwritten` an attempt has ended
+    /// whose result is not in the database: the survey counted it as one that still takes a place of its callback.
+    pub(super) fn record_survey(
+        &mut self,
+        surveyed: LaneSet,
+        due_at: &[(Lane, Instant)],
+        unwritten: LaneSet,
+    ) {
         for lane in surveyed.iter() {
-            self.due_at[usize::from(lane.number())] = None;
             self.unknown.remove(lane);
+            if !unwritten.contains(lane) {
+                self.due_at[usize::from(lane.number())] = None;
+            }
         }
         for (lane, moment) in due_at {
-            self.due_at[usize::from(lane.number())] = Some(*moment);
+            let due_at = &mut self.due_at[usize::from(lane.number())];
+            *due_at = Some(due_at.map_or(*moment, |earlier| earlier.min(*moment)));
         }
     }
 }
@@ -152,7 +161,7 @@ mod tests {
     fn a_lane_is_claimed_in_again_when_there_may_be_more() {
         let now = Instant::now();
         let mut schedule = LaneSchedule::new();
-        schedule.record_survey(LaneSet::ALL, &[]);
+        schedule.record_survey(LaneSet::ALL, &[], LaneSet::EMPTY);
         assert_eq!(schedule.unknown(), LaneSet::EMPTY);
         let soon = now + Duration::from_millis(30);
         for (has_more, due_at, unknown) in [
@@ -165,10 +174,21 @@ mod tests {
             assert_eq!(schedule.unknown(), unknown);
         }
         let seven = Lane::from_column(7).unwrap();
-        schedule.record_survey(lanes(&[7]), &[(seven, soon)]);
+        schedule.record_survey(lanes(&[7]), &[(seven, soon)], LaneSet::EMPTY);
         assert_eq!(schedule.next_claim_at(LaneSet::ALL, false), Some(soon));
         assert_eq!(schedule.unknown(), LaneSet::EMPTY);
         schedule.record_locked(lanes(&[7]), now);
         assert_eq!(schedule.next_claim_at(LaneSet::ALL, false), Some(now));
+    }
+
+    #[test]
+    fn a_survey_does_not_hide_what_an_unwritten_result_makes_room_for() {
+        let now = Instant::now();
+        let mut schedule = LaneSchedule::new();
+        // Attempts ended in both lanes, and all places of their callbacks are taken as far as the database knows.
+        schedule.mark_due(lanes(&[1, 2]), now);
+        schedule.record_survey(LaneSet::ALL, &[], lanes(&[2]));
+        assert_eq!(schedule.due_lanes(now), lanes(&[2]));
+        assert_eq!(schedule.unknown(), LaneSet::EMPTY);
     }
 }
