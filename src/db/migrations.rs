@@ -331,8 +331,8 @@ async fn lock_migrations(connection: &mut PgConnection) -> Result<bool, Migratio
     match locked {
         Ok(()) => Ok(true),
         Err(error) => match sqlstate_code(&error).as_deref() {
-            // Another process has created the table meanwhile.
-            Some("23505" | "42P07") => Ok(false),
+            // Another process has created the table meanwhile, or the table's row type.
+            Some("23505" | "42P07" | "42710") => Ok(false),
             Some("55P03") => Err(MigrationError::AlreadyRunning),
             Some("42501") => Err(MigrationError::PermissionDenied(error)),
             _ => Err(error.into()),

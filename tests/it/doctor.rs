@@ -994,7 +994,7 @@ async fn problems_with_deliveries_and_records_are_reported() {
                     (id, host, pid, version, started_at, seen_at, sealing_key_id, opening_key_ids, settings)
                     select 'rep_' || n, 'odd', 1, version, now(), now(), 1, '{1}',
                         json_build_object('retention', n::text)::jsonb
-                    from replicas cross join generate_series(1, 1) n",
+                    from (select version from replicas limit 1) replica cross join generate_series(1, 1) n",
             ),
             &["drift.settings: warn"],
             "retention on",
