@@ -158,8 +158,8 @@ impl DeliveryStore {
     }
 
     /// Writes `results` and claims up to `limit` deliveries in those of `lanes` in which no other process is claiming, in one
-    /// transaction. `last_served` is the tenant of the last delivery that was claimed: among equals, those with a higher id
-    /// come first.
+    /// transaction. `last_served` is the tenant of the last delivery that was claimed:
+    /// among equals, those with a higher id come first.
     pub(super) async fn write_results_and_claim(
         &self,
         results: &[FinishedAttempt],

@@ -751,27 +751,27 @@ async fn every_sealed_column_is_listed() {
 #[tokio::test]
 async fn an_unknown_tenant_has_no_keys_and_is_not_changed() {
     let office = Office::deaf(LIMIT).await;
-    let nobody = TenantId::mint(Timestamp::from_millis(0));
+    let unknown = TenantId::mint(Timestamp::from_millis(0));
     let now = office.clock.now();
     let raw = RawApiKey::generate(ApiKeyEnvironment::Test);
     let name = "x".parse().unwrap();
     let database = &office.database;
     for refused in [
-        store::create_api_key(database, &nobody, None, ApiKeyEnvironment::Test, &raw, now)
+        store::create_api_key(database, &unknown, None, ApiKeyEnvironment::Test, &raw, now)
             .await
             .unwrap_err(),
-        store::set_tenant_active(database, &nobody, true, now)
+        store::set_tenant_active(database, &unknown, true, now)
             .await
             .unwrap_err(),
-        store::rename_tenant(database, &nobody, &name, now)
+        store::rename_tenant(database, &unknown, &name, now)
             .await
             .unwrap_err(),
-        store::set_limits(database, &nobody, store::LimitChanges::default(), now)
+        store::set_limits(database, &unknown, store::LimitChanges::default(), now)
             .await
             .unwrap_err(),
     ] {
         assert!(
-            matches!(&refused, store::TenantChangeError::TenantNotFound(id) if *id == nobody),
+            matches!(&refused, store::TenantChangeError::TenantNotFound(id) if *id == unknown),
             "{refused}"
         );
     }

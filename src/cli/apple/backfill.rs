@@ -1,4 +1,4 @@
-//! `apple backfill`.
+//! `attesto apple backfill`: fetches the notifications that did not arrive.
 
 use std::sync::Arc;
 use std::time::Duration;

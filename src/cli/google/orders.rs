@@ -1,4 +1,4 @@
-//! `google order`.
+//! `attesto google order`: shows what Google knows of an order.
 
 use serde::Serialize;
 use serde_json::value::RawValue;

@@ -138,8 +138,8 @@ impl Connector {
         }
     }
 
-    /// Connects, does the TLS handshake if the target is https, and closes the connection without a request. Returns the
-    /// server's certificate.
+    /// Connects, does the TLS handshake if the target is https, and closes the connection without a request.
+    /// Returns the certificate of the server.
     pub(super) async fn fetch_certificate(
         &self,
         target: &CallbackTarget,

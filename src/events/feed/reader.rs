@@ -212,8 +212,8 @@ impl EventFeed {
         })
     }
 
-    /// The bodies of the entries, up to [`PAGE_BYTES`], and the cursor of the last. Without the events that were deleted
-    /// meanwhile.
+    /// The bodies of the entries, up to [`PAGE_BYTES`], and the cursor of the last.
+    /// Leaves out the events that were deleted meanwhile.
     async fn load_bodies(
         &self,
         entries: &[FeedEntry],

@@ -155,8 +155,8 @@ impl GoogleScenario {
         })
     }
 
-    /// Refunds every purchase that is neither acknowledged nor consumed in time, and publishes the refunds. Returns their
-    /// number.
+    /// Refunds every purchase that is neither acknowledged nor consumed in time, and publishes the refunds.
+    /// Returns how many there were.
     pub fn refund_unacknowledged(&self) -> Result<usize, SimulatorError> {
         let (refunded, now) = self
             .0

@@ -20,7 +20,7 @@ pub(crate) enum Manner {
     Close,
     /// Refuses one target, and connects to this address otherwise.
     RefuseOne(&'static str, SocketAddr),
-    /// Answers nothing.
+    /// Reads the request and sends no answer.
     Silence,
 }
 

@@ -4,8 +4,8 @@
 //! because Apple also counts as delivered what another server accepted, and what this database has lost since. Nothing is
 //! expected of the order in which Apple lists them. A reading that was broken off and begun again finds what it has stored.
 //!
-//! Nothing from before the retention period is read: what was stored and pruned would be taken for missing, and be delivered
-//! again.
+//! Nothing from before the retention period is read: what was stored and pruned would be taken for missing,
+//! and be delivered a second time.
 
 use std::collections::{HashSet, VecDeque};
 use std::sync::Arc;

@@ -78,6 +78,7 @@ impl NewOwedAcknowledgement {
     }
 }
 
+/// Changes nothing, and writes nothing, where the purchase is listed: a notification may be repeated often.
 async fn insert(
     database: &Database,
     tenant: &TenantId,

@@ -1,5 +1,5 @@
-//! The loop that tells tenants which purchases they must acknowledge soon. Any number of processes can run one on the same
-//! database.
+//! The loop that tells tenants which purchases they must acknowledge soon.
+//! Any number of processes can run one on the same database.
 //!
 //! A purchase is on the list since its notification was received. Google is asked about it a day before its deadline, or
 //! after half of the time that it has; so that nothing is said about a purchase that was acknowledged in the meantime. While
