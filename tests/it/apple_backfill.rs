@@ -363,16 +363,8 @@ async fn what_is_recovered_does_not_use_up_the_budget_for_what_is_pushed() {
 
 /// The command with the settings of the world's stores.
 async fn run(world: &World, words: &[&str]) -> Ran {
-    let roots = world.settings.stores.apple_root_certificates.clone();
-    let shell = world
-        .shell()
-        .set_all(world.simulator.environment_variables())
-        .set(
-            "APPLE_ROOT_CERTIFICATES",
-            &roots.unwrap().display().to_string(),
-        );
     let words = [&["apple", "backfill"], words].concat();
-    shell.run_async(&words, "").await
+    world.shell_with_stores().run_async(&words, "").await
 }
 
 #[tokio::test]

@@ -13,15 +13,10 @@ use crate::world::shell::Ran;
 const USER: &str = "7e3fb204-2b0d-4d70-a0c2-6d8a3f6c1e55";
 
 async fn run(world: &World, words: &[&str]) -> Ran {
-    let roots = world.settings.stores.apple_root_certificates.clone();
-    let shell = world
-        .shell()
-        .set_all(world.simulator.environment_variables())
-        .set(
-            "APPLE_ROOT_CERTIFICATES",
-            &roots.unwrap().display().to_string(),
-        );
-    shell.run_async(&[&["apple"], words].concat(), "").await
+    world
+        .shell_with_stores()
+        .run_async(&[&["apple"], words].concat(), "")
+        .await
 }
 
 fn buy(world: &World, environment: SimulatedEnvironment) -> String {

@@ -316,8 +316,8 @@ impl AppStoreClient {
         Ok(page.map(|page| !page.notification_history.is_empty()))
     }
 
-    /// Get Notification History: one page. `page` is the `paginationToken` of the page before it. `None`: Apple knows no such
-    /// app.
+    /// Get Notification History: one page. `page` is the `paginationToken` of the page before it.
+    /// `None`: Apple knows no such app.
     pub(super) async fn get_notification_history(
         &self,
         tenant: &TenantId,

@@ -78,8 +78,8 @@ pub(crate) struct SignedOffer {
     earlier_signature: Option<EarlierSignature>,
 }
 
-/// The parameters of StoreKit's `promotionalOffer(offerID:keyID:nonce:signature:timestamp:)`. The App Store accepts them for 24
-/// hours.
+/// The parameters of StoreKit's `promotionalOffer(offerID:keyID:nonce:signature:timestamp:)`.
+/// The App Store accepts them for 24 hours.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, ToSchema)]
 #[schema(as = apple::EarlierOfferSignature)]
 #[serde(rename_all = "camelCase")]
@@ -152,11 +152,7 @@ impl AppleVerifier {
         tenant: &TenantId,
         request: &OfferRequest,
     ) -> Result<SignedOffer, AppleVerifyError> {
-        let credentials = self
-            .get_credentials(tenant)
-            .await
-            .map_err(AppleVerifyError::Credentials)?
-            .ok_or(AppleVerifyError::NoCredentials)?;
+        let credentials = self.require_credentials(tenant).await?;
         Ok(SignedOffer::new(
             &credentials,
             request,

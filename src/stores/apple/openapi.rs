@@ -106,12 +106,7 @@ pub(super) struct PromotionalOfferSchema {
     /// Any transaction of the customer, or the id of the app's own transaction (`appTransactionId`). Apple recommends to name one.
     #[schema(min_length = 1, max_length = 128, examples("2000000123456789"))]
     transaction_id: Option<String>,
-    /// The customer's `appAccountToken`, if the app passes one with the purchase. Only the earlier signature names it.
-    #[schema(
-        required = false,
-        pattern = "^[0-9a-fA-F]{8}(-[0-9a-fA-F]{4}){3}-[0-9a-fA-F]{12}$",
-        examples("7e3fb204-2b0d-4d70-a0c2-6d8a3f6c1e55")
-    )]
+    #[schema(schema_with = app_account_token, required = false)]
     app_account_token: Option<String>,
 }
 
@@ -162,14 +157,26 @@ fn refresh() -> Schema {
 }
 
 fn expected_app_user_id() -> Schema {
-    api_docs::optional_string_schema(
+    user_uuid(
         "Whose transaction it must be: the UUID that your app gave StoreKit as `appAccountToken`. Another user's is refused with `APP_USER_MISMATCH`, and so is one without.",
     )
-    .format(Some(utoipa::openapi::SchemaFormat::Custom("uuid".to_owned())))
-    .pattern(Some(api_docs::UUID_PATTERN))
-    .examples([json!("7e3fb204-2b0d-4d70-a0c2-6d8a3f6c1e55")])
-    .build()
-    .into()
+}
+
+fn app_account_token() -> Schema {
+    user_uuid(
+        "The customer's `appAccountToken`, if the app passes one with the purchase. Only the earlier signature names it.",
+    )
+}
+
+fn user_uuid(description: &str) -> Schema {
+    api_docs::optional_string_schema(description)
+        .format(Some(utoipa::openapi::SchemaFormat::Custom(
+            "uuid".to_owned(),
+        )))
+        .pattern(Some(api_docs::UUID_PATTERN))
+        .examples([json!("7e3fb204-2b0d-4d70-a0c2-6d8a3f6c1e55")])
+        .build()
+        .into()
 }
 
 /// What is answered when there is a verdict.

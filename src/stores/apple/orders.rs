@@ -7,12 +7,11 @@ use std::sync::Arc;
 use serde::Serialize;
 
 use super::account::{AppleCredentials, AppleEnvironment};
-use super::api::{AppleApiError, AppleNotFound, TransactionLookupError};
 use super::error::AppleVerifyError;
 use super::payload::RefundHistoryResponse;
 use super::translate::{self, TransactionStatus};
 use super::verify::{
-    AppleVerifier, TransactionDetails, check_transaction, environments_to_query,
+    AppleVerifier, TransactionDetails, ask_environments, check_transaction, environments_to_query,
     transaction_details,
 };
 use crate::base::id::TenantId;
@@ -92,34 +91,19 @@ impl AppleVerifier {
         transaction_id: &str,
     ) -> Result<AppleRefunds, AppleVerifyError> {
         let credentials = self.require_credentials(tenant).await?;
-        let has_id = credentials.app_apple_id.is_some();
-        let (mut not_found, mut failure) = (None, None);
-        for environment in environments_to_query(credentials.environment, has_id)? {
-            let page = self
-                .app_store
-                .get_refund_history(tenant, &credentials, *environment, transaction_id, None)
-                .await;
-            match page {
-                Ok(first) => {
-                    return self
-                        .read_refunds(tenant, &credentials, *environment, transaction_id, first)
-                        .await;
-                }
-                Err(TransactionLookupError::NotFound(AppleNotFound::Unknown)) => {
-                    not_found = Some(AppleNotFound::Unknown);
-                }
-                // In production also the answer for an app that was never released.
-                Err(TransactionLookupError::Api(error @ AppleApiError::Unauthorized { .. })) => {
-                    failure = Some(error);
-                }
-                Err(error) => return Err(error.into()),
-            }
-        }
-        Err(match (not_found, failure) {
-            (Some(reason), _) => reason.into(),
-            (None, Some(error)) => error.into(),
-            (None, None) => AppleVerifyError::NoAppAppleId,
+        let choice = credentials.environment;
+        let (environment, first) = ask_environments(choice, &credentials, |environment| {
+            self.app_store.get_refund_history(
+                tenant,
+                &credentials,
+                environment,
+                transaction_id,
+                None,
+            )
         })
+        .await?;
+        self.read_refunds(tenant, &credentials, environment, transaction_id, first)
+            .await
     }
 
     async fn read_refunds(
@@ -179,15 +163,5 @@ impl AppleVerifier {
                 .map(str::to_owned),
             transaction: transaction_details(transaction, raw, jws),
         })
-    }
-
-    async fn require_credentials(
-        &self,
-        tenant: &TenantId,
-    ) -> Result<Arc<AppleCredentials>, AppleVerifyError> {
-        self.get_credentials(tenant)
-            .await
-            .map_err(AppleVerifyError::Credentials)?
-            .ok_or(AppleVerifyError::NoCredentials)
     }
 }

@@ -282,11 +282,7 @@ impl AppleVerifier {
         tenant: &TenantId,
         request: &AppleVerifyRequest,
     ) -> Result<VerifiedTransaction, AppleVerifyError> {
-        let credentials = self
-            .get_credentials(tenant)
-            .await
-            .map_err(AppleVerifyError::Credentials)?
-            .ok_or(AppleVerifyError::NoCredentials)?;
+        let credentials = self.require_credentials(tenant).await?;
         let choice = request.environment.unwrap_or(credentials.environment);
         let found = match &request.purchase {
             PurchaseRef::TransactionId(id) => {
@@ -344,10 +340,7 @@ impl AppleVerifier {
         }
     }
 
-    /// Asks Apple's API: in the chosen environment, or in production and then in the sandbox.
-    ///
-    /// The sandbox is asked when production knows no such transaction, and also when it answers 401: for an app that was
-    /// never released it does so whatever the key. The key is wrong only when every asked environment answers 401.
+    /// Asks Apple's API for a transaction, and checks the answer.
     async fn look_up_id(
         &self,
         tenant: &TenantId,
@@ -355,37 +348,13 @@ impl AppleVerifier {
         choice: EnvironmentChoice,
         id: &str,
     ) -> Result<CheckedTransaction, AppleVerifyError> {
-        let mut not_found = None;
-        let mut unauthorized = None;
-        for environment in environments_to_query(choice, credentials.app_apple_id.is_some())? {
-            match self
-                .app_store
-                .get_transaction_info(tenant, credentials, *environment, id)
-                .await
-            {
-                Ok(jws) => {
-                    return self
-                        .check_api_response(credentials, *environment, id, jws)
-                        .await;
-                }
-                Err(TransactionLookupError::NotFound(AppleNotFound::Unknown)) => {
-                    not_found = Some(AppleNotFound::Unknown);
-                }
-                // A malformed id is malformed in the other environment too.
-                Err(TransactionLookupError::NotFound(reason)) => {
-                    return Err(reason.into());
-                }
-                Err(TransactionLookupError::Api(failure @ AppleApiError::Unauthorized { .. })) => {
-                    unauthorized = Some(failure);
-                }
-                Err(TransactionLookupError::Api(failure)) => return Err(failure.into()),
-            }
-        }
-        Err(match (not_found, unauthorized) {
-            (Some(reason), _) => reason.into(),
-            (None, Some(failure)) => failure.into(),
-            (None, None) => AppleVerifyError::NoAppAppleId,
+        let (environment, jws) = ask_environments(choice, credentials, |environment| {
+            self.app_store
+                .get_transaction_info(tenant, credentials, environment, id)
         })
+        .await?;
+        self.check_api_response(credentials, environment, id, jws)
+            .await
     }
 
     async fn check_api_response(
@@ -541,6 +510,17 @@ impl AppleVerifier {
         })
     }
 
+    /// The tenant's credentials, cached; an error when it has none.
+    pub(super) async fn require_credentials(
+        &self,
+        tenant: &TenantId,
+    ) -> Result<Arc<AppleCredentials>, AppleVerifyError> {
+        self.get_credentials(tenant)
+            .await
+            .map_err(AppleVerifyError::Credentials)?
+            .ok_or(AppleVerifyError::NoCredentials)
+    }
+
     pub(super) async fn get_credentials(
         &self,
         tenant: &TenantId,
@@ -571,6 +551,39 @@ pub(super) fn environments_to_query(
             Ok(&[AppleEnvironment::Production, AppleEnvironment::Sandbox])
         }
     }
+}
+
+/// Asks in the chosen environment, or in production and then in the sandbox. Returns where the answer is from.
+///
+/// The sandbox is asked when production knows no such transaction, and also when it answers 401: for an app that was
+/// never released it does so whatever the key. The key is wrong only when every asked environment answers 401.
+pub(super) async fn ask_environments<T, F>(
+    choice: EnvironmentChoice,
+    credentials: &AppleCredentials,
+    ask: impl Fn(AppleEnvironment) -> F,
+) -> Result<(AppleEnvironment, T), AppleVerifyError>
+where
+    F: Future<Output = Result<T, TransactionLookupError>>,
+{
+    let (mut not_found, mut unauthorized) = (None, None);
+    for environment in environments_to_query(choice, credentials.app_apple_id.is_some())? {
+        match ask(*environment).await {
+            Ok(answer) => return Ok((*environment, answer)),
+            Err(TransactionLookupError::NotFound(AppleNotFound::Unknown)) => {
+                not_found = Some(AppleNotFound::Unknown);
+            }
+            Err(TransactionLookupError::Api(failure @ AppleApiError::Unauthorized { .. })) => {
+                unauthorized = Some(failure);
+            }
+            // A malformed id is malformed in the other environment too.
+            Err(failure) => return Err(failure.into()),
+        }
+    }
+    Err(match (not_found, unauthorized) {
+        (Some(reason), _) => reason.into(),
+        (None, Some(failure)) => failure.into(),
+        (None, None) => AppleVerifyError::NoAppAppleId,
+    })
 }
 
 /// Checks the bundle id and the environment, in the order of Apple's own server libraries.

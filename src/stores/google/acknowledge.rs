@@ -45,8 +45,8 @@ const ACKNOWLEDGE_TIMEOUT: Duration = Duration::from_secs(5);
 const RETRY_DELAY: Duration = Duration::from_secs(15);
 
 impl GoogleVerifier {
-    /// Verifies the purchase, and acknowledges it where the tenant has chosen that. Whether that works changes nothing about the
-    /// verdict.
+    /// Verifies the purchase, and acknowledges it where the tenant has chosen that.
+    /// The verdict is the same whether or not that works.
     pub(crate) async fn verify_and_acknowledge(
         &self,
         tenant: &TenantId,
@@ -186,11 +186,7 @@ impl GoogleVerifier {
         verified: &VerifiedPurchase,
         ids: Option<&ExternalAccountIds>,
     ) -> Result<bool, GoogleActionError> {
-        let credentials = self
-            .get_credentials(tenant)
-            .await
-            .map_err(GoogleVerifyError::Credentials)?
-            .ok_or(GoogleVerifyError::NoCredentials)?;
+        let credentials = self.require_credentials(tenant).await?;
         let called = self
             .call_action(tenant, &credentials, action, request, verified, ids)
             .await;

@@ -111,13 +111,7 @@ impl PlayClient {
         product_id: &str,
         purchase_token: &str,
     ) -> Result<PurchaseResponse<ProductPurchase>, PurchaseLookupError> {
-        let path = [
-            "purchases",
-            "products",
-            product_id,
-            "tokens",
-            purchase_token,
-        ];
+        let path = product_path(product_id, purchase_token);
         self.get_json(tenant, account, package_name, &path).await
     }
 
@@ -185,13 +179,7 @@ impl PlayClient {
         product_id: &str,
         purchase_token: &str,
     ) -> Result<(), PurchaseLookupError> {
-        let path = [
-            "purchases",
-            "products",
-            product_id,
-            "tokens",
-            purchase_token,
-        ];
+        let path = product_path(product_id, purchase_token);
         self.post_json(
             tenant,
             account,
@@ -212,13 +200,7 @@ impl PlayClient {
         product_id: &str,
         purchase_token: &str,
     ) -> Result<(), PurchaseLookupError> {
-        let path = [
-            "purchases",
-            "products",
-            product_id,
-            "tokens",
-            purchase_token,
-        ];
+        let path = product_path(product_id, purchase_token);
         self.post_json(tenant, account, package_name, &path, "consume", json!({}))
             .await
     }
@@ -431,6 +413,17 @@ fn parse_purchase<T: DeserializeOwned>(
         raw,
         fetched_at,
     })
+}
+
+/// The path of a one-time product, without the method.
+fn product_path<'a>(product_id: &'a str, purchase_token: &'a str) -> [&'a str; 5] {
+    [
+        "purchases",
+        "products",
+        product_id,
+        "tokens",
+        purchase_token,
+    ]
 }
 
 #[cfg(test)]

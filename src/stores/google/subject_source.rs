@@ -16,11 +16,7 @@ impl GoogleVerifier {
         tenant: &TenantId,
         key: &str,
     ) -> Result<RefreshedSubject, GoogleVerifyError> {
-        let credentials = self
-            .get_credentials(tenant)
-            .await
-            .map_err(GoogleVerifyError::Credentials)?
-            .ok_or(GoogleVerifyError::NoCredentials)?;
+        let credentials = self.require_credentials(tenant).await?;
         let mut request = GoogleVerifyRequest {
             package_name: credentials.package_name.clone(),
             purchase_token: key.to_owned(),

@@ -129,11 +129,7 @@ impl GoogleVerifier {
         tenant: &TenantId,
         request: &GoogleVerifyRequest,
     ) -> Result<VerifiedPurchase, GoogleVerifyError> {
-        let credentials = self
-            .get_credentials(tenant)
-            .await
-            .map_err(GoogleVerifyError::Credentials)?
-            .ok_or(GoogleVerifyError::NoCredentials)?;
+        let credentials = self.require_credentials(tenant).await?;
         if request.package_name != credentials.package_name {
             return Err(GoogleVerifyError::PackageNameMismatch {
                 expected: credentials.package_name.clone(),
@@ -291,11 +287,7 @@ impl GoogleVerifier {
         tenant: &TenantId,
         order_id: &str,
     ) -> Result<Box<RawValue>, GoogleVerifyError> {
-        let credentials = self
-            .get_credentials(tenant)
-            .await
-            .map_err(GoogleVerifyError::Credentials)?
-            .ok_or(GoogleVerifyError::NoCredentials)?;
+        let credentials = self.require_credentials(tenant).await?;
         let package_name = &credentials.package_name;
         let found = self
             .play
@@ -303,6 +295,17 @@ impl GoogleVerifier {
             .await
             .map_err(|error| GoogleVerifyError::from_lookup(error, package_name))?;
         Ok(found.raw)
+    }
+
+    /// The tenant's credentials, cached; an error when it has none.
+    pub(super) async fn require_credentials(
+        &self,
+        tenant: &TenantId,
+    ) -> Result<Arc<GoogleCredentials>, GoogleVerifyError> {
+        self.get_credentials(tenant)
+            .await
+            .map_err(GoogleVerifyError::Credentials)?
+            .ok_or(GoogleVerifyError::NoCredentials)
     }
 
     /// The tenant's credentials, cached. `None` when it has none.

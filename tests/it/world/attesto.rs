@@ -504,6 +504,15 @@ impl World {
         }
     }
 
+    /// The same for commands that call the simulated stores.
+    pub(crate) fn shell_with_stores(&self) -> Shell {
+        let roots = self.settings.stores.apple_root_certificates.as_ref();
+        let roots = roots.expect("a world has its own root certificates");
+        self.shell()
+            .set_all(self.simulator.environment_variables())
+            .set("APPLE_ROOT_CERTIFICATES", &roots.display().to_string())
+    }
+
     /// Stops the server and the stores; the database stays.
     pub(crate) async fn end(self) -> Fresh {
         self.serving.stop(Duration::from_secs(5)).await;
