@@ -224,14 +224,14 @@ fn tenant_checks() -> Vec<Check> {
             |c| {
                 async {
                     let before = c.clock.now().minus(tenants::MAX_HISTORY_AGE);
-                    store::list_tenants_with_unread_history(&c.database, before, MAX_NAMED).await
+                    store::list_unread_histories(&c.database, before, MAX_NAMED).await
                 }
                 .boxed()
             },
             CountWording {
-                none: "Apple's history of notifications was read for every tenant within three days.",
-                one: "tenant may miss notifications: Apple's history was not read for three days",
-                many: "tenants may miss notifications: Apple's history was not read for three days",
+                none: "Apple's history of notifications was read for every tenant and environment within three days.",
+                one: "history of notifications at Apple was not read for three days, and some may be missing",
+                many: "histories of notifications at Apple were not read for three days, and some may be missing",
                 advice: "`attesto apple backfill --tenant <tenant>` says why; the job `backfill` reads it once a day.",
             },
         ),

@@ -171,26 +171,32 @@ pub(super) async fn list_tenants_without_app_apple_id(
     )
 }
 
-/// Active tenants whose history at Apple was not read to its end since `before`, each with the day when it last was. A tenant
-/// that is new, or whose credentials are, has time until then.
-pub(super) async fn list_tenants_with_unread_history(
+/// Histories at Apple that were not read to their end since `before`: the tenant and environment of each, and the day when it last
+/// was. A tenant that is new, or whose credentials are, has time until then. An app that Apple knows in one environment
+/// only may be unknown in the other.
+pub(super) async fn list_unread_histories(
     database: &Database,
     before: Timestamp,
     limit: i64,
 ) -> Result<CountWithNames, Error> {
     let rows = sqlx::query!(
         r#"
-        select tenant.id || coalesce(' (last ' || to_char(history.last at time zone 'UTC', 'YYYY-MM-DD') || ')', ' (never)')
+        select tenant.id || ' in ' || environment.name
+                || coalesce(' (last ' || to_char(history.last_success_at at time zone 'UTC', 'YYYY-MM-DD') || ')', ' (never)')
                 as "name!",
             count(*) over () as "count!"
         from tenants tenant
         join apple_credentials stored on stored.tenant_id = tenant.id
-        cross join lateral (
-            select max(last_success_at) as last from apple_history_reads where tenant_id = tenant.id
-        ) history
-        where tenant.is_active and (stored.environment <> 'production' or stored.app_apple_id is not null)
-            and coalesce(history.last, greatest(tenant.created_at, stored.created_at, stored.updated_at)) < $1
-        order by tenant.id
+        cross join (values ('production'), ('sandbox')) environment (name)
+        left join apple_history_reads history
+            on history.tenant_id = tenant.id and history.environment = environment.name
+        where tenant.is_active and stored.environment in ('auto', environment.name)
+            and (environment.name = 'sandbox' or stored.app_apple_id is not null)
+            and (coalesce(history.is_app_known, true) or not exists (
+                select from apple_history_reads other where other.tenant_id = tenant.id and other.is_app_known
+            ))
+            and coalesce(history.last_success_at, greatest(tenant.created_at, stored.created_at, stored.updated_at)) < $1
+        order by tenant.id, environment.name
         limit $2
         "#,
         OffsetDateTime::from(before),

@@ -7,6 +7,7 @@ use time::OffsetDateTime;
 
 use super::RetentionKind;
 use crate::audit::operator_audit;
+use crate::base::clock::Timestamp;
 use crate::db::{Database, Error};
 
 /// The maximum number of rows that one transaction removes.
@@ -192,6 +193,16 @@ async fn prune_events(
     let Some(last) = examined.last() else {
         return Ok(PrunedBatch::default());
     };
+    sqlx::query!(
+        "
+        insert into pruned_events as pruned (received_before) values (attesto_now() - make_interval(secs => $1))
+        on conflict (is_only_row) do update
+            set received_before = greatest(pruned.received_before, excluded.received_before)
+        ",
+        age
+    )
+    .execute(&mut *transaction)
+    .await?;
     let last = Some((last.received_at, last.id.clone()));
     let ids: Vec<String> = examined.iter().map(|row| row.id.clone()).collect();
     let removed = sqlx::query!(
@@ -217,6 +228,20 @@ async fn prune_events(
         scanned: examined.len() as u64,
         cursor: last,
     })
+}
+
+/// From when on all received events are kept: after what was pruned, by any process and with any retention period, and after what a
+/// job with this retention period may be pruning now. `None`: none is pruned.
+pub(crate) async fn events_kept_since(
+    database: &Database,
+    retention: Option<Duration>,
+    now: Timestamp,
+) -> Result<Option<Timestamp>, Error> {
+    let pruned_before = sqlx::query_scalar!("select received_before from pruned_events")
+        .fetch_optional(database.pool())
+        .await?;
+    let expired_before = retention.map(|kept| now.minus(kept));
+    Ok(pruned_before.map(Timestamp::from).max(expired_before))
 }
 
 pub(super) async fn count_expired_rows(

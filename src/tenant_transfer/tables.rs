@@ -170,7 +170,7 @@ pub const TRANSFERRED_TABLES: [TransferTable; 15] = [
 ];
 
 /// The tables that are not exported, and why.
-pub const EXCLUDED_TABLES: [(&str, &str); 19] = [
+pub const EXCLUDED_TABLES: [(&str, &str); 20] = [
     (
         "apple_history_reads",
         "is begun anew: the history of the last week is read after the import",
@@ -209,6 +209,7 @@ pub const EXCLUDED_TABLES: [(&str, &str); 19] = [
     ("delivery_holds", "is the installation's"),
     ("delivery_lanes", "is the installation's"),
     ("process_locks", "is the installation's"),
+    ("pruned_events", "is the installation's"),
     ("job_runs", "is the installation's"),
     ("replicas", "is the installation's"),
     ("backups", "is the installation's"),

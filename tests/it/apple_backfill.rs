@@ -84,8 +84,9 @@ async fn open(
 ) -> HistoryReader {
     let credentials = backfill.get_credentials(&tenant.id).await.unwrap();
     let environment = AppleEnvironment::Production;
-    let retention = world.settings.retention.events;
-    let period = HistoryPeriod::new(since, environment, retention, world.clock.now());
+    let now = world.clock.now();
+    let kept_since = world.settings.retention.events.map(|kept| now.minus(kept));
+    let period = HistoryPeriod::new(since, environment, kept_since, now);
     backfill.open_history(
         &tenant.id,
         &credentials,

@@ -5,6 +5,7 @@ use std::time::Duration;
 
 use attesto::simulator::Fault;
 use attesto::simulator::state::apple::{SimulatedEnvironment, TransactionChange};
+use attesto::stores::apple::account::EnvironmentChoice;
 use serde_json::{Value, json};
 
 use crate::apple_backfill::{buy, lose, post_newest, post_to, stored};
@@ -12,7 +13,7 @@ use crate::apple_notifications::Shop;
 use crate::delivery_hold::dispatcher_on;
 use crate::metrics::value;
 use crate::webhook_end_to_end::{secret, set_callback};
-use crate::world::attesto::World;
+use crate::world::attesto::{APP_APPLE_ID, World};
 use crate::world::receiver::Receiver;
 
 const OK: &[u8] = b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nok";
@@ -94,7 +95,7 @@ async fn every_change_of_two_days_without_attesto_is_known_and_delivered_exactly
     let process = world.replica().await;
     let path = format!("http://{}/v1/webhooks/apple/{tenant}", process.address());
     post_to(world, &path);
-    let report = world.run_job("backfill").await;
+    let report = pass_and_run(world, MINUTE * 6).await;
     assert_eq!(report["afterDowntime"], true);
     let sent = shop.apple().list_notifications();
     let lost = i64::try_from(sent.len() - arrived).unwrap();
@@ -178,7 +179,7 @@ async fn what_a_restored_database_has_lost_is_fetched_again() {
             .await
             .unwrap();
     }
-    let report = world.run_job("backfill").await;
+    let report = pass_and_run(world, MINUTE * 6).await;
     assert_eq!(
         (&report["afterDowntime"], did(&report)),
         (&json!(true), (2, 1, 0))
@@ -202,7 +203,7 @@ async fn a_long_history_is_read_in_several_runs_from_where_each_has_ended() {
     let first = pass_and_run(&world, MINUTE).await;
     assert_eq!(did(&first), (2, 3, 0));
     assert_eq!(first["apple"]["calls"], 100 + 1 + 30);
-    let second = pass_and_run(&world, MINUTE).await;
+    let second = pass_and_run(&world, MINUTE * 5).await;
     assert_eq!(did(&second), (1, 2, 0));
     // From a day before the first reading until now.
     assert_eq!(second["apple"]["calls"], 1 + 152 - 100);
@@ -252,6 +253,47 @@ async fn a_history_that_cannot_be_read_rests_and_the_others_are_read() {
 }
 
 #[tokio::test]
+async fn a_history_that_failed_is_read_at_once_when_the_credentials_are_changed() {
+    let shop = Shop::open().await;
+    let world = &shop.world;
+    let refused = Fault::at_place("apple").status(401).times(0);
+    world.simulator.add_fault(refused).unwrap();
+    assert_eq!(did(&pass_and_run(world, MINUTE * 6).await), (2, 0, 2));
+    world.simulator.clear_faults();
+    assert_eq!(did(&pass_and_run(world, MINUTE).await), (0, 0, 0));
+    lose(world, 1).await;
+    world
+        .set_apple(&shop.tenant, EnvironmentChoice::Auto, Some(APP_APPLE_ID))
+        .await;
+    assert_eq!(did(&pass_and_run(world, MINUTE * 6).await), (2, 1, 0));
+}
+
+#[tokio::test]
+async fn a_notification_that_may_still_be_under_way_is_left_to_apple() {
+    let world = World::new().await;
+    world.tenant().await;
+    lose(&world, 1).await;
+    assert_eq!(did(&pass_and_run(&world, MINUTE * 4).await), (2, 0, 0));
+    let report = pass_and_run(&world, MINUTE * 16).await;
+    assert_eq!(did(&report), (2, 1, 0));
+}
+
+#[tokio::test]
+async fn what_was_pruned_is_not_fetched_again_by_a_process_that_would_have_kept_it() {
+    let shop = Shop::open_with(&[("RETENTION_EVENTS_DAYS", "0")]).await;
+    let world = &shop.world;
+    shop.report_here(true);
+    buy(world, SimulatedEnvironment::Production);
+    post_newest(world).await;
+    world.pass(DAY * 2).await;
+    let elsewhere = world.shell().set("RETENTION_EVENTS_DAYS", "1");
+    elsewhere.rows(&["prune"]);
+    assert!(stored(world).await.is_empty());
+    assert_eq!(did(&pass_and_run(world, MINUTE).await), (2, 0, 0));
+    assert!(stored(world).await.is_empty());
+}
+
+#[tokio::test]
 async fn metrics_tell_when_histories_were_read_and_what_was_recovered() {
     let world = World::with(&[("METRICS_ADDRESS", "127.0.0.1:0")]).await;
     world.tenant().await;
@@ -259,7 +301,7 @@ async fn metrics_tell_when_histories_were_read_and_what_was_recovered() {
     let recovered = "attesto_recovered_notifications{store=\"apple\"}";
     assert!(value(&world.metrics().await, age) < 1.0);
     lose(&world, 3).await;
-    world.run_job("backfill").await;
+    pass_and_run(&world, MINUTE * 16).await;
     let away = Fault::at_place("apple").status(503).times(0);
     world.simulator.add_fault(away).unwrap();
     pass_and_run(&world, DAY * 2).await;

@@ -972,15 +972,16 @@ async fn problems_with_deliveries_and_records_are_reported() {
                 update apple_credentials set created_at = now() - interval '4 days', updated_at = now() - interval '4 days'",
             ),
             &["tenants.history: warn"],
-            "(never)",
+            "in production (never)",
         ),
         (
             By::Rows(
                 "insert into apple_history_reads (tenant_id, environment, read_until, next_read_at, last_success_at)
-                    select id, 'sandbox', now(), now(), '2026-04-10T14:22:10Z' from tenants",
+                    select id, environment, now(), now(), last from tenants, (values
+                        ('production', '2026-04-10T14:22:10Z'::timestamptz), ('sandbox', now())) read (environment, last)",
             ),
             &["tenants.history: warn"],
-            "(last 2026-04-10)",
+            "in production (last 2026-04-10)",
         ),
         (
             By::Rows("update google_credentials set pubsub_service_account = null"),

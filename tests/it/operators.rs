@@ -468,6 +468,7 @@ async fn every_table_is_audited_or_has_a_reason_not_to_be() {
         ("operator_audit", "this is it"),
         ("owed_acknowledgements", "the stores' doing"),
         ("process_locks", "written by itself"),
+        ("pruned_events", "written by itself"),
         ("purchase_links", "the stores' doing"),
         ("replicas", "written by itself"),
         ("schema_promises", "written with each migration"),

@@ -17,6 +17,7 @@ use crate::config::groups::RetentionSettings;
 use crate::db::Database;
 use crate::deliveries::WorkNotifier;
 use crate::events::EventRecorder;
+use crate::retention::events_kept_since;
 use crate::stores::apple::AppleBackfill;
 use crate::stores::apple::account::{AppleCredentials, AppleEnvironment};
 use crate::stores::apple::backfill::{
@@ -120,7 +121,8 @@ struct BackfillRun<'a> {
     backfill: AppleBackfill,
     context: &'a CommandContext,
     since: Option<Timestamp>,
-    retention: Option<Duration>,
+    /// From when on all events are kept.
+    kept_since: Option<Timestamp>,
     mode: BackfillMode,
     stop: CancellationToken,
 }
@@ -152,7 +154,7 @@ pub(super) async fn backfill_notifications(
             Since::Ago(ago) => context.clock.now().minus(ago),
             Since::At(time) => time,
         }),
-        retention: retention.events,
+        kept_since: events_kept_since(database, retention.events, context.clock.now()).await?,
         mode: if arguments.dry_run {
             BackfillMode::Count
         } else {
@@ -251,7 +253,7 @@ impl BackfillRun<'_> {
         environment: AppleEnvironment,
     ) -> Result<Result<(), BackfillError>, CommandError> {
         let clock = &self.context.clock;
-        let period = HistoryPeriod::new(self.since, environment, self.retention, clock.now());
+        let period = HistoryPeriod::new(self.since, environment, self.kept_since, clock.now());
         let mut reader =
             self.backfill
                 .open_history(tenant, credentials, environment, period, self.mode);

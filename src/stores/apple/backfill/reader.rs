@@ -4,8 +4,8 @@
 //! because Apple also counts as delivered what another server accepted, and what this database has lost since. Nothing is
 //! expected of the order in which Apple lists them. A reading that was broken off and begun again finds what it has stored.
 //!
-//! Nothing from before the retention period is read: what was stored and pruned would be taken for missing,
-//! and be delivered a second time.
+//! Nothing is read from a time of which events may have been pruned: what was stored and pruned would be taken for missing, and
+//! be delivered a second time.
 
 use std::collections::{HashSet, VecDeque};
 use std::sync::Arc;
@@ -137,19 +137,22 @@ impl BackfillError {
 
 impl HistoryPeriod {
     /// From `since`, or from the earliest time, until `now`: no earlier than Apple keeps notifications of the environment, and no
-    /// earlier than events are kept here.
+    /// earlier than `kept_since`, from when on all events are kept here.
     pub fn new(
         since: Option<Timestamp>,
         environment: AppleEnvironment,
-        retention: Option<Duration>,
+        kept_since: Option<Timestamp>,
         now: Timestamp,
     ) -> Self {
         let kept_by_apple = match environment {
             AppleEnvironment::Production => PRODUCTION_HISTORY,
             AppleEnvironment::Sandbox => SANDBOX_HISTORY,
         };
-        let kept = retention.map_or(kept_by_apple, |kept| kept.min(kept_by_apple));
-        let earliest = now.minus(kept.saturating_sub(HISTORY_MARGIN));
+        let earliest = kept_since
+            .map_or(now.minus(kept_by_apple), |kept| {
+                kept.max(now.minus(kept_by_apple))
+            })
+            .plus(HISTORY_MARGIN);
         Self {
             since: since.map_or(earliest, |since| since.max(earliest)).min(now),
             until: now,
@@ -295,16 +298,12 @@ impl HistoryPosition {
 
     /// Leaves out the time of which events were pruned since the reading was broken off: they would look missing. `None` when nothing
     /// is left of its query.
-    pub(super) fn without_pruned(
-        mut self,
-        retention: Option<Duration>,
-        now: Timestamp,
-    ) -> Option<Self> {
-        let Some(kept) = retention else {
+    pub(super) fn without_pruned(mut self, kept_since: Option<Timestamp>) -> Option<Self> {
+        let Some(kept) = kept_since else {
             return Some(self);
         };
-        if self.query_since < now.minus(kept).as_millis() {
-            let earliest = now.minus(kept.saturating_sub(HISTORY_MARGIN)).as_millis();
+        if self.query_since < kept.as_millis() {
+            let earliest = kept.plus(HISTORY_MARGIN).as_millis();
             self.since = self.since.max(earliest);
             self.query_since = earliest;
             // It is one of the query as it was.
@@ -610,7 +609,7 @@ mod tests {
         };
         let whole = broken_off(ago(300), ago(200));
         for retention in [None, Some(hours(300)), Some(hours(400))] {
-            let kept = whole.clone().without_pruned(retention, now);
+            let kept = whole.clone().without_pruned(retention.map(|kept| now.minus(kept)));
             assert_eq!(kept, Some(whole.clone()), "{retention:?}");
         }
         let rest = HistoryPosition {
@@ -621,10 +620,10 @@ mod tests {
             page: None,
         };
         assert_eq!(
-            whole.clone().without_pruned(Some(hours(250)), now),
+            whole.clone().without_pruned(Some(now.minus(hours(250)))),
             Some(rest)
         );
-        assert_eq!(whole.without_pruned(Some(hours(200)), now), None);
+        assert_eq!(whole.without_pruned(Some(now.minus(hours(200)))), None);
     }
 
     #[test]
@@ -646,7 +645,8 @@ mod tests {
             ),
         ] {
             let since = since.map(|ago| now().minus(ago));
-            let period = HistoryPeriod::new(since, environment, retention, now());
+            let kept_since = retention.map(|kept| now().minus(kept));
+            let period = HistoryPeriod::new(since, environment, kept_since, now());
             assert_eq!(period.since, now().minus(expected), "{environment:?}");
             assert_eq!(period.until, now());
         }

@@ -4,6 +4,7 @@
 //! restored. One that was never read begins with the tenant, or a week ago: what is older is read by `attesto apple backfill`.
 //! A reading makes a limited number of calls; what is left is read by the next round, from where it ended.
 
+use std::sync::Arc;
 use std::time::Duration;
 
 use futures_util::StreamExt as _;
@@ -20,6 +21,7 @@ use crate::base::backoff::spread;
 use crate::base::clock::{Clock, Timestamp};
 use crate::crypto::redact::truncate_log_field;
 use crate::db::{Database, Error};
+use crate::retention::events_kept_since;
 use crate::stores::apple::api::AppleApiError;
 use crate::stores::apple::error::AppleNotificationError;
 
@@ -29,6 +31,8 @@ const READ_INTERVAL: Duration = Duration::from_hours(20);
 const OVERLAP: Duration = Duration::from_hours(24);
 /// How far back the first reading begins at most. Apple repeats a notification for six and a half days.
 const FIRST_PERIOD: Duration = Duration::from_hours(7 * 24);
+/// How long a notification has to arrive by itself: a reading ends so long ago, so that none is fetched that is being posted.
+const ARRIVAL_TIME: Duration = Duration::from_mins(5);
 /// The calls of one reading, a small part of what Apple allows in an hour.
 const MAX_CALLS: u64 = 100;
 /// When a reading goes on that was ended by [`MAX_CALLS`]: after those of others.
@@ -152,6 +156,7 @@ impl BackfillRound<'_> {
             position,
             error: None,
             recovered,
+            is_app_known: true,
         };
         store::record_progress(self.database, &due.tenant, due.environment, &progress).await
     }
@@ -165,7 +170,15 @@ impl BackfillRound<'_> {
         } else {
             begin
         };
-        let period = HistoryPeriod::new(Some(begin), due.environment, self.retention, now);
+        let kept_since = events_kept_since(self.database, self.retention, now)
+            .await
+            .map_err(|error| AppleNotificationError::Database(Arc::new(error)))?;
+        let period = HistoryPeriod::new(
+            Some(begin),
+            due.environment,
+            kept_since,
+            now.minus(ARRIVAL_TIME),
+        );
         let reader = self.backfill.open_history(
             &due.tenant,
             &credentials,
@@ -174,7 +187,7 @@ impl BackfillRound<'_> {
             BackfillMode::Store,
         );
         let position = due.position.as_ref().and_then(HistoryPosition::from_json);
-        let position = position.and_then(|it| it.without_pruned(self.retention, now));
+        let position = position.and_then(|it| it.without_pruned(kept_since));
         Ok(match position {
             Some(position) => reader.resume_at(position),
             None => reader,
@@ -205,6 +218,7 @@ impl BackfillRound<'_> {
             position,
             error: Some(cause),
             recovered,
+            is_app_known: !error.is_app_unknown(),
         };
         store::record_progress(self.database, &due.tenant, due.environment, &progress).await
     }

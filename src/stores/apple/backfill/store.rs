@@ -33,10 +33,13 @@ pub(super) struct HistoryProgress {
     pub(super) next_read_at: Timestamp,
     pub(super) position: Option<Value>,
     pub(super) error: Option<String>,
+    /// Whether Apple knows the app in this environment.
+    pub(super) is_app_known: bool,
     pub(super) recovered: u64,
 }
 
-/// The histories of active tenants that are due at `now`, longest due first.
+/// The histories of active tenants that are due at `now`, longest due first. One that failed is due when the tenant's credentials
+/// were changed since then.
 pub(super) async fn list_due_histories(
     database: &Database,
     now: Timestamp,
@@ -54,7 +57,8 @@ pub(super) async fn list_due_histories(
             on history.tenant_id = tenant.id and history.environment = environment.name
         where tenant.is_active and stored.environment in ('auto', environment.name)
             and (environment.name = 'sandbox' or stored.app_apple_id is not null)
-            and (history.next_read_at is null or history.next_read_at <= $1)
+            and (history.next_read_at is null or history.next_read_at <= $1
+                or (history.error is not null and stored.updated_at > history.written_at))
         order by history.next_read_at nulls first, tenant.id, environment.name
         limit $2
         "#,
@@ -98,15 +102,17 @@ pub(super) async fn record_progress(
     sqlx::query!(
         "
         insert into apple_history_reads as history
-            (tenant_id, environment, read_until, last_success_at, next_read_at, position, error, recovered)
-        values ($1, $2, $3, $4, $5, $6, $7, $8)
+            (tenant_id, environment, read_until, last_success_at, next_read_at, position, error, recovered, is_app_known)
+        values ($1, $2, $3, $4, $5, $6, $7, $8, $9)
         on conflict (tenant_id, environment) do update set
             read_until = excluded.read_until,
             last_success_at = coalesce(excluded.last_success_at, history.last_success_at),
             next_read_at = excluded.next_read_at,
             position = excluded.position,
             error = excluded.error,
-            recovered = history.recovered + excluded.recovered
+            recovered = history.recovered + excluded.recovered,
+            is_app_known = excluded.is_app_known,
+            written_at = now()
         ",
         tenant.as_str(),
         environment.as_str(),
@@ -116,6 +122,7 @@ pub(super) async fn record_progress(
         progress.position,
         progress.error,
         i64::try_from(progress.recovered).unwrap_or(i64::MAX),
+        progress.is_app_known,
     )
     .execute(database.pool())
     .await?;
@@ -125,8 +132,8 @@ pub(super) async fn record_progress(
 /// The histories of all active tenants together, for metrics.
 #[derive(Clone, Copy, Debug, Default, PartialEq)]
 pub(crate) struct HistoryStats {
-    /// Since when the history of a tenant was not read to its end, in the environment in which that was done last; of the tenant
-    /// for which that is longest.
+    /// Since when a history was not read to its end, of the one for which that is longest; without those of apps that Apple does
+    /// not know in that environment.
     pub(crate) oldest_success_age: Duration,
     pub(crate) recovered: i64,
 }
@@ -137,14 +144,11 @@ pub(crate) async fn load_history_stats(
 ) -> Result<HistoryStats, Error> {
     let row = sqlx::query!(
         r#"
-        select coalesce(extract(epoch from $1 - min(history.last_success_at)), 0)::float8 as "age!",
+        select coalesce(extract(epoch from $1 - min(coalesce(history.last_success_at, history.read_until))
+                filter (where history.is_app_known)), 0)::float8 as "age!",
             coalesce(sum(history.recovered), 0)::bigint as "recovered!"
-        from (
-            select max(read.last_success_at) as last_success_at, sum(read.recovered) as recovered
-            from apple_history_reads read join tenants tenant on tenant.id = read.tenant_id
-            where tenant.is_active
-            group by read.tenant_id
-        ) history
+        from apple_history_reads history join tenants tenant on tenant.id = history.tenant_id
+        where tenant.is_active
         "#,
         OffsetDateTime::from(now),
     )
