@@ -15,6 +15,7 @@ use serde::Serialize;
 use serde_json::Value;
 use tokio::net::TcpListener;
 use tokio::sync::mpsc;
+use tokio::time::timeout;
 use tokio_util::task::AbortOnDropHandle;
 
 use crate::deliveries::endpoint::{SigningSecret, SigningSecrets};
@@ -23,6 +24,9 @@ use crate::deliveries::signature;
 /// No event is larger: it holds a notification of at most 1 MB twice.
 const MAX_BODY_BYTES: usize = 4 * 1024 * 1024;
 const HEADER_READ_TIMEOUT: Duration = Duration::from_secs(5);
+const BODY_READ_TIMEOUT: Duration = Duration::from_secs(10);
+/// Deliveries that were taken and not yet shown. More wait for their answer.
+const MAX_UNSHOWN_DELIVERIES: usize = 16;
 
 /// What the signature headers of a delivery say.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
@@ -74,7 +78,7 @@ impl ReceivedDelivery {
 /// A server that listens until it is dropped.
 pub(super) struct CallbackReceiver {
     address: SocketAddr,
-    deliveries: mpsc::UnboundedReceiver<ReceivedDelivery>,
+    deliveries: mpsc::Receiver<ReceivedDelivery>,
     _server_task: AbortOnDropHandle<()>,
 }
 
@@ -86,7 +90,7 @@ impl CallbackReceiver {
         status: StatusCode,
     ) -> std::io::Result<Self> {
         let address = listener.local_addr()?;
-        let (sender, deliveries) = mpsc::unbounded_channel();
+        let (sender, deliveries) = mpsc::channel(MAX_UNSHOWN_DELIVERIES);
         let secrets = secret.map(SigningSecrets::from);
         let listening = tokio::spawn(async move {
             loop {
@@ -130,7 +134,7 @@ async fn handle_delivery(
     request: Request<Incoming>,
     secrets: Option<&SigningSecrets>,
     status: StatusCode,
-    sender: &mpsc::UnboundedSender<ReceivedDelivery>,
+    sender: &mpsc::Sender<ReceivedDelivery>,
 ) -> Response<Full<Bytes>> {
     let (head, body) = request.into_parts();
     let answer = |status| {
@@ -138,8 +142,14 @@ async fn handle_delivery(
         *response.status_mut() = status;
         response
     };
-    let Ok(body) = Limited::new(body, MAX_BODY_BYTES).collect().await else {
-        return answer(StatusCode::PAYLOAD_TOO_LARGE);
+    let reading = timeout(
+        BODY_READ_TIMEOUT,
+        Limited::new(body, MAX_BODY_BYTES).collect(),
+    );
+    let body = match reading.await {
+        Ok(Ok(body)) => body,
+        Ok(Err(_)) => return answer(StatusCode::PAYLOAD_TOO_LARGE),
+        Err(_) => return answer(StatusCode::REQUEST_TIMEOUT),
     };
     let bytes = body.to_bytes();
     let signature = match secrets {
@@ -153,13 +163,14 @@ async fn handle_delivery(
         SignatureCheck::Verified | SignatureCheck::Unchecked => status,
         SignatureCheck::Mismatch => StatusCode::UNAUTHORIZED,
     };
-    let _ = sender.send(ReceivedDelivery {
+    let received = ReceivedDelivery {
         signature,
         answered: status.as_u16(),
         delivery_id: header_text(&head.headers, "x-attesto-delivery-id").to_owned(),
         attempt: header_text(&head.headers, "x-attesto-attempt").to_owned(),
         body: serde_json::from_slice(&bytes).unwrap_or_default(),
-    });
+    };
+    let _ = sender.send(received).await;
     answer(status)
 }
 

@@ -210,8 +210,8 @@ impl AppleBackfill {
             queries: split_period(period),
             page: None,
             restarts: 0,
-            listed_again: HashSet::new(),
-            of_page: HashSet::new(),
+            repeated_ids: HashSet::new(),
+            handled_on_page: HashSet::new(),
             report: BackfillReport {
                 since,
                 until,
@@ -267,9 +267,9 @@ pub struct HistoryReader {
     restarts: u32,
     /// The ids of notifications that are listed a second time: those that Apple could not deliver, and those that were signed at
     /// the end of one query and the beginning of the next.
-    listed_again: HashSet<String>,
+    repeated_ids: HashSet<String>,
     /// The ids of those that were dealt with of a page that failed half way.
-    of_page: HashSet<String>,
+    handled_on_page: HashSet<String>,
     report: BackfillReport,
 }
 
@@ -426,7 +426,7 @@ impl HistoryReader {
             pagination_token,
         } = page;
         self.take_page(query, notification_history).await?;
-        self.of_page.clear();
+        self.handled_on_page.clear();
         if has_more != Some(true) {
             self.finish_query(query);
             return Ok(());
@@ -493,7 +493,7 @@ impl HistoryReader {
         for one in listed {
             let uuid = one.uuid.clone();
             let is_repeated = uuid.as_ref().is_some_and(|uuid| {
-                self.listed_again.contains(uuid) || self.of_page.contains(uuid)
+                self.repeated_ids.contains(uuid) || self.handled_on_page.contains(uuid)
             });
             if is_repeated {
                 continue;
@@ -504,9 +504,9 @@ impl HistoryReader {
             self.report.read += 1;
             if let Some(uuid) = uuid {
                 if query.is_only_failures || is_at_end {
-                    self.listed_again.insert(uuid);
+                    self.repeated_ids.insert(uuid);
                 } else {
-                    self.of_page.insert(uuid);
+                    self.handled_on_page.insert(uuid);
                 }
             }
         }

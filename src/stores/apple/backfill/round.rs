@@ -99,7 +99,7 @@ impl BackfillRound<'_> {
             Ok(reader) => reader,
             Err(error) => {
                 total.lock().failed += 1;
-                let begin = first_read(&due, self.clock.now());
+                let begin = reading_start(&due, self.clock.now());
                 let error = BackfillError::Notification(error);
                 let position = due.position.clone();
                 return self.record_failure(&due, begin, position, &error, 0).await;
@@ -135,7 +135,7 @@ impl BackfillRound<'_> {
         let recovered = report.recovered;
         // A reading begins before the end of the one before it.
         let now = self.clock.now();
-        let read_until = report.read_until.max(first_read(&due, now));
+        let read_until = report.read_until.max(reading_start(&due, now));
         let position = reader.position().map(|position| position.to_json());
         if let Err(error) = result {
             return self
@@ -164,7 +164,7 @@ impl BackfillRound<'_> {
     async fn open_reader(&self, due: &DueHistory) -> Result<HistoryReader, AppleNotificationError> {
         let credentials = self.backfill.get_credentials(&due.tenant).await?;
         let now = self.clock.now();
-        let begin = first_read(due, now);
+        let begin = reading_start(due, now);
         let begin = if due.was_completed {
             begin.minus(OVERLAP)
         } else {
@@ -225,7 +225,7 @@ impl BackfillRound<'_> {
 }
 
 /// Where the first reading begins, or where the last one has ended.
-fn first_read(due: &DueHistory, now: Timestamp) -> Timestamp {
+fn reading_start(due: &DueHistory, now: Timestamp) -> Timestamp {
     due.read_until
         .unwrap_or_else(|| due.tenant_created_at.max(now.minus(FIRST_PERIOD)))
 }
