@@ -644,6 +644,12 @@ impl GoogleState {
             .get(token)
             .cloned()
             .ok_or_else(|| purchase_not_found("subscriptions", token))?;
+        // What has ended has no renewal at which the change could take effect, also if an add-on still runs.
+        if by.deferred && old.items[0].expiry_time <= now {
+            return Err(SimulatorError::invalid_request(
+                "The plan has ended: only a plan that runs can be replaced at its renewal.",
+            ));
+        }
         let pending = by.pending;
         let deferred = by.deferred.then(|| old.deferred_plan(&by));
         let mode = by.replacement_mode.clone();

@@ -596,6 +596,22 @@ async fn a_deferred_plan_change_begins_with_the_next_renewal() {
 }
 
 #[tokio::test]
+async fn a_plan_that_has_ended_is_not_replaced_at_its_renewal() {
+    let world = start_simulator().await;
+    let add_on = json!({"productId": "storage", "period": "P1Y"});
+    let old = world.subscribe(json!({"period": "P1M", "addOns": [add_on]}));
+    world.clock.advance(40 * DAY);
+    let deferred = SubscriptionReplacement {
+        deferred: true,
+        ..SubscriptionReplacement::default()
+    };
+    let refused = world
+        .google
+        .replace_subscription(&old.purchase_token, deferred);
+    assert!(refused.unwrap_err().to_string().contains("has ended"));
+}
+
+#[tokio::test]
 async fn a_pending_plan_change_ends_the_old_purchase_once_it_is_paid() {
     let world = start_simulator().await;
     let old = world.subscribe(json!({})).purchase_token;
