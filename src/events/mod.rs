@@ -34,5 +34,5 @@ pub use purchase_state::{
 };
 pub use recorder::{AcceptedNotification, EventRecorder};
 pub use store::find_event;
-pub(crate) use store::find_stored_ids;
 pub use store::{RecordError, StoredEvent};
+pub(crate) use store::{events_kept_since, find_stored_ids};

@@ -3,6 +3,7 @@
 use std::borrow::Cow;
 use std::collections::HashSet;
 use std::sync::Arc;
+use std::time::Duration;
 
 use serde_json::Value;
 use serde_json::value::RawValue;
@@ -12,6 +13,7 @@ use super::event::NewEvent;
 use super::event_type::EventSource;
 use super::purchase_state::PurchaseState;
 use super::unresolved::FIRST_RETRY_DELAY;
+use crate::base::clock::Timestamp;
 use crate::base::id::{DeliveryId, EventId, TenantId};
 use crate::crypto::token::sha256;
 use crate::db::{Database, Error};
@@ -491,6 +493,20 @@ fn to_jsonb_text(json: &RawValue) -> Cow<'_, str> {
         Ok(value) => clean(value).to_string().into(),
         Err(_) => text.into(),
     }
+}
+
+/// From when on all received events are kept: after what was pruned, by any process and with any retention period, and after what a
+/// job with this retention period may be pruning now. `None`: none is pruned.
+pub(crate) async fn events_kept_since(
+    database: &Database,
+    retention: Option<Duration>,
+    now: Timestamp,
+) -> Result<Option<Timestamp>, Error> {
+    let pruned_before = sqlx::query_scalar!("select received_before from pruned_events")
+        .fetch_optional(database.pool())
+        .await?;
+    let expired_before = retention.map(|kept| now.minus(kept));
+    Ok(pruned_before.map(Timestamp::from).max(expired_before))
 }
 
 #[cfg(test)]

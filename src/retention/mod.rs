@@ -17,4 +17,3 @@ mod store;
 pub use prune::prune_expired;
 pub(crate) use prune::{count_expired, retention_job};
 pub use retention_kind::RetentionKind;
-pub(crate) use store::events_kept_since;

@@ -7,7 +7,6 @@ use time::OffsetDateTime;
 
 use super::RetentionKind;
 use crate::audit::operator_audit;
-use crate::base::clock::Timestamp;
 use crate::db::{Database, Error};
 
 /// The maximum number of rows that one transaction removes.
@@ -228,20 +227,6 @@ async fn prune_events(
         scanned: examined.len() as u64,
         cursor: last,
     })
-}
-
-/// From when on all received events are kept: after what was pruned, by any process and with any retention period, and after what a
-/// job with this retention period may be pruning now. `None`: none is pruned.
-pub(crate) async fn events_kept_since(
-    database: &Database,
-    retention: Option<Duration>,
-    now: Timestamp,
-) -> Result<Option<Timestamp>, Error> {
-    let pruned_before = sqlx::query_scalar!("select received_before from pruned_events")
-        .fetch_optional(database.pool())
-        .await?;
-    let expired_before = retention.map(|kept| now.minus(kept));
-    Ok(pruned_before.map(Timestamp::from).max(expired_before))
 }
 
 pub(super) async fn count_expired_rows(

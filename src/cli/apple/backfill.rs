@@ -16,8 +16,7 @@ use crate::base::id::TenantId;
 use crate::config::groups::RetentionSettings;
 use crate::db::Database;
 use crate::deliveries::WorkNotifier;
-use crate::events::EventRecorder;
-use crate::retention::events_kept_since;
+use crate::events::{EventRecorder, events_kept_since};
 use crate::stores::apple::AppleBackfill;
 use crate::stores::apple::account::{AppleCredentials, AppleEnvironment};
 use crate::stores::apple::backfill::{

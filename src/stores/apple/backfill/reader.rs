@@ -609,7 +609,9 @@ mod tests {
         };
         let whole = broken_off(ago(300), ago(200));
         for retention in [None, Some(hours(300)), Some(hours(400))] {
-            let kept = whole.clone().without_pruned(retention.map(|kept| now.minus(kept)));
+            let kept = whole
+                .clone()
+                .without_pruned(retention.map(|kept| now.minus(kept)));
             assert_eq!(kept, Some(whole.clone()), "{retention:?}");
         }
         let rest = HistoryPosition {

@@ -21,7 +21,7 @@ use crate::base::backoff::spread;
 use crate::base::clock::{Clock, Timestamp};
 use crate::crypto::redact::truncate_log_field;
 use crate::db::{Database, Error};
-use crate::retention::events_kept_since;
+use crate::events::events_kept_since;
 use crate::stores::apple::api::AppleApiError;
 use crate::stores::apple::error::AppleNotificationError;
 
