@@ -58,7 +58,7 @@ fn skip_string(bytes: &[u8], mut at: usize) -> Result<usize, JsonTextError> {
     loop {
         let Some(length) = bytes
             .get(at..)
-            .and_then(|rest| rest.iter().position(|byte| matches!(byte, b'"' | b'\\')))
+            .and_then(|rest| memchr::memchr2(b'"', b'\\', rest))
         else {
             return Ok(bytes.len());
         };

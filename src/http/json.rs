@@ -25,7 +25,9 @@ use std::fmt;
 use std::ops::RangeInclusive;
 
 use axum::extract::{FromRequest, Request};
-use axum::http::{HeaderMap, header};
+use axum::http::{HeaderMap, HeaderValue, header};
+use axum::response::{IntoResponse, Response};
+use serde::Serialize;
 use serde::de::{
     self, Deserialize, DeserializeSeed, Deserializer, IgnoredAny, MapAccess, SeqAccess, Visitor,
 };
@@ -91,6 +93,25 @@ pub fn read_json<T: FromJson>(bytes: &[u8]) -> Result<T, Problem> {
             "a body was refused without a reason",
         )),
         _ => Err(Problem::invalid_request(&issues)),
+    }
+}
+
+/// What [`JsonAnswer`] makes room for: most answers fit.
+const ANSWER_CAPACITY: usize = 8 * 1024;
+
+/// An answer with the status 200 and this value as JSON. It is written into one buffer, which need not grow.
+pub(crate) struct JsonAnswer<T>(pub(crate) T);
+
+impl<T: Serialize> IntoResponse for JsonAnswer<T> {
+    fn into_response(self) -> Response {
+        let mut body = Vec::with_capacity(ANSWER_CAPACITY);
+        match serde_json::to_writer(&mut body, &self.0) {
+            Ok(()) => {
+                let json = HeaderValue::from_static("application/json");
+                ([(header::CONTENT_TYPE, json)], body).into_response()
+            }
+            Err(error) => Problem::internal_error(error).into_response(),
+        }
     }
 }
 

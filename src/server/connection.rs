@@ -1,7 +1,8 @@
 //! One connection, from its first byte to its last.
 
-use std::pin::pin;
+use std::pin::{Pin, pin};
 use std::sync::Arc;
+use std::task::{Context, Poll, ready};
 use std::time::Duration;
 
 use axum::body::Body;
@@ -11,7 +12,9 @@ use hyper::service::service_fn;
 use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
 use hyper_util::server::conn::auto;
 use tokio::net::TcpStream;
+use tokio::runtime::Handle;
 use tokio::time::{Instant, sleep, timeout};
+use tokio_util::task::TaskTracker;
 
 use super::activity::ActiveRequest;
 use super::connection_table::OpenConnection;
@@ -66,6 +69,34 @@ pub(super) fn keep_alive_header(limits: &ConnectionLimits) -> Option<HeaderValue
     (kept > 0).then(|| HeaderValue::from_str(&format!("timeout={kept}")).ok())?
 }
 
+/// The handling of a request, in the connection's task. If the connection ends before it, it goes on in a task of its own: the work is
+/// still finished and logged, and nothing is cut off between two statements.
+struct FinishedWork<F: Future<Output: Send> + Send + 'static> {
+    /// `None` once it is finished.
+    work: Option<Pin<Box<F>>>,
+    tasks: TaskTracker,
+}
+
+impl<F: Future<Output: Send> + Send + 'static> Future for FinishedWork<F> {
+    type Output = F::Output;
+
+    fn poll(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<F::Output> {
+        let work = self.work.as_mut().expect("it is not polled again");
+        let output = ready!(work.as_mut().poll(context));
+        self.work = None;
+        Poll::Ready(output)
+    }
+}
+
+impl<F: Future<Output: Send> + Send + 'static> Drop for FinishedWork<F> {
+    fn drop(&mut self) {
+        // Without a runtime, the process is ending.
+        if let (Some(work), Ok(runtime)) = (self.work.take(), Handle::try_current()) {
+            self.tasks.spawn_on(work, &runtime);
+        }
+    }
+}
+
 /// Talks on a connection until either side ends it, or its place is needed.
 pub(super) async fn serve_connection(
     stream: TcpStream,
@@ -116,19 +147,19 @@ async fn serve_requests(stream: TcpStream, open: Arc<OpenConnection>, server: Ar
         request.extensions_mut().insert(open.info.clone());
         let is_http_1 = request.version() < Version::HTTP_2;
         let layer = server.request_layer.clone();
-        // In a task of its own: when the caller goes away, the work is still finished and logged, and nothing is cut
-        // off between two statements.
-        let answer = server.tasks.spawn(
-            server
-                .abort
-                .clone()
-                .run_until_cancelled_owned(layer.handle_request(request.map(Body::new))),
-        );
+        let work = server
+            .abort
+            .clone()
+            .run_until_cancelled_owned(layer.handle_request(request.map(Body::new)));
+        let answer = FinishedWork {
+            work: Some(Box::pin(work)),
+            tasks: server.tasks.clone(),
+        };
         let keep_alive = server.keep_alive.clone();
         async move {
             let answer = answer.await;
             drop(held);
-            let Ok(Some(mut answer)) = answer else {
+            let Some(mut answer) = answer else {
                 return Err("the server has stopped");
             };
             if let Some(keep_alive) = keep_alive.filter(|_| is_http_1) {

@@ -1,5 +1,7 @@
 //! `POST /v1/apple/verify`, `POST /v1/apple/offers/sign` and `POST /v1/webhooks/apple/{tenantId}`.
 
+use std::sync::Arc;
+
 use axum::extract::{Path, Request, State};
 use utoipa_axum::router::{OpenApiRouter, UtoipaMethodRouterExt as _};
 use utoipa_axum::routes;
@@ -20,7 +22,7 @@ use super::verify::{AppleVerifier, AppleVerifyRequest, VerifiedTransaction};
 use crate::audit::VerificationLog;
 use crate::events::{AcceptedNotification, EventSource, NotificationMetrics};
 use crate::http::Problem;
-use crate::http::json::{self, JsonBody};
+use crate::http::json::{self, JsonAnswer, JsonBody};
 use crate::stores::shared::routes::{
     NotificationState, VerifyState, parse_tenant_id, read_notification,
 };
@@ -33,7 +35,7 @@ pub fn verify_routes(
     verification_log: VerificationLog,
 ) -> OpenApiRouter {
     verify_openapi_router().with_state(VerifyState {
-        verifier,
+        verifier: Arc::new(verifier),
         authenticator,
         verification_log,
     })
@@ -115,7 +117,7 @@ async fn verify_purchase(
     State(state): State<VerifyState<AppleVerifier>>,
     caller: Caller,
     JsonBody(request): JsonBody<AppleVerifyRequest>,
-) -> Result<axum::Json<VerifiedTransaction>, Problem> {
+) -> Result<JsonAnswer<VerifiedTransaction>, Problem> {
     let verification = state.verifier.verify_purchase(&caller.tenant, &request);
     let purchase_id = || request.audit_identifier();
     state

@@ -1,5 +1,7 @@
 //! `POST /v1/google/verify`, `/v1/google/acknowledge`, `/v1/google/consume` and `/v1/webhooks/google/{tenantId}`.
 
+use std::sync::Arc;
+
 use axum::extract::{Path, Request, State};
 use utoipa_axum::router::{OpenApiRouter, UtoipaMethodRouterExt as _};
 use utoipa_axum::routes;
@@ -21,7 +23,7 @@ use super::verify::GoogleVerifier;
 use crate::audit::VerificationLog;
 use crate::events::{AcceptedNotification, EventSource, NotificationMetrics};
 use crate::http::Problem;
-use crate::http::json::{self, JsonBody};
+use crate::http::json::{self, JsonAnswer, JsonBody};
 use crate::stores::shared::routes::{
     NotificationState, VerifyState, parse_tenant_id, read_notification,
 };
@@ -35,7 +37,7 @@ pub fn verify_routes(
     verification_log: VerificationLog,
 ) -> OpenApiRouter {
     verify_openapi_router().with_state(VerifyState {
-        verifier,
+        verifier: Arc::new(verifier),
         authenticator,
         verification_log,
     })
@@ -126,7 +128,7 @@ async fn verify_purchase(
     State(state): State<VerifyState<GoogleVerifier>>,
     caller: Caller,
     JsonBody(request): JsonBody<GoogleVerifyRequest>,
-) -> Result<axum::Json<VerifiedPurchase>, Problem> {
+) -> Result<JsonAnswer<VerifiedPurchase>, Problem> {
     let verification = state
         .verifier
         .verify_and_acknowledge(&caller.tenant, &request);
@@ -188,7 +190,7 @@ async fn acknowledge_purchase(
     State(state): State<VerifyState<GoogleVerifier>>,
     caller: Caller,
     JsonBody(request): JsonBody<AcknowledgeRequest>,
-) -> Result<axum::Json<AcknowledgedPurchase>, Problem> {
+) -> Result<JsonAnswer<AcknowledgedPurchase>, Problem> {
     let acknowledgement = state
         .verifier
         .acknowledge_purchase(&caller.tenant, &request);
@@ -245,7 +247,7 @@ async fn consume_purchase(
     State(state): State<VerifyState<GoogleVerifier>>,
     caller: Caller,
     JsonBody(request): JsonBody<GoogleVerifyRequest>,
-) -> Result<axum::Json<ConsumedPurchase>, Problem> {
+) -> Result<JsonAnswer<ConsumedPurchase>, Problem> {
     let consumption = state.verifier.consume_purchase(&caller.tenant, &request);
     let purchase_id = || request.purchase_token.as_str().into();
     state

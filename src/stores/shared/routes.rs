@@ -1,6 +1,7 @@
 //! The parts of a store's verify and notification routes that are the same for both stores.
 
 use std::borrow::Cow;
+use std::sync::Arc;
 
 use axum::Json;
 use axum::body::Body;
@@ -12,18 +13,28 @@ use serde_json::value::RawValue;
 use crate::audit::{VerificationLog, VerificationOutcome};
 use crate::base::id::{MalformedIdError, TenantId};
 use crate::events::{AcceptedNotification, EventSource, NotificationMetrics};
-use crate::http::json::{self, FromJson};
+use crate::http::json::{self, FromJson, JsonAnswer};
 use crate::http::problem::Issue;
 use crate::http::request_layer::RequestLogFields;
 use crate::http::{ErrorCode, Problem, body};
 use crate::tenants::Authenticator;
 
 /// What a verify route needs; `V` asks the store.
-#[derive(Clone)]
 pub(crate) struct VerifyState<V> {
-    pub(crate) verifier: V,
+    /// Shared, because each request has the whole state cloned several times.
+    pub(crate) verifier: Arc<V>,
     pub(crate) authenticator: Authenticator,
     pub(crate) verification_log: VerificationLog,
+}
+
+impl<V> Clone for VerifyState<V> {
+    fn clone(&self) -> Self {
+        Self {
+            verifier: self.verifier.clone(),
+            authenticator: self.authenticator.clone(),
+            verification_log: self.verification_log.clone(),
+        }
+    }
 }
 
 impl<V> FromRef<VerifyState<V>> for Authenticator {
@@ -41,7 +52,7 @@ impl<V> VerifyState<V> {
         tenant: &TenantId,
         purchase_id: impl FnOnce() -> Cow<'a, str>,
         verification: impl Future<Output = Result<T, E>>,
-    ) -> Result<Json<T>, Problem> {
+    ) -> Result<JsonAnswer<T>, Problem> {
         let pending = self.verification_log.start_verification(store);
         let result = verification.await.map_err(Into::into);
         let outcome = match &result {
@@ -52,7 +63,7 @@ impl<V> VerifyState<V> {
             },
         };
         pending.record_outcome(tenant, purchase_id, outcome);
-        result.map(Json)
+        result.map(JsonAnswer)
     }
 }
 

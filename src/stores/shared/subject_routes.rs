@@ -3,7 +3,8 @@
 use std::collections::BTreeMap;
 use std::time::Duration;
 
-use axum::Json;
+use std::sync::Arc;
+
 use axum::extract::{Path, RawQuery, State};
 use serde_json::{Value, json};
 use utoipa::openapi::{RefOr, Response};
@@ -17,6 +18,7 @@ use crate::audit::VerificationLog;
 use crate::events::feed::{EventFeed, KnownSubject, MAX_SUBJECT_KEY_CHARS, describe_read_errors};
 use crate::events::{EventSource, EventSubject, PurchaseState};
 use crate::http::api_docs::{self, DocumentedError, error_responses};
+use crate::http::json::JsonAnswer;
 use crate::http::problem::{Issue, always_false};
 use crate::http::query_string::QueryParameters;
 use crate::http::{ErrorCode, Problem};
@@ -38,7 +40,7 @@ pub(crate) fn subject_routes(
     verification_log: VerificationLog,
 ) -> OpenApiRouter {
     openapi_router().with_state(VerifyState {
-        verifier: SubjectReader { feed, stores },
+        verifier: Arc::new(SubjectReader { feed, stores }),
         authenticator,
         verification_log,
     })
@@ -155,7 +157,7 @@ async fn read_subject(
     caller: Caller,
     Path((source, key)): Path<(String, String)>,
     RawQuery(query): RawQuery,
-) -> Result<Json<KnownSubject>, Problem> {
+) -> Result<JsonAnswer<KnownSubject>, Problem> {
     let source: EventSource = source.parse().map_err(|_| malformed_source())?;
     if key.chars().count() > MAX_SUBJECT_KEY_CHARS {
         let message = format!("must have 1 to {MAX_SUBJECT_KEY_CHARS} characters");
@@ -164,10 +166,10 @@ async fn read_subject(
     let mut parameters = QueryParameters::parse(query.as_deref());
     let is_refresh_asked = parameters.optional_boolean("refresh").unwrap_or_default();
     parameters.finish()?;
-    let SubjectReader { feed, stores } = &state.verifier;
+    let SubjectReader { feed, stores } = &*state.verifier;
     let known = feed.find_subject(&caller.tenant, source, &key).await?;
     if !is_refresh_asked {
-        return known.map(Json).ok_or_else(subject_not_found);
+        return known.map(JsonAnswer).ok_or_else(subject_not_found);
     }
     let last_sequence = known.and_then(|known| known.last_sequence);
     let refresh = async {
