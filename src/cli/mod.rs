@@ -66,6 +66,7 @@ mod subject;
 mod tail;
 mod tenant;
 mod verify;
+mod verify_batch;
 mod webhook;
 
 pub use command::run;

@@ -11,6 +11,7 @@ use serde_json::{Value, json};
 use super::context::{CommandContext, CommandError};
 use super::input_file;
 use super::state_text::{self, LABEL_WIDTH};
+use super::verify_batch::{self, VerifyBatchArgs};
 use crate::base::id::TenantId;
 use crate::config::StoreSettings;
 use crate::crypto::keyring::Keyring;
@@ -31,6 +32,8 @@ pub(crate) enum VerifyCommand {
     Apple(VerifyAppleArgs),
     /// Verify a Google Play purchase
     Google(VerifyGoogleArgs),
+    /// Verify all purchases of a file
+    Batch(VerifyBatchArgs),
 }
 
 #[derive(Debug, clap::Args)]
@@ -220,6 +223,7 @@ pub(crate) async fn run(
     match command {
         VerifyCommand::Apple(args) => verify_apple(args, context).await,
         VerifyCommand::Google(args) => verify_google(args, context).await,
+        VerifyCommand::Batch(args) => verify_batch::run(args, context).await,
     }
 }
 
@@ -300,19 +304,26 @@ pub(super) fn print_rejection(
     problem: Problem,
 ) -> Result<(), CommandError> {
     let code = problem.code.as_str();
+    let answer = rejection_json(problem);
+    context
+        .output
+        .write_json_or_text(&answer, &format!("Not valid: {code}."))?;
+    let message = answer["message"].as_str().unwrap_or_default();
+    Err(CommandError::failed(format!("{code}: {message}")))
+}
+
+/// The answer of the verify route without its `requestId`.
+pub(super) fn rejection_json(problem: Problem) -> Value {
     let message = match problem.cause {
         // An operator may see the cause, which HTTP callers do not.
         Some(cause) => format!("{} ({})", problem.message, cause.text),
         None => problem.message,
     };
-    let mut answer = json!({ "valid": false, "error": code, "message": message });
+    let mut answer = json!({ "valid": false, "error": problem.code.as_str(), "message": message });
     if !problem.details.is_empty() {
         answer["details"] = Value::Object(problem.details);
     }
-    context
-        .output
-        .write_json_or_text(&answer, &format!("Not valid: {code}."))?;
-    Err(CommandError::failed(format!("{code}: {message}")))
+    answer
 }
 
 /// A positive answer as text for an operator.

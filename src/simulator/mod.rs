@@ -14,10 +14,12 @@
 //! - [`pubsub`]: pushes Play's notifications
 //! - [`state`]: purchases, apps, accounts and faults
 //! - [`identity`]: the stores' keys, and those of the developer who calls them
+//! - [`app_receipt`]: receipts of `StoreKit` 1
 //! - [`pki`]: the certificate authority, and forged signatures
 //! - `context`: what all parts of a running simulator share
 //! - `request`, `routes`: a store's request and answer, and the router
 
+pub mod app_receipt;
 mod app_store_api;
 mod context;
 pub mod control;

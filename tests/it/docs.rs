@@ -442,7 +442,7 @@ fn an_invalid_documented_command_is_found() {
 }
 
 /// Blocks that are neither shell nor JSON, and the test that checks them.
-const OTHERS: [(&str, &str, &str); 7] = [
+const OTHERS: [(&str, &str, &str); 8] = [
     (
         "docs/bi.md",
         "sql",
@@ -452,6 +452,11 @@ const OTHERS: [(&str, &str, &str); 7] = [
         "docs/integrate.md",
         "sql",
         "reference_receiver, histories: Postgres runs it",
+    ),
+    (
+        "docs/migrating.md",
+        "csv",
+        "verify_batch: the command reads it",
     ),
     (
         "docs/webhooks.md",

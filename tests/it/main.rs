@@ -76,6 +76,7 @@ mod tidy;
 mod tls;
 mod traces;
 mod upgrade;
+mod verify_batch;
 mod webhook_config;
 mod webhook_delivery;
 mod webhook_egress;

@@ -20,6 +20,7 @@
 //! - [`notifications`]: accepts a notification
 //! - [`backfill`]: reads Apple's history of notifications, and stores those that are missing
 //! - [`inspection`]: explains a JWS to a person
+//! - [`receipt`]: finds the transactions in an app receipt
 //! - [`orders`]: the purchases of an order, and the refunds of a customer
 //! - [`test_notification`]: has Apple send a test notification
 //! - [`check_credentials`]: asks Apple whether it accepts a tenant's credentials
@@ -39,6 +40,7 @@ mod offers;
 mod openapi;
 pub mod orders;
 pub mod payload;
+pub mod receipt;
 mod request_body;
 pub mod routes;
 pub(crate) mod state;

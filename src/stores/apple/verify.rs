@@ -89,7 +89,7 @@ pub enum PurchaseRef {
 impl AppleVerifyRequest {
     /// What is hashed into the validation log: the transaction's id. For a JWS the id in its payload, which is not
     /// verified here; the JWS itself when there is none.
-    pub(super) fn audit_identifier(&self) -> Cow<'_, str> {
+    pub(crate) fn audit_identifier(&self) -> Cow<'_, str> {
         match &self.purchase {
             PurchaseRef::TransactionId(id) => id.into(),
             PurchaseRef::SignedTransaction(jws) => trust::decode_unverified_payload(jws)
