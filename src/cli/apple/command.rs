@@ -2,6 +2,7 @@
 
 use super::super::context::{CommandContext, CommandError};
 use super::backfill::{self, AppleBackfillArgs};
+use super::consumption::{self, ConsumptionArgs};
 use super::credentials::{self, SetAppleCredentialsArgs};
 use super::offers::{self, SignOfferArgs};
 use super::orders::{self, AppleOrderArgs, AppleRefundsArgs};
@@ -30,6 +31,8 @@ pub(crate) enum AppleCommand {
     Order(AppleOrderArgs),
     /// Ask Apple what a customer was refunded
     Refunds(AppleRefundsArgs),
+    /// Tell Apple how a purchase was used, for its decision on a refund
+    Consumption(ConsumptionArgs),
     /// Sign an offer for a subscription, which the app passes to the App Store
     SignOffer(SignOfferArgs),
 }
@@ -50,6 +53,9 @@ pub(crate) async fn run(
         }
         AppleCommand::RequestTestNotification(arguments) => {
             test_notification::request_test_notification(arguments, context).await
+        }
+        AppleCommand::Consumption(arguments) => {
+            consumption::send_consumption(arguments, context).await
         }
         AppleCommand::SignOffer(arguments) => offers::sign_offer(arguments, context).await,
         AppleCommand::Backfill(arguments) => {

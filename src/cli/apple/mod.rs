@@ -5,10 +5,12 @@
 //! - [`mod@test_notification`] has `request-test-notification`
 //! - [`mod@backfill`] has `backfill`
 //! - [`mod@orders`] has `order` and `refunds`
+//! - [`mod@consumption`] has `consumption`
 //! - [`mod@offers`] has `sign-offer`
 
 mod backfill;
 mod command;
+mod consumption;
 mod credentials;
 mod offers;
 mod orders;

@@ -17,6 +17,8 @@
 //! - [`error`]: why a request has no verdict or receipt, and the HTTP answer to each reason
 //! - [`verify`]: verifies a transaction
 //! - `offers`: signs an offer of a subscription
+//! - `consumption`: tells Apple how a purchase was used, for a decision on a refund
+//! - `action_error`: why Apple was not told something, and the HTTP answer to each reason
 //! - [`notifications`]: accepts a notification
 //! - [`backfill`]: reads Apple's history of notifications, and stores those that are missing
 //! - [`inspection`]: explains a JWS to a person
@@ -26,10 +28,12 @@
 //! - [`mod@routes`]: the routes; `request_body` reads their bodies, `openapi` describes them
 
 pub mod account;
+mod action_error;
 pub mod api;
 pub mod backfill;
 mod chains;
 pub mod check_credentials;
+mod consumption;
 pub mod error;
 pub mod inspection;
 mod late_state;
@@ -51,6 +55,10 @@ pub mod trust;
 pub mod verify;
 
 pub use backfill::AppleBackfill;
+pub(crate) use consumption::{
+    AppleRefundPreference, ConsumptionInformation, ConsumptionRequest, DeliveryStatus,
+    MAX_CONSUMPTION_PERCENTAGE,
+};
 pub(crate) use late_state::AppleStates;
 pub use notifications::AppleNotifications;
 pub(crate) use offers::{OfferRequest, OfferTerms};

@@ -19,6 +19,7 @@ use serde_json::value::RawValue;
 use serde_json::{Value, json};
 
 use super::account::{AppleCredentials, AppleEnvironment, EnvironmentChoice};
+use super::consumption::ANSWER_PERIOD;
 use super::error::{AppleNotificationError, NotificationRejection};
 use super::payload::{
     self, Millis, NotificationBlock, NotificationPart, NotificationPayload, OrderedObject,
@@ -313,6 +314,7 @@ impl NotificationAcceptor {
             facts: Some(facts),
             raw: message.raw,
             shared_content: Some(shared_content),
+            answer_by: answer_deadline(translation.event_type, signed_date, self.apple.clock.now()),
             is_recovered: matches!(arrival, NotificationArrival::Recovered),
         })
     }
@@ -412,6 +414,20 @@ impl NotificationAcceptor {
         }
         Ok(verified)
     }
+}
+
+/// Until when Apple takes an answer to the notification. `None`: it asks for none.
+fn answer_deadline(
+    event_type: EventType,
+    signed_date: Option<Timestamp>,
+    received: Timestamp,
+) -> Option<Timestamp> {
+    let is_question = matches!(
+        event_type,
+        EventType::SubscriptionConsumptionRequest | EventType::ProductConsumptionRequest
+    );
+    let asked_at = signed_date.filter(|date| is_representable_time(*date));
+    is_question.then(|| asked_at.unwrap_or(received).plus(ANSWER_PERIOD))
 }
 
 /// Checks the bundle id, the app Apple id and the environment, in the order of Apple's own server libraries.

@@ -1,11 +1,13 @@
-//! `POST /v1/apple/verify`, `POST /v1/apple/offers/sign` and `POST /v1/webhooks/apple/{tenantId}`.
+//! `POST /v1/apple/verify`, `POST /v1/apple/consumption`, `POST /v1/apple/offers/sign` and `POST /v1/webhooks/apple/{tenantId}`.
 
 use axum::extract::{Path, Request, State};
 use utoipa_axum::router::{OpenApiRouter, UtoipaMethodRouterExt as _};
 use utoipa_axum::routes;
 
 use super::account::AppleEnvironment;
+use super::action_error::{AppleActionError, NotAcceptedReason};
 use super::api::AppleNotFound;
+use super::consumption::{ConsumptionRequest, SentConsumption};
 use super::error::AppleVerifyError;
 use super::inspection::SignedDataKind;
 use super::notifications::{AppleNotifications, SignedNotification};
@@ -13,6 +15,7 @@ use super::offers::{OfferRequest, SignedOffer};
 use super::openapi::{
     self, AppleNotificationErrorResponses, AppleOfferErrorResponses, AppleOfferRequestSchema,
     AppleVerifyErrorResponses, AppleVerifyRequestSchema, AppleVerifyResponseSchema,
+    ConsumptionRequestSchema, ConsumptionResponseSchema,
 };
 use super::request_body::{ApplePushBody, MAX_PUSH_BYTES};
 use super::trust::SignatureError;
@@ -26,7 +29,7 @@ use crate::stores::shared::routes::{
 };
 use crate::tenants::{Authenticator, Caller};
 
-/// The routes `POST /v1/apple/verify` and `POST /v1/apple/offers/sign`.
+/// The routes that take an API key: verify, and what Apple is told or signed for.
 pub fn verify_routes(
     verifier: AppleVerifier,
     authenticator: Authenticator,
@@ -60,6 +63,7 @@ pub fn openapi_document() -> utoipa::openapi::OpenApi {
 fn verify_openapi_router() -> OpenApiRouter<VerifyState<AppleVerifier>> {
     OpenApiRouter::new()
         .routes(routes!(verify_purchase))
+        .routes(routes!(send_consumption))
         .routes(routes!(sign_offer))
 }
 
@@ -125,6 +129,58 @@ async fn verify_purchase(
             purchase_id,
             verification,
         )
+        .await
+}
+
+/// Tell Apple how a purchase was used
+///
+/// Apple asks for it with an event `…consumption_request`, after a customer asked for a refund, and waits until the event's `answerBy`:
+/// 12 hours. Send what you know before that, and only with the customer's consent. Name the transaction and the environment of the event.
+/// A request may be repeated, and the newest answer counts. Apple decides later, and an event tells it.
+#[utoipa::path(
+    post,
+    path = "/v1/apple/consumption",
+    operation_id = "sendAppleConsumption",
+    tag = "answers",
+    security(("apiKey" = [])),
+    request_body(
+        content = ConsumptionRequestSchema,
+        description = "Which transaction, and how it was used. At most 16 KB.",
+        examples(
+            ("used" = (summary = "Half of it was used, and no refund is wanted", value = json!({
+                "transactionId": "2000000123456789",
+                "environment": "production",
+                "customerConsented": true,
+                "sampleContentProvided": false,
+                "deliveryStatus": "DELIVERED",
+                "consumptionPercentage": 50_000,
+                "refundPreference": "DECLINE",
+            }))),
+        ),
+    ),
+    responses(
+        (
+            status = 200,
+            description = "Apple has it, or `valid: false` and why not",
+            body = ConsumptionResponseSchema,
+            examples(
+                ("sent" = (summary = "Apple has taken it.", value = json!(SentConsumption::example_json()))),
+                ("TRANSACTION_NOT_FOUND" = (summary = "Apple knows no such transaction.", value = json!(openapi::action_rejection_example(AppleVerifyError::from(AppleNotFound::Unknown))))),
+                ("NOT_ACCEPTED" = (summary = "Apple takes none about this type of product.", value = json!(openapi::action_rejection_example(AppleActionError::NotAccepted { reason: NotAcceptedReason::ProductType, code: 4_000_047 })))),
+            ),
+        ),
+        AppleVerifyErrorResponses,
+    ),
+)]
+async fn send_consumption(
+    State(state): State<VerifyState<AppleVerifier>>,
+    caller: Caller,
+    JsonBody(request): JsonBody<ConsumptionRequest>,
+) -> Result<axum::Json<SentConsumption>, Problem> {
+    let sending = state.verifier.send_consumption(&caller.tenant, &request);
+    let purchase_id = || request.transaction_id.as_str().into();
+    state
+        .answer(EventSource::Apple, &caller.tenant, purchase_id, sending)
         .await
 }
 

@@ -251,6 +251,7 @@ fn build_event(
         facts: None,
         raw: message.raw,
         shared_content: None,
+        answer_by: None,
         is_recovered: false,
     }
 }

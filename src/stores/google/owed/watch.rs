@@ -300,6 +300,7 @@ fn due_event(
         // No store sent it.
         raw: RawValue::NULL.to_owned(),
         shared_content: None,
+        answer_by: None,
         is_recovered: false,
     }
 }
