@@ -42,6 +42,7 @@ mod failover;
 mod google_answers;
 mod google_credentials;
 mod google_notifications;
+mod google_refund_review;
 mod google_state;
 mod google_verify;
 mod health_command;

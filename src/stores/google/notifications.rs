@@ -22,6 +22,7 @@ use super::error_response::GoogleNotificationError;
 use super::owed::NewOwedAcknowledgement;
 use super::payload::{DeveloperNotification, Int64};
 use super::purchase_lookup::{Fetched, PurchaseContext, PurchaseLookup, PurchaseRole};
+use super::refund_review::ANSWER_PERIOD;
 use super::refused_tokens::RefusedTokens;
 use super::state::{self, ProductFacts};
 use super::store::GoogleCredentials;
@@ -208,7 +209,8 @@ impl GoogleNotifications {
                 .await
                 .map_err(|error| GoogleNotificationError::Database(Arc::new(error)))?;
         }
-        let event = build_event(tenant.clone(), message, decoded, &purchase);
+        let received = self.google.clock.now();
+        let event = build_event(tenant.clone(), message, decoded, &purchase, received);
         let recorded = self.recorder.record_event(&event).await?;
         Ok(AcceptedNotification::new(recorded, external_id))
     }
@@ -219,6 +221,7 @@ fn build_event(
     message: PubsubMessage,
     decoded: DecodedMessage,
     purchase: &PurchaseContext,
+    received: Timestamp,
 ) -> NewEvent {
     let DecodedMessage { notification, json } = decoded;
     let translation = translate_event(&notification, purchase);
@@ -233,6 +236,9 @@ fn build_event(
         .map(|Int64(millis)| Timestamp::from_millis(millis))
         .filter(|time| is_representable_time(*time));
     let (app_user_id, app_user_id_source) = app_user(&notification, purchase).unzip();
+    let occurred_at = event_time.or(message.publish_time);
+    let is_question = translation.event_type == EventType::ProductRefundReview;
+    let answer_by = is_question.then(|| occurred_at.unwrap_or(received).plus(ANSWER_PERIOD));
     NewEvent {
         tenant,
         source: EventSource::Google,
@@ -240,7 +246,7 @@ fn build_event(
         event_type: translation.event_type,
         reason: translation.reason.map(Into::into),
         platform_event: translation.platform_event,
-        occurred_at: event_time.or(message.publish_time),
+        occurred_at,
         environment: event_environment(purchase),
         subject,
         app_user_id,
@@ -251,7 +257,7 @@ fn build_event(
         facts: None,
         raw: message.raw,
         shared_content: None,
-        answer_by: None,
+        answer_by,
         is_recovered: false,
     }
 }
