@@ -8,6 +8,8 @@
 //! | `GET …/inApps/v1/subscriptions/{id}` | `{environment, bundleId, appAppleId, data}`, the latest transaction and renewal information |
 //! | `GET …/inApps/v1/lookup/{orderId}` | `{status, signedTransactions}`: 0 and the transaction, or 1 and none, as always in the sandbox; the order id of a transaction is `M` and its id |
 //! | `GET …/inApps/v2/refund/lookup/{id}` | `{signedTransactions, revision, hasMore}`, the refunded transactions of the purchase, twenty on a page; 400 `4000006` and 404 `4040010` as above, 400 `4000005` for a malformed `revision` |
+//! | `POST …/inApps/v1/transactions/{id}/finish` | 200 without a body; 400 `4000006`, `4000048` and 404 `4040010` as above |
+//! | `PUT …/inApps/v1/transactions/{id}/appAccountToken` | the same; 400 `4000183` for a token that is no UUID, `4000185` for a family transaction, `4000187` for a later transaction |
 //! | `PUT …/inApps/v2/transactions/consumption/{id}` | 202 without a body; 400 `4000006`, `4000048` and 404 `4040010` as above; 400 `4000035`, `4000036`, `4000041` or `4000000` for a wrong body |
 //! | `POST …/inApps/v1/notifications/test` | `{testNotificationToken}`; 404 `4040007` for an app without an address |
 //! | `GET …/inApps/v1/notifications/test/{token}` | `{signedPayload, sendAttempts}`; 404 `4040008` before the first attempt; 400 `4000020` for a malformed token |
@@ -68,7 +70,14 @@ pub(super) fn handle_request(
             id,
         ]
         | ["inApps", "v2", "refund", "lookup", id]
-        | ["inApps", "v2", "transactions", "consumption", id] => Some(*id),
+        | ["inApps", "v2", "transactions", "consumption", id]
+        | [
+            "inApps",
+            "v1",
+            "transactions",
+            id,
+            "finish" | "appAccountToken",
+        ] => Some(*id),
         _ => None,
     };
     let place = format!("apple/{}", environment.path_segment());
@@ -122,6 +131,12 @@ fn route_request(
             get_refund_history(context, environment, &bundle_id, id, request)
         }
         ("PUT", ["inApps", "v2", "transactions", "consumption", id]) => {
+        ("POST", ["inApps", "v1", "transactions", id, "finish"]) => {
+            finish_transaction(context, environment, &bundle_id, id)
+        }
+        ("PUT", ["inApps", "v1", "transactions", id, "appAccountToken"]) => {
+            set_app_account_token(context, environment, &bundle_id, id, request)
+        }
             take_consumption(context, environment, &bundle_id, id, request)
         }
         ("POST", ["inApps", "v1", "notifications", "test"]) => {
@@ -320,8 +335,54 @@ fn take_consumption(
     };
     let taken = context
         .update_and_save(|state, now, _| Ok(state.apple.take_consumption(id, information, now)));
-    match taken {
-        Ok(Ok(())) => SimulatorResponse::empty(202),
+    change_response(taken, 202)
+}
+
+fn finish_transaction(
+    context: &SimulatorContext,
+    environment: SimulatedEnvironment,
+    bundle_id: &str,
+    id: &str,
+) -> SimulatorResponse {
+    if let Err(refusal) = check_transaction_id(context, environment, bundle_id, id) {
+        return refusal;
+    }
+    change_response(
+        context.update_and_save(|state, _, _| {
+            state.apple.finish_transaction(id);
+            Ok(Ok(()))
+        }),
+        200,
+    )
+}
+
+fn set_app_account_token(
+    context: &SimulatorContext,
+    environment: SimulatedEnvironment,
+    bundle_id: &str,
+    id: &str,
+    request: &SimulatorRequest,
+) -> SimulatorResponse {
+    if let Err(refusal) = check_transaction_id(context, environment, bundle_id, id) {
+        return refusal;
+    }
+    let body: Value = match parse_json_body(&request.body) {
+        Ok(body) => body,
+        Err(why) => return error_response(4_000_000, error_message(4_000_000)).with_remark(why),
+    };
+    let token = body["appAccountToken"].as_str().unwrap_or_default();
+    let changed =
+        context.update_and_save(|state, _, _| Ok(state.apple.set_app_account_token(id, token)));
+    change_response(changed, 200)
+}
+
+/// The answer to a change: `status` without a body, or Apple's error code.
+fn change_response(
+    changed: Result<Result<(), u32>, SimulatorError>,
+    status: u16,
+) -> SimulatorResponse {
+    match changed {
+        Ok(Ok(())) => SimulatorResponse::empty(status),
         Ok(Err(code)) => error_response(code, error_message(code)),
         Err(error) => {
             error_response(5_000_000, error_message(5_000_000)).with_remark(error.to_string())
@@ -487,6 +548,9 @@ fn error_message(code: u32) -> &'static str {
         }
         4_000_048 => "Invalid request. App transaction ids are not supported by this endpoint.",
         4_040_001 => "Account not found.",
+        4_000_183 => "Invalid request. The app account token is not a UUID.",
+        4_000_185 => "Invalid request. The transaction is a family transaction.",
+        4_000_187 => "Invalid request. The transaction id is not an original transaction id.",
         4_040_002 => "Account not found. Please try again.",
         4_040_003 => "App not found.",
         4_040_004 => "App not found. Please try again.",

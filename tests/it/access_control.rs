@@ -18,6 +18,9 @@ async fn each_route_answers_each_caller_as_the_table_says() {
     });
     let google = json!({ "packageName": APP, "purchaseToken": "t", "type": "subscription" });
 
+    let bound = json!({
+        "originalTransactionId": "1", "appAccountToken": "7e3fb204-2b0d-4d70-a0c2-6d8a3f6c1e55",
+    });
     let review = json!({
         "packageName": APP, "orderId": "GPA.1", "pendingRefundToken": "t", "sampleContentProvided": true,
         "refundPreference": "DECLINE",
@@ -35,6 +38,8 @@ async fn each_route_answers_each_caller_as_the_table_says() {
         ("/openapi.json", "GET", None, [200, 200, 200, 200]),
         ("/v1/apple/verify", "POST", Some(&apple), asking),
         ("/v1/apple/consumption", "POST", Some(&used), asking),
+        ("/v1/apple/finish", "POST", Some(&apple), asking),
+        ("/v1/apple/app-account-token", "POST", Some(&bound), asking),
         ("/v1/apple/offers/sign", "POST", Some(&offer), asking),
         ("/v1/google/verify", "POST", Some(&google), asking),
         ("/v1/google/acknowledge", "POST", Some(&google), asking),

@@ -1,4 +1,5 @@
-//! `POST /v1/apple/consumption` and its command: what Apple is told about a purchase, and the event that asks for it.
+//! `POST /v1/apple/consumption`, `finish` and `app-account-token`, and their commands: what Apple is told about a purchase, and the event
+//! that asks for it.
 
 use std::time::Duration;
 
@@ -237,4 +238,123 @@ async fn the_command_tells_what_the_route_tells() {
     }
     let refused = words(&[&[id.as_str()], &needed[1..]].concat()).await;
     assert_eq!(refused.exit, 2, "without consent");
+}
+
+const USER: &str = "7e3fb204-2b0d-4d70-a0c2-6d8a3f6c1e55";
+
+async fn ask(world: &World, tenant: &Tenant, action: &str, body: &Value) -> Answer {
+    let key = Some(tenant.key.expose());
+    let path = format!("/v1/apple/{action}");
+    world.ask("POST", &path, key, Some(body)).await
+}
+
+#[tokio::test]
+async fn a_transaction_is_finished_in_the_environment_that_knows_it() {
+    let world = World::new().await;
+    let tenant = world.tenant().await;
+    let apple = world.simulator.apple();
+    for environment in ["production", "sandbox"] {
+        let id = buy_coins(
+            &world,
+            if environment == "sandbox" {
+                SimulatedEnvironment::Sandbox
+            } else {
+                SimulatedEnvironment::Production
+            },
+        );
+        assert!(!apple.is_finished(&id));
+        for _ in 0..2 {
+            let answer = ask(&world, &tenant, "finish", &json!({ "transactionId": id })).await;
+            assert_eq!(
+                answer.body,
+                json!({
+                    "valid": true, "version": attesto::VERSION, "finished": true, "environment": environment,
+                    "transactionId": id,
+                })
+            );
+        }
+        assert!(apple.is_finished(&id));
+    }
+    let elsewhere = NewTransaction {
+        bundle_id: Some("com.example.other".to_owned()),
+        ..NewTransaction::default()
+    };
+    let elsewhere = apple.create_transaction(elsewhere).unwrap().transaction_id;
+    for id in [&elsewhere, "9"] {
+        let answer = ask(&world, &tenant, "finish", &json!({ "transactionId": id })).await;
+        assert_eq!(answer.body["error"], "TRANSACTION_NOT_FOUND", "{id}");
+    }
+    assert!(!apple.is_finished(&elsewhere));
+    let away = Fault::at_place("apple/production").status(500).times(0);
+    world.simulator.add_fault(away).unwrap();
+    let failed = ask(&world, &tenant, "finish", &json!({ "transactionId": "7" })).await;
+    assert_eq!(failed.status, 502, "{}", failed.body);
+}
+
+#[tokio::test]
+async fn a_purchase_without_a_user_is_bound_to_one() {
+    let world = World::new().await;
+    let tenant = world.tenant().await;
+    let apple = world.simulator.apple();
+    let first = apple.create_transaction(NewTransaction::default()).unwrap();
+    let id = first.transaction_id;
+    let renew = TransactionChange::Renew {};
+    let renewal = apple.change_transaction(&id, &renew).unwrap();
+    let bind = async |id: &str, user: &str| {
+        let body = json!({ "originalTransactionId": id, "appAccountToken": user });
+        ask(&world, &tenant, "app-account-token", &body).await
+    };
+    let verify = async || {
+        let body = json!({ "transactionId": renewal.transaction_id, "expectedAppUserId": USER });
+        world.verify("apple", &tenant, &body).await.body
+    };
+    let unbound = verify().await;
+    assert_eq!(unbound["details"]["reason"], "none", "{unbound}");
+    let later = bind(&renewal.transaction_id, USER).await;
+    assert_eq!(
+        (&later.body["error"], &later.body["details"]["reason"]),
+        (&json!("NOT_ACCEPTED"), &json!("not_original"))
+    );
+    let bound = bind(&id, &USER.to_ascii_uppercase()).await;
+    assert_eq!(
+        bound.body,
+        json!({
+            "valid": true, "version": attesto::VERSION, "environment": "sandbox", "originalTransactionId": id,
+            "appAccountToken": USER,
+        })
+    );
+    assert_eq!(verify().await["appUserId"], USER);
+    let shared = NewTransaction {
+        family_shared: true,
+        ..NewTransaction::default()
+    };
+    let shared = apple.create_transaction(shared).unwrap().transaction_id;
+    let refused = bind(&shared, USER).await;
+    assert_eq!(refused.body["details"]["reason"], "family_shared");
+    assert_eq!(bind("9", USER).await.body["error"], "TRANSACTION_NOT_FOUND");
+    assert_eq!(bind(&id, "me").await.status, 400);
+}
+
+#[tokio::test]
+async fn the_commands_finish_and_bind_as_the_routes_do() {
+    let world = World::today().await;
+    let tenant = world.tenant().await;
+    let id = buy_coins(&world, SimulatedEnvironment::Sandbox);
+    let shell = world.shell_with_stores();
+    let run = async |words: &[&str]| {
+        let all = [&["apple", words[0], tenant.id.as_str()], &words[1..]].concat();
+        shell.run_async(&all, "").await
+    };
+    let finished = run(&["finish", &id]).await;
+    assert_eq!(finished.json()["finished"], true, "{finished:?}");
+    assert!(world.simulator.apple().is_finished(&id));
+    let bound = run(&["set-app-account-token", &id, USER]).await;
+    assert_eq!(bound.json()["appAccountToken"], USER, "{bound:?}");
+    for (words, exit) in [
+        (&["finish", "9"][..], 1),
+        (&["set-app-account-token", "9", USER], 1),
+        (&["set-app-account-token", &id, "me"], 2),
+    ] {
+        assert_eq!(run(words).await.exit, exit, "{words:?}");
+    }
 }

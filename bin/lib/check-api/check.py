@@ -76,6 +76,8 @@ def ask_everything(stage, tools):
     for path, statuses in {
         "/v1/apple/verify": (200, 400, 401, 405),
         "/v1/apple/consumption": (200, 400, 401, 405),
+        "/v1/apple/finish": (200, 400, 401, 405),
+        "/v1/apple/app-account-token": (200, 400, 401, 405),
         "/v1/apple/offers/sign": (200, 400, 401, 405),
         "/v1/google/verify": (200, 400, 401, 405),
         "/v1/google/acknowledge": (200, 400, 401, 405),

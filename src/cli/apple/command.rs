@@ -7,6 +7,7 @@ use super::credentials::{self, SetAppleCredentialsArgs};
 use super::offers::{self, SignOfferArgs};
 use super::orders::{self, AppleOrderArgs, AppleRefundsArgs};
 use super::test_notification::{self, RequestTestNotificationArgs};
+use super::transaction_actions::{self, FinishArgs, SetAppAccountTokenArgs};
 use crate::base::id::TenantId;
 
 #[derive(Debug, clap::Subcommand)]
@@ -33,6 +34,10 @@ pub(crate) enum AppleCommand {
     Refunds(AppleRefundsArgs),
     /// Tell Apple how a purchase was used, for its decision on a refund
     Consumption(ConsumptionArgs),
+    /// Finish a transaction whose content was delivered
+    Finish(FinishArgs),
+    /// Name the user of a purchase
+    SetAppAccountToken(SetAppAccountTokenArgs),
     /// Sign an offer for a subscription, which the app passes to the App Store
     SignOffer(SignOfferArgs),
 }
@@ -56,6 +61,12 @@ pub(crate) async fn run(
         }
         AppleCommand::Consumption(arguments) => {
             consumption::send_consumption(arguments, context).await
+        }
+        AppleCommand::Finish(arguments) => {
+            transaction_actions::finish_transaction(arguments, context).await
+        }
+        AppleCommand::SetAppAccountToken(arguments) => {
+            transaction_actions::set_app_account_token(arguments, context).await
         }
         AppleCommand::SignOffer(arguments) => offers::sign_offer(arguments, context).await,
         AppleCommand::Backfill(arguments) => {

@@ -188,6 +188,11 @@ impl AppleScenario {
         self.read(|apple| apple.list_consumption().to_vec())
     }
 
+    /// Whether a server has finished a transaction.
+    pub fn is_finished(&self, transaction_id: &str) -> bool {
+        self.read(|apple| apple.is_finished(transaction_id))
+    }
+
     /// A transaction by its id.
     pub fn find_transaction(&self, id: &str) -> Result<SimulatedTransaction, SimulatorError> {
         let found = self.read(|apple| apple.find_transaction(id).cloned());

@@ -1,6 +1,6 @@
 //! The data of the simulated App Store: transactions, their subscriptions, apps and keys.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
@@ -11,6 +11,7 @@ use super::json::{object, override_fields};
 use super::{BillingPeriod, SimulatorError, duration_from_days, random_letters};
 use crate::base::clock::Timestamp;
 use crate::crypto::token;
+use crate::http::json::parse_uuid;
 
 /// The values of `deliveryStatus`.
 const DELIVERY_STATUSES: [&str; 5] = [
@@ -376,6 +377,8 @@ pub(crate) struct AppleState {
     pub push: BTreeMap<String, NotificationUrls>,
     /// What developers sent about how purchases were used, oldest first.
     consumption: Vec<SentConsumptionInfo>,
+    /// The ids of transactions that a server has finished.
+    finished: BTreeSet<String>,
 }
 
 impl AppleState {
@@ -429,6 +432,40 @@ impl AppleState {
             sent_at: now,
             information,
         });
+        Ok(())
+    }
+
+    /// Finishes a transaction.
+    pub(crate) fn finish_transaction(&mut self, transaction_id: &str) {
+        self.finished.insert(transaction_id.to_owned());
+    }
+
+    /// Whether a server has finished a transaction.
+    pub(crate) fn is_finished(&self, transaction_id: &str) -> bool {
+        self.finished.contains(transaction_id)
+    }
+
+    /// Names the user of all transactions of a purchase. `Err` is Apple's error code.
+    pub(crate) fn set_app_account_token(
+        &mut self,
+        original_transaction_id: &str,
+        app_account_token: &str,
+    ) -> Result<(), u32> {
+        if parse_uuid(app_account_token).is_none() {
+            return Err(4_000_183);
+        }
+        let first = self.transactions.get(original_transaction_id);
+        if first.is_none_or(|first| first.original_transaction_id != original_transaction_id) {
+            return Err(4_000_187);
+        }
+        if first.is_some_and(|first| first.bought.family_shared) {
+            return Err(4_000_185);
+        }
+        for transaction in self.transactions.values_mut() {
+            if transaction.original_transaction_id == original_transaction_id {
+                transaction.bought.app_account_token = Some(app_account_token.to_owned());
+            }
+        }
         Ok(())
     }
 

@@ -36,10 +36,16 @@ impl NotAcceptedReason {
     fn from_code(code: i64) -> Option<Self> {
         Some(match code {
             4_000_043 | 4_000_047 => Self::ProductType,
-            4_000_032..=4_000_042 => Self::InvalidValue,
+            4_000_032..=4_000_042 | 4_000_183 => Self::InvalidValue,
+            4_000_185 => Self::FamilyShared,
+            4_000_187 => Self::NotOriginal,
             _ => return None,
         })
     }
+    /// The purchase is shared by the family of its buyer.
+    FamilyShared,
+    /// The transaction is not the first one of its purchase.
+    NotOriginal,
 
     fn message(self) -> &'static str {
         match self {
@@ -57,6 +63,12 @@ impl From<AppleVerifyError> for AppleActionError {
     fn from(error: AppleVerifyError) -> Self {
         if let AppleVerifyError::Api(AppleApiError::Unexpected {
             status: 400,
+            Self::FamilyShared => {
+                "Apple names no user of a purchase that the family of its buyer shares."
+            }
+            Self::NotOriginal => {
+                "This is not the first transaction of the purchase. Send the originalTransactionId, which is subject.key."
+            }
             code: Some(code),
             ..
         }) = error
@@ -116,3 +128,6 @@ mod tests {
         }
     }
 }
+            (4_000_183, "invalid_value"),
+            (4_000_185, "family_shared"),
+            (4_000_187, "not_original"),

@@ -260,6 +260,37 @@ impl AppStoreClient {
             .await
     }
 
+    /// Finish Transaction.
+    pub(super) async fn finish_transaction(
+        &self,
+        tenant: &TenantId,
+        credentials: &AppleCredentials,
+        environment: AppleEnvironment,
+        transaction_id: &str,
+    ) -> Result<(), TransactionLookupError> {
+        let below = endpoint_url(self.base_url(environment), "transactions", transaction_id);
+        let url = below.and_then(|below| Url::parse(&format!("{below}/finish")).ok());
+        self.send_change(tenant, credentials, Method::POST, url, None)
+            .await
+    }
+
+    /// Set App Account Token, of a whole purchase.
+    pub(super) async fn set_app_account_token(
+        &self,
+        tenant: &TenantId,
+        credentials: &AppleCredentials,
+        environment: AppleEnvironment,
+        original_transaction_id: &str,
+        app_account_token: &str,
+    ) -> Result<(), TransactionLookupError> {
+        let base = self.base_url(environment);
+        let below = endpoint_url(base, "transactions", original_transaction_id);
+        let url = below.and_then(|below| Url::parse(&format!("{below}/appAccountToken")).ok());
+        let body = json!({ "appAccountToken": app_account_token });
+        self.send_change(tenant, credentials, Method::PUT, url, Some(&body))
+            .await
+    }
+
     /// A call that changes something and whose success has no body. Without a URL the id is malformed.
     async fn send_change(
         &self,

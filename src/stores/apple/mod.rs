@@ -18,6 +18,8 @@
 //! - [`verify`]: verifies a transaction
 //! - `offers`: signs an offer of a subscription
 //! - `consumption`: tells Apple how a purchase was used, for a decision on a refund
+//! - `transaction_actions`: finishes a transaction, or names the user of a purchase
+//! - `refund_answers`: the answers to Apple's questions about refunds, of backends and of tenants' settings
 //! - `action_error`: why Apple was not told something, and the HTTP answer to each reason
 //! - [`notifications`]: accepts a notification
 //! - [`backfill`]: reads Apple's history of notifications, and stores those that are missing
@@ -51,6 +53,7 @@ mod subject_source;
 mod subscription;
 pub mod test_notification;
 pub mod translate;
+mod transaction_actions;
 pub mod trust;
 pub mod verify;
 
@@ -64,3 +67,4 @@ pub use notifications::AppleNotifications;
 pub(crate) use offers::{OfferRequest, OfferTerms};
 pub use routes::{notification_routes, openapi_document, verify_routes};
 pub use verify::{AppleSettings, AppleVerifier, AppleVerifyRequest};
+pub(crate) use transaction_actions::{AppAccountTokenRequest, FinishRequest};

@@ -16,6 +16,7 @@ use super::api::AppleApiError;
 use super::consumption::{AppleRefundPreference, DeliveryStatus, SentConsumption};
 use super::error::{AppleNotificationError, AppleVerifyError, NotificationRejection};
 use super::offers::OfferRequest;
+use super::transaction_actions::{BoundPurchase, FinishedTransaction};
 use super::trust::SignatureError;
 use super::verify::{AppleVerifyRequest, VerifiedTransaction};
 use crate::http::api_docs::{self, DocumentedError, string_enum_schema};
@@ -116,6 +117,29 @@ pub(super) enum ConsumptionResponseSchema {
     Rejected(AppleActionRejectionSchema),
 }
 
+/// What is answered when Apple was told, or says no.
+#[derive(ToSchema)]
+#[schema(as = apple::FinishAnswer)]
+#[serde(untagged)]
+#[expect(
+    dead_code,
+    reason = "describes `FinishedTransaction` and `Problem` together"
+)]
+pub(super) enum FinishResponseSchema {
+    Finished(FinishedTransaction),
+    Rejected(AppleActionRejectionSchema),
+}
+
+/// What is answered when Apple was told, or says no.
+#[derive(ToSchema)]
+#[schema(as = apple::AppAccountTokenAnswer)]
+#[serde(untagged)]
+#[expect(dead_code, reason = "describes `BoundPurchase` and `Problem` together")]
+pub(super) enum AppAccountTokenResponseSchema {
+    Bound(BoundPurchase),
+    Rejected(AppleActionRejectionSchema),
+}
+
 /// A "no": Apple took nothing.
 #[derive(ToSchema)]
 #[schema(as = apple::ActionRefused, rename_all = "camelCase")]
@@ -150,7 +174,7 @@ fn action_rejection_codes() -> Schema {
             ("TRANSACTION_NOT_FOUND", "Apple knows no such transaction."),
             (
                 "NOT_ACCEPTED",
-                "Apple knows the transaction and does not take this about it; `details.reason` says why.",
+                "Apple knows the transaction and does not take this about it; `details.reason` says why: `product_type`, not about a product of this type; `family_shared`, the family of the buyer shares it; `not_original`, it is not the first transaction of the purchase; `invalid_value`, a value is not one of Apple's.",
             ),
         ],
     )

@@ -1,4 +1,5 @@
-//! `POST /v1/apple/verify`, `POST /v1/apple/consumption`, `POST /v1/apple/offers/sign` and `POST /v1/webhooks/apple/{tenantId}`.
+//! `POST /v1/apple/verify`, what Apple is told (`consumption`, `finish`, `app-account-token`), `POST /v1/apple/offers/sign` and
+//! `POST /v1/webhooks/apple/{tenantId}`.
 
 use axum::extract::{Path, Request, State};
 use utoipa_axum::router::{OpenApiRouter, UtoipaMethodRouterExt as _};
@@ -13,11 +14,15 @@ use super::inspection::SignedDataKind;
 use super::notifications::{AppleNotifications, SignedNotification};
 use super::offers::{OfferRequest, SignedOffer};
 use super::openapi::{
-    self, AppleNotificationErrorResponses, AppleOfferErrorResponses, AppleOfferRequestSchema,
-    AppleVerifyErrorResponses, AppleVerifyRequestSchema, AppleVerifyResponseSchema,
-    ConsumptionRequestSchema, ConsumptionResponseSchema,
+    self, AppAccountTokenResponseSchema, AppleNotificationErrorResponses, AppleOfferErrorResponses,
+    AppleOfferRequestSchema, AppleVerifyErrorResponses, AppleVerifyRequestSchema,
+    AppleVerifyResponseSchema, ConsumptionRequestSchema, ConsumptionResponseSchema,
+    FinishResponseSchema,
 };
 use super::request_body::{ApplePushBody, MAX_PUSH_BYTES};
+use super::transaction_actions::{
+    AppAccountTokenRequest, BoundPurchase, FinishRequest, FinishedTransaction,
+};
 use super::trust::SignatureError;
 use super::verify::{AppleVerifier, AppleVerifyRequest, VerifiedTransaction};
 use crate::audit::VerificationLog;
@@ -64,6 +69,8 @@ fn verify_openapi_router() -> OpenApiRouter<VerifyState<AppleVerifier>> {
     OpenApiRouter::new()
         .routes(routes!(verify_purchase))
         .routes(routes!(send_consumption))
+        .routes(routes!(finish_transaction))
+        .routes(routes!(set_app_account_token))
         .routes(routes!(sign_offer))
 }
 
@@ -186,6 +193,95 @@ async fn send_consumption(
 
 /// Sign an offer for a subscription
 ///
+/// Finish a transaction
+///
+/// The app does that when it has delivered what was bought, and is given the transaction again until then. Where your backend delivers, it
+/// finishes the transaction too, once the content is delivered. A request may be repeated.
+#[utoipa::path(
+    post,
+    path = "/v1/apple/finish",
+    operation_id = "finishAppleTransaction",
+    tag = "answers",
+    security(("apiKey" = [])),
+    request_body(
+        content = FinishRequest,
+        description = "Which transaction. At most 16 KB.",
+        examples(("delivered" = (summary = "A transaction whose content was delivered", value = json!({
+            "transactionId": "2000000123456789",
+        })))),
+    ),
+    responses(
+        (
+            status = 200,
+            description = "It is finished, or `valid: false` and why not",
+            body = FinishResponseSchema,
+            examples(
+                ("finished" = (summary = "It is finished.", value = json!(FinishedTransaction::example_json()))),
+                ("TRANSACTION_NOT_FOUND" = (summary = "Apple knows no such transaction.", value = json!(openapi::action_rejection_example(AppleVerifyError::from(AppleNotFound::Unknown))))),
+            ),
+        ),
+        AppleVerifyErrorResponses,
+    ),
+)]
+async fn finish_transaction(
+    State(state): State<VerifyState<AppleVerifier>>,
+    caller: Caller,
+    JsonBody(request): JsonBody<FinishRequest>,
+) -> Result<axum::Json<FinishedTransaction>, Problem> {
+    let finishing = state.verifier.finish_transaction(&caller.tenant, &request);
+    let purchase_id = || request.transaction_id.as_str().into();
+    state
+        .answer(EventSource::Apple, &caller.tenant, purchase_id, finishing)
+        .await
+}
+
+/// Name the user of a purchase
+///
+/// For a purchase that names no user, such as one made with an offer code, or the wrong one: its transactions and notifications have the
+/// `appAccountToken` from then on. Decide before you ask here whose purchase it is: it is not checked whom the purchase names now. A
+/// request may be repeated.
+#[utoipa::path(
+    post,
+    path = "/v1/apple/app-account-token",
+    operation_id = "setAppleAppAccountToken",
+    tag = "answers",
+    security(("apiKey" = [])),
+    request_body(
+        content = AppAccountTokenRequest,
+        description = "Which purchase, and whose it is. At most 16 KB.",
+        examples(("user" = (summary = "A purchase, and its user", value = json!({
+            "originalTransactionId": "2000000100000001",
+            "appAccountToken": "7e3fb204-2b0d-4d70-a0c2-6d8a3f6c1e55",
+        })))),
+    ),
+    responses(
+        (
+            status = 200,
+            description = "The purchase names the user, or `valid: false` and why not",
+            body = AppAccountTokenResponseSchema,
+            examples(
+                ("bound" = (summary = "The purchase names the user.", value = json!(BoundPurchase::example_json()))),
+                ("NOT_ACCEPTED" = (summary = "It is a later transaction of the purchase.", value = json!(openapi::action_rejection_example(AppleActionError::NotAccepted { reason: NotAcceptedReason::NotOriginal, code: 4_000_187 })))),
+                ("TRANSACTION_NOT_FOUND" = (summary = "Apple knows no such transaction.", value = json!(openapi::action_rejection_example(AppleVerifyError::from(AppleNotFound::Unknown))))),
+            ),
+        ),
+        AppleVerifyErrorResponses,
+    ),
+)]
+async fn set_app_account_token(
+    State(state): State<VerifyState<AppleVerifier>>,
+    caller: Caller,
+    JsonBody(request): JsonBody<AppAccountTokenRequest>,
+) -> Result<axum::Json<BoundPurchase>, Problem> {
+    let binding = state
+        .verifier
+        .set_app_account_token(&caller.tenant, &request);
+    let purchase_id = || request.original_transaction_id.as_str().into();
+    state
+        .answer(EventSource::Apple, &caller.tenant, purchase_id, binding)
+        .await
+}
+
 /// Your app passes what is signed to StoreKit when the customer buys. Decide before you ask here whether this customer gets the offer:
 /// what is signed is valid for the offer that it names, and nothing about the customer is checked. Name a `transactionId` of the customer,
 /// so that no other customer can use the JWS.

@@ -53,6 +53,8 @@ const ERRORS: [(&str, &[&str]); 16] = [
     ("/openapi.json", &["INTERNAL_ERROR"]),
     ("/v1/apple/verify", &ASKING_APPLE),
     ("/v1/apple/consumption", &ASKING_APPLE),
+    ("/v1/apple/finish", &ASKING_APPLE),
+    ("/v1/apple/app-account-token", &ASKING_APPLE),
     (
         "/v1/apple/offers/sign",
         &[
@@ -195,6 +197,8 @@ fn the_description_is_whole() {
         let expected = match path {
             "/v1/apple/verify"
             | "/v1/apple/consumption"
+            | "/v1/apple/finish"
+            | "/v1/apple/app-account-token"
             | "/v1/apple/offers/sign"
             | "/v1/google/verify"
             | "/v1/google/acknowledge"
@@ -451,6 +455,27 @@ async fn what_is_answered_is_as_described() {
             "/v1/apple/consumption",
             json!({ "customerConsented": false }),
         ),
+        (
+            200,
+            "/v1/apple/finish",
+            json!({ "transactionId": transaction.transaction_id }),
+        ),
+        (200, "/v1/apple/finish", json!({ "transactionId": "9" })),
+        (400, "/v1/apple/finish", json!({})),
+        (
+            200,
+            "/v1/apple/app-account-token",
+            json!({
+                "originalTransactionId": transaction.transaction_id,
+                "appAccountToken": "7e3fb204-2b0d-4d70-a0c2-6d8a3f6c1e55",
+            }),
+        ),
+        (
+            200,
+            "/v1/apple/app-account-token",
+            json!({ "originalTransactionId": "9", "appAccountToken": "7e3fb204-2b0d-4d70-a0c2-6d8a3f6c1e55" }),
+        ),
+        (400, "/v1/apple/app-account-token", json!({})),
         (
             200,
             "/v1/apple/offers/sign",
