@@ -27,6 +27,7 @@ use serde_json::{Value, json};
 use super::context::SimulatorContext;
 use super::notification_push;
 use super::request::{SimulatorRequest, SimulatorResponse, parse_json_body};
+use super::state::SimulatorError;
 use super::state::apple::{SimulatedEnvironment, is_transaction_id};
 use super::state::apple_notifications::{NotificationHistoryQuery, SimulatedNotification};
 use super::state::fault::Fault;
@@ -130,13 +131,13 @@ fn route_request(
         ("GET", ["inApps", "v2", "refund", "lookup", id]) => {
             get_refund_history(context, environment, &bundle_id, id, request)
         }
-        ("PUT", ["inApps", "v2", "transactions", "consumption", id]) => {
         ("POST", ["inApps", "v1", "transactions", id, "finish"]) => {
             finish_transaction(context, environment, &bundle_id, id)
         }
         ("PUT", ["inApps", "v1", "transactions", id, "appAccountToken"]) => {
             set_app_account_token(context, environment, &bundle_id, id, request)
         }
+        ("PUT", ["inApps", "v2", "transactions", "consumption", id]) => {
             take_consumption(context, environment, &bundle_id, id, request)
         }
         ("POST", ["inApps", "v1", "notifications", "test"]) => {
@@ -547,10 +548,10 @@ fn error_message(code: u32) -> &'static str {
             "Invalid request. The transaction id doesn't represent a supported in-app purchase type."
         }
         4_000_048 => "Invalid request. App transaction ids are not supported by this endpoint.",
-        4_040_001 => "Account not found.",
         4_000_183 => "Invalid request. The app account token is not a UUID.",
         4_000_185 => "Invalid request. The transaction is a family transaction.",
         4_000_187 => "Invalid request. The transaction id is not an original transaction id.",
+        4_040_001 => "Account not found.",
         4_040_002 => "Account not found. Please try again.",
         4_040_003 => "App not found.",
         4_040_004 => "App not found. Please try again.",

@@ -5,7 +5,9 @@ use std::time::Duration;
 
 use attesto::base::clock::Timestamp;
 use attesto::simulator::Fault;
-use attesto::simulator::state::apple::{NewTransaction, ProductType, SimulatedEnvironment};
+use attesto::simulator::state::apple::{
+    NewTransaction, ProductType, SimulatedEnvironment, TransactionChange,
+};
 use attesto::simulator::state::apple_notifications::NewNotification;
 use serde_json::{Value, json};
 
@@ -26,14 +28,14 @@ pub(crate) fn buy_coins(world: &World, environment: SimulatedEnvironment) -> Str
 }
 
 /// How a purchase was used.
-fn used(transaction_id: &str) -> Value {
+pub(crate) fn used(transaction_id: &str) -> Value {
     json!({
         "transactionId": transaction_id, "customerConsented": true, "sampleContentProvided": false,
         "deliveryStatus": "DELIVERED", "consumptionPercentage": 50_000, "refundPreference": "DECLINE",
     })
 }
 
-async fn tell(world: &World, tenant: &Tenant, body: &Value) -> Answer {
+pub(crate) async fn tell(world: &World, tenant: &Tenant, body: &Value) -> Answer {
     let key = Some(tenant.key.expose());
     world
         .ask("POST", "/v1/apple/consumption", key, Some(body))

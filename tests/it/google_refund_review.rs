@@ -19,7 +19,7 @@ pub(crate) async fn ask_about(shop: &Shop, purchase_token: &str) -> Value {
 }
 
 /// The request that answers an event, made of what the event has.
-fn answer_to(event: &Value) -> Value {
+pub(crate) fn answer_to(event: &Value) -> Value {
     let question = &event["data"]["pendingRefundReviewNotification"];
     json!({
         "packageName": event["data"]["packageName"], "orderId": question["orderId"],
@@ -27,7 +27,7 @@ fn answer_to(event: &Value) -> Value {
     })
 }
 
-async fn tell(shop: &Shop, tenant: &Tenant, body: &Value) -> Answer {
+pub(crate) async fn tell(shop: &Shop, tenant: &Tenant, body: &Value) -> Answer {
     let key = Some(tenant.key.expose());
     let path = "/v1/google/refund-review";
     shop.world.ask("POST", path, key, Some(body)).await
@@ -103,6 +103,7 @@ async fn an_answer_is_taken_until_the_deadline_and_only_about_the_tenants_app() 
         (400, &json!("CREDENTIALS_MISSING"))
     );
     // With an app of its own, the order is not known.
+    let stranger = shop.world.stranger().await;
     shop.world
         .set_google_app(&stranger, "com.example.other")
         .await;

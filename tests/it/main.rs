@@ -64,6 +64,7 @@ mod read_only_role;
 mod receive;
 mod receiver_examples;
 mod reference_receiver;
+mod refund_questions;
 mod retention;
 mod runbooks;
 mod secret_leaks;

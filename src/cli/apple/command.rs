@@ -2,7 +2,7 @@
 
 use super::super::context::{CommandContext, CommandError};
 use super::backfill::{self, AppleBackfillArgs};
-use super::consumption::{self, ConsumptionArgs};
+use super::consumption::{self, ConsumptionArgs, SetAppleDefaultArgs};
 use super::credentials::{self, SetAppleCredentialsArgs};
 use super::offers::{self, SignOfferArgs};
 use super::orders::{self, AppleOrderArgs, AppleRefundsArgs};
@@ -34,6 +34,13 @@ pub(crate) enum AppleCommand {
     Refunds(AppleRefundsArgs),
     /// Tell Apple how a purchase was used, for its decision on a refund
     Consumption(ConsumptionArgs),
+    /// Set what Apple is told about a refund that the backend does not answer in time
+    SetDefaultAnswer(SetAppleDefaultArgs),
+    /// Tell Apple nothing about a refund that the backend does not answer
+    RemoveDefaultAnswer {
+        /// The tenant's id, `tenant_…`
+        tenant: TenantId,
+    },
     /// Finish a transaction whose content was delivered
     Finish(FinishArgs),
     /// Name the user of a purchase
@@ -61,6 +68,12 @@ pub(crate) async fn run(
         }
         AppleCommand::Consumption(arguments) => {
             consumption::send_consumption(arguments, context).await
+        }
+        AppleCommand::SetDefaultAnswer(arguments) => {
+            consumption::set_default_answer(arguments, context).await
+        }
+        AppleCommand::RemoveDefaultAnswer { tenant } => {
+            consumption::remove_default_answer(&tenant, context).await
         }
         AppleCommand::Finish(arguments) => {
             transaction_actions::finish_transaction(arguments, context).await

@@ -1,9 +1,14 @@
-//! `attesto apple consumption`: the route `POST /v1/apple/consumption`, with the tenant's stored credentials.
+//! `attesto apple consumption`: the route `POST /v1/apple/consumption`, with the tenant's stored credentials; and what Apple is told where
+//! the backend does not answer: `set-default-answer`, `remove-default-answer`.
+
+use serde_json::json;
 
 use super::super::context::{CommandContext, CommandError};
 use super::super::verify::{VerifyDependencies, print_rejection};
+use super::credentials::no_credentials_error;
 use crate::base::id::TenantId;
 use crate::stores::apple::account::EnvironmentChoice;
+use crate::stores::apple::store;
 use crate::stores::apple::{
     AppleRefundPreference, ConsumptionInformation, ConsumptionRequest, DeliveryStatus,
     MAX_CONSUMPTION_PERCENTAGE,
@@ -26,6 +31,22 @@ pub(crate) struct ConsumptionArgs {
     environment: Option<EnvironmentChoice>,
 
     /// Confirm that the customer consented to Apple being told
+    #[arg(long, required = true)]
+    customer_consented: bool,
+
+    #[command(flatten)]
+    information: ConsumptionInformationArgs,
+}
+
+#[derive(Debug, clap::Args)]
+#[command(
+    after_help = "Examples:\n  attesto apple set-default-answer tenant_01J9ZQ4T5W6X7Y8Z9A0B1C2D3E \\\n    --customer-consented --sample-content-provided false \\\n    --delivery-status delivered --refund-preference decline"
+)]
+pub(crate) struct SetAppleDefaultArgs {
+    /// The tenant's id, `tenant_…`
+    tenant: TenantId,
+
+    /// Confirm that every customer consents to Apple being told, such as with the terms of the app
     #[arg(long, required = true)]
     customer_consented: bool,
 
@@ -68,6 +89,38 @@ impl ConsumptionInformationArgs {
     }
 }
 
+pub(super) async fn set_default_answer(
+    arguments: SetAppleDefaultArgs,
+    context: &CommandContext,
+) -> Result<(), CommandError> {
+    let information = arguments.information.into_information();
+    change_default(&arguments.tenant, Some(&information), context).await
+}
+
+pub(super) async fn remove_default_answer(
+    tenant: &TenantId,
+    context: &CommandContext,
+) -> Result<(), CommandError> {
+    change_default(tenant, None, context).await
+}
+
+async fn change_default(
+    tenant: &TenantId,
+    information: Option<&ConsumptionInformation>,
+    context: &CommandContext,
+) -> Result<(), CommandError> {
+    let database = context.open_database().await?;
+    if !store::set_default_consumption(&database, tenant, information).await? {
+        return Err(no_credentials_error(tenant));
+    }
+    let what = match information {
+        Some(_) => "Apple is told this about a refund that the backend does not answer in time.",
+        None => "Apple is told nothing about a refund that the backend does not answer.",
+    };
+    let view = json!({ "tenantId": tenant, "defaultConsumption": information });
+    Ok(context.output.write_json_or_text(&view, what)?)
+}
+
 pub(super) async fn send_consumption(
     arguments: ConsumptionArgs,
     context: &CommandContext,
@@ -79,7 +132,10 @@ pub(super) async fn send_consumption(
     };
     let dependencies = VerifyDependencies::load(context).await?;
     let apple = dependencies.build_apple(context)?;
-    match apple.send_consumption(&arguments.tenant, &request).await {
+    match apple
+        .answer_consumption_request(&arguments.tenant, &request)
+        .await
+    {
         Ok(sent) => {
             let text = format!(
                 "Told Apple ({}) how {} was used. An event tells what Apple decides.",

@@ -1,7 +1,11 @@
-//! `attesto google refund-review`: the route `POST /v1/google/refund-review`, with the tenant's stored credentials.
+//! `attesto google refund-review`: the route `POST /v1/google/refund-review`, with the tenant's stored credentials; and what Google is told
+//! where the backend does not answer: `set-default-answer`, `remove-default-answer`.
+
+use serde_json::json;
 
 use super::super::context::{CommandContext, CommandError};
 use super::super::verify::{VerifyDependencies, print_rejection};
+use super::credentials::no_credentials_error;
 use crate::base::id::TenantId;
 use crate::stores::google::store;
 use crate::stores::google::{
@@ -23,6 +27,18 @@ pub(crate) struct RefundReviewArgs {
     /// Token of Google's question, as in the event
     #[arg(value_name = "PENDING_REFUND_TOKEN")]
     pending_refund_token: String,
+
+    #[command(flatten)]
+    review: RefundReviewFlags,
+}
+
+#[derive(Debug, clap::Args)]
+#[command(
+    after_help = "Examples:\n  attesto google set-default-answer tenant_01J9ZQ4T5W6X7Y8Z9A0B1C2D3E \\\n    --sample-content-provided true --refund-preference decline"
+)]
+pub(crate) struct SetGoogleDefaultArgs {
+    /// The tenant's id, `tenant_…`
+    tenant: TenantId,
 
     #[command(flatten)]
     review: RefundReviewFlags,
@@ -58,6 +74,38 @@ impl RefundReviewFlags {
     }
 }
 
+pub(super) async fn set_default_answer(
+    arguments: SetGoogleDefaultArgs,
+    context: &CommandContext,
+) -> Result<(), CommandError> {
+    let review = arguments.review.into_review();
+    change_default(&arguments.tenant, Some(&review), context).await
+}
+
+pub(super) async fn remove_default_answer(
+    tenant: &TenantId,
+    context: &CommandContext,
+) -> Result<(), CommandError> {
+    change_default(tenant, None, context).await
+}
+
+async fn change_default(
+    tenant: &TenantId,
+    review: Option<&RefundReview>,
+    context: &CommandContext,
+) -> Result<(), CommandError> {
+    let database = context.open_database().await?;
+    if !store::set_default_review(&database, tenant, review).await? {
+        return Err(no_credentials_error(tenant));
+    }
+    let what = match review {
+        Some(_) => "Google is told this about a refund that the backend does not answer in time.",
+        None => "Google is told nothing about a refund that the backend does not answer.",
+    };
+    let view = json!({ "tenantId": tenant, "defaultRefundReview": review });
+    Ok(context.output.write_json_or_text(&view, what)?)
+}
+
 pub(super) async fn review_refund(
     arguments: RefundReviewArgs,
     context: &CommandContext,
@@ -74,7 +122,7 @@ pub(super) async fn review_refund(
         usage_events: Vec::new(),
     };
     let google = dependencies.build_google(context);
-    match google.review_refund(&tenant, &request).await {
+    match google.answer_refund_review(&tenant, &request).await {
         Ok(sent) => {
             let text = format!(
                 "Told Google what you think of the refund of {}. An event tells if the money is given back.",

@@ -1,10 +1,13 @@
 //! Why Apple was not told something about a transaction, and the HTTP answer to each reason below it.
 
+use std::sync::Arc;
+
 use serde_json::{Value, json};
 
 use super::api::AppleApiError;
 use super::error::AppleVerifyError;
 use crate::http::Problem;
+use crate::stores::shared::refund_questions::BeginAnswerError;
 
 /// Why Apple was not told.
 #[derive(Clone, Debug, thiserror::Error)]
@@ -19,6 +22,14 @@ pub(crate) enum AppleActionError {
         /// Apple's `errorCode`.
         code: i64,
     },
+    #[error(transparent)]
+    NotBegun(Arc<BeginAnswerError>),
+}
+
+impl From<BeginAnswerError> for AppleActionError {
+    fn from(error: BeginAnswerError) -> Self {
+        Self::NotBegun(Arc::new(error))
+    }
 }
 
 /// Why Apple does not take something.
@@ -29,6 +40,10 @@ pub(crate) enum NotAcceptedReason {
     ProductType,
     /// A value is not one of Apple's.
     InvalidValue,
+    /// The purchase is shared by the family of its buyer.
+    FamilyShared,
+    /// The transaction is not the first one of its purchase.
+    NotOriginal,
 }
 
 impl NotAcceptedReason {
@@ -42,15 +57,17 @@ impl NotAcceptedReason {
             _ => return None,
         })
     }
-    /// The purchase is shared by the family of its buyer.
-    FamilyShared,
-    /// The transaction is not the first one of its purchase.
-    NotOriginal,
 
     fn message(self) -> &'static str {
         match self {
             Self::ProductType => {
                 "Apple does not take this about a product of this type. Asking again will not help."
+            }
+            Self::FamilyShared => {
+                "Apple names no user of a purchase that the family of its buyer shares."
+            }
+            Self::NotOriginal => {
+                "This is not the first transaction of the purchase. Send the originalTransactionId, which is subject.key."
             }
             Self::InvalidValue => {
                 "Apple does not take a value of this request, which this release still sends. The error code says which; a newer release may help."
@@ -63,12 +80,6 @@ impl From<AppleVerifyError> for AppleActionError {
     fn from(error: AppleVerifyError) -> Self {
         if let AppleVerifyError::Api(AppleApiError::Unexpected {
             status: 400,
-            Self::FamilyShared => {
-                "Apple names no user of a purchase that the family of its buyer shares."
-            }
-            Self::NotOriginal => {
-                "This is not the first transaction of the purchase. Send the originalTransactionId, which is subject.key."
-            }
             code: Some(code),
             ..
         }) = error
@@ -84,6 +95,7 @@ impl From<AppleActionError> for Problem {
     fn from(error: AppleActionError) -> Self {
         match error {
             AppleActionError::Verify(error) => error.into(),
+            AppleActionError::NotBegun(error) => (&*error).into(),
             AppleActionError::NotAccepted { reason, code } => {
                 Self::rejection("NOT_ACCEPTED", reason.message())
                     .with_detail("reason", Value::from(<&str>::from(reason)))
@@ -118,6 +130,9 @@ mod tests {
             (4_000_041, "invalid_value"),
             (4_000_043, "product_type"),
             (4_000_047, "product_type"),
+            (4_000_183, "invalid_value"),
+            (4_000_185, "family_shared"),
+            (4_000_187, "not_original"),
         ] {
             assert_eq!(answer(400, code), ("NOT_ACCEPTED", json!(reason)), "{code}");
             // A code counts only under its own status.
@@ -128,6 +143,3 @@ mod tests {
         }
     }
 }
-            (4_000_183, "invalid_value"),
-            (4_000_185, "family_shared"),
-            (4_000_187, "not_original"),

@@ -45,6 +45,7 @@ mod offers;
 mod openapi;
 pub mod orders;
 pub mod payload;
+mod refund_answers;
 mod request_body;
 pub mod routes;
 pub(crate) mod state;
@@ -52,8 +53,8 @@ pub mod store;
 mod subject_source;
 mod subscription;
 pub mod test_notification;
-pub mod translate;
 mod transaction_actions;
+pub mod translate;
 pub mod trust;
 pub mod verify;
 
@@ -65,6 +66,7 @@ pub(crate) use consumption::{
 pub(crate) use late_state::AppleStates;
 pub use notifications::AppleNotifications;
 pub(crate) use offers::{OfferRequest, OfferTerms};
+pub(crate) use refund_answers::AppleRefundAnswers;
 pub use routes::{notification_routes, openapi_document, verify_routes};
-pub use verify::{AppleSettings, AppleVerifier, AppleVerifyRequest};
 pub(crate) use transaction_actions::{AppAccountTokenRequest, FinishRequest};
+pub use verify::{AppleSettings, AppleVerifier, AppleVerifyRequest};

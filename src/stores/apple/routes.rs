@@ -184,15 +184,15 @@ async fn send_consumption(
     caller: Caller,
     JsonBody(request): JsonBody<ConsumptionRequest>,
 ) -> Result<axum::Json<SentConsumption>, Problem> {
-    let sending = state.verifier.send_consumption(&caller.tenant, &request);
+    let sending = state
+        .verifier
+        .answer_consumption_request(&caller.tenant, &request);
     let purchase_id = || request.transaction_id.as_str().into();
     state
         .answer(EventSource::Apple, &caller.tenant, purchase_id, sending)
         .await
 }
 
-/// Sign an offer for a subscription
-///
 /// Finish a transaction
 ///
 /// The app does that when it has delivered what was bought, and is given the transaction again until then. Where your backend delivers, it
@@ -282,6 +282,8 @@ async fn set_app_account_token(
         .await
 }
 
+/// Sign an offer for a subscription
+///
 /// Your app passes what is signed to StoreKit when the customer buys. Decide before you ask here whether this customer gets the offer:
 /// what is signed is valid for the offer that it names, and nothing about the customer is checked. Name a `transactionId` of the customer,
 /// so that no other customer can use the JWS.

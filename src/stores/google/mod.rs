@@ -19,6 +19,7 @@
 //! - [`verify`]: a use case: is this purchase real
 //! - [`acknowledge`]: two use cases: acknowledge this purchase, consume this product
 //! - [`refund_review`]: a use case: tell Google what to decide on a refund
+//! - [`refund_answers`]: the answers to Google's questions about refunds, of backends and of tenants' settings
 //! - [`notifications`]: a use case: something happened to a purchase
 //! - [`late_state`]: what the purchase of a stored event is worth, where that was not known when it was received
 //! - [`owed`]: purchases that must be acknowledged soon, of which their tenants are told
@@ -42,6 +43,7 @@ mod openapi;
 mod owed;
 pub mod payload;
 mod purchase_lookup;
+mod refund_answers;
 mod refund_review;
 mod refused_tokens;
 mod request_body;
@@ -59,6 +61,7 @@ pub(crate) use late_state::GoogleStates;
 pub(crate) use notifications::GoogleNotifications;
 pub use owed::AcknowledgementWatch;
 pub(crate) use payload::ExternalAccountIds;
+pub(crate) use refund_answers::GoogleRefundAnswers;
 pub(crate) use refund_review::{
     GoogleRefundPreference, MAX_CONSUMPTION_MILLIUNITS, RefundReview, RefundReviewRequest,
 };

@@ -20,7 +20,7 @@ use serde_json::value::RawValue;
 
 use super::error_response::GoogleNotificationError;
 use super::owed::NewOwedAcknowledgement;
-use super::payload::{DeveloperNotification, Int64};
+use super::payload::{DeveloperNotification, Int64, PendingRefundReviewNotification};
 use super::purchase_lookup::{Fetched, PurchaseContext, PurchaseLookup, PurchaseRole};
 use super::refund_review::ANSWER_PERIOD;
 use super::refused_tokens::RefusedTokens;
@@ -44,6 +44,7 @@ use crate::http::body_budget::RefusalMetrics;
 use crate::stores::shared::notifications::{
     ActiveTenants, AdmissionError, TenantLookups, is_representable_time,
 };
+use crate::stores::shared::refund_questions::NewRefundQuestion;
 use crate::tenants::IntakeBudgets;
 use crate::tenants::intake::IntakeAdmission;
 
@@ -209,11 +210,37 @@ impl GoogleNotifications {
                 .await
                 .map_err(|error| GoogleNotificationError::Database(Arc::new(error)))?;
         }
+        let asked = decoded
+            .notification
+            .pending_refund_review_notification
+            .clone();
         let received = self.google.clock.now();
         let event = build_event(tenant.clone(), message, decoded, &purchase, received);
+        if let Some(question) = asked.and_then(|asked| refund_question(asked, event.answer_by)) {
+            question
+                .list(&self.google.database, tenant, received)
+                .await
+                .map_err(|error| GoogleNotificationError::Database(Arc::new(error)))?;
+        }
         let recorded = self.recorder.record_event(&event).await?;
         Ok(AcceptedNotification::new(recorded, external_id))
     }
+}
+
+/// What Google asks about a refund. `None` where the notification lacks what an answer needs.
+fn refund_question(
+    asked: PendingRefundReviewNotification,
+    answer_by: Option<Timestamp>,
+) -> Option<NewRefundQuestion> {
+    let refund_token = asked.pending_refund_token?;
+    Some(NewRefundQuestion {
+        source: EventSource::Google,
+        question_id: refund_token.clone(),
+        purchase_id: asked.order_id?,
+        refund_token: Some(refund_token),
+        environment: None,
+        answer_by: answer_by?,
+    })
 }
 
 fn build_event(

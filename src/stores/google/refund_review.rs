@@ -5,6 +5,7 @@
 //!
 //! Source: Google's `orders.reviewrefund`.
 
+use std::sync::Arc;
 use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
@@ -19,6 +20,7 @@ use crate::base::id::TenantId;
 use crate::http::Problem;
 use crate::http::json::{FromJson, JsonFields};
 use crate::http::problem::constant_bool_schema;
+use crate::stores::shared::refund_questions::BeginAnswerError;
 
 /// How long Google takes an answer, after it has asked.
 pub(super) const ANSWER_PERIOD: Duration = Duration::from_hours(24);
@@ -117,6 +119,14 @@ pub(crate) enum RefundReviewError {
         /// Google's code, where it gives one.
         code: Option<String>,
     },
+    #[error(transparent)]
+    NotBegun(Arc<BeginAnswerError>),
+}
+
+impl From<BeginAnswerError> for RefundReviewError {
+    fn from(error: BeginAnswerError) -> Self {
+        Self::NotBegun(Arc::new(error))
+    }
 }
 
 /// Why Google does not take an answer.
@@ -160,6 +170,7 @@ impl From<RefundReviewError> for Problem {
     fn from(error: RefundReviewError) -> Self {
         match error {
             RefundReviewError::Verify(error) => error.into(),
+            RefundReviewError::NotBegun(error) => (&*error).into(),
             RefundReviewError::OrderNotFound => Self::rejection(
                 "ORDER_NOT_FOUND",
                 "Google knows no order of this tenant's app with this id.",

@@ -311,7 +311,9 @@ async fn review_refund(
     caller: Caller,
     JsonBody(request): JsonBody<RefundReviewRequest>,
 ) -> Result<axum::Json<SentRefundReview>, Problem> {
-    let review = state.verifier.review_refund(&caller.tenant, &request);
+    let review = state
+        .verifier
+        .answer_refund_review(&caller.tenant, &request);
     let purchase_id = || request.order_id.as_str().into();
     state
         .answer(EventSource::Google, &caller.tenant, purchase_id, review)
