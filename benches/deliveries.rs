@@ -709,6 +709,7 @@ fn event(tenant: &TenantId, external_id: String) -> NewEvent {
         facts: None,
         raw: raw(400).expect("JSON"),
         shared_content: None,
+        answer_by: None,
         is_recovered: false,
     }
 }

@@ -430,6 +430,7 @@ fn event(tenant: &TenantId) -> NewEvent {
         facts: None,
         raw: raw(400),
         shared_content: None,
+        answer_by: None,
         is_recovered: false,
     }
 }

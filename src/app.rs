@@ -55,6 +55,9 @@ use crate::stores::apple::trust::{
 use crate::stores::apple::{self, AppleVerifier};
 use crate::stores::google::trust::GoogleKeys;
 use crate::stores::google::{self, GoogleVerifier};
+use crate::stores::shared::refund_questions::{
+    DefaultAnswers, RefundAnswerMetrics, RefundAnswerWatch,
+};
 use crate::stores::shared::state_completer::{StateCompleter, StateSources};
 use crate::stores::shared::subject_routes;
 use crate::stores::shared::subject_source::SubjectSources;
@@ -114,6 +117,7 @@ pub struct App {
     trace_metrics: Option<TraceMetrics>,
     tls_metrics: tls::TlsMetrics,
     acknowledgements_due: Counter,
+    refund_answers: RefundAnswerMetrics,
     /// Cancelled when deliveries and jobs may begin.
     prepared: CancellationToken,
 }
@@ -227,6 +231,7 @@ impl App {
             delivery_metrics: DeliveryMetrics::new(&registry),
             tls_metrics: tls::TlsMetrics::new(&registry),
             acknowledgements_due: google::AcknowledgementWatch::register_counter(&registry),
+            refund_answers: RefundAnswerMetrics::new(&registry),
             body_budget,
             metrics: AppMetrics::new(
                 &registry,
@@ -319,8 +324,9 @@ impl App {
         })
     }
 
-    /// Deliveries, jobs, and what completes states and watches acknowledgements, which begin nothing new once `stop` is cancelled. They begin when the process is prepared and,
-    /// where that is asked for, deliveries are held: one of the jobs connects to callbacks.
+    /// Deliveries, jobs, and what completes states, watches acknowledgements and answers questions about refunds, which begin nothing new
+    /// once `stop` is cancelled. They begin when the process is prepared and, where that is asked for, deliveries are held: one of the
+    /// jobs connects to callbacks.
     fn delivery_tasks(&mut self, stop: &CancellationToken) -> Vec<NamedTask> {
         let start = CancellationToken::new();
         let mut tasks = vec![self.start_task(start.clone(), stop.clone())];
@@ -338,7 +344,12 @@ impl App {
                 run_after(start.clone(), stop.clone(), run),
             ));
             let run = self.build_acknowledgement_watch().run(stop.clone());
-            tasks.push(("acknowledgement_watch", run_after(start, stop.clone(), run)));
+            tasks.push((
+                "acknowledgement_watch",
+                run_after(start.clone(), stop.clone(), run),
+            ));
+            let run = self.build_refund_answer_watch().run(stop.clone());
+            tasks.push(("refund_answer_watch", run_after(start, stop.clone(), run)));
         }
         tasks
     }
@@ -476,6 +487,15 @@ impl App {
     pub fn build_acknowledgement_watch(&self) -> google::AcknowledgementWatch {
         let told = self.acknowledgements_due.clone();
         google::AcknowledgementWatch::new(&self.google, self.recorder.clone(), told)
+    }
+
+    /// What answers the stores' questions about refunds that backends have not answered. It runs where the periodic jobs do.
+    pub fn build_refund_answer_watch(&self) -> RefundAnswerWatch {
+        let answers = DefaultAnswers {
+            apple: Arc::new(apple::AppleRefundAnswers::new(&self.apple)),
+            google: Arc::new(google::GoogleRefundAnswers::new(&self.google)),
+        };
+        RefundAnswerWatch::new(&self.database, answers, self.refund_answers.clone())
     }
 
     /// Every route, with the layer around each answer. `/ready` fails once `shutting_down` is cancelled.

@@ -35,6 +35,13 @@ impl Backoff {
     }
 }
 
+/// The delay after the failure number `attempt`, counted from 1, of work whose failures are counted elsewhere, without jitter: `initial`,
+/// doubled after each failure up to `max`.
+pub fn delay_after(attempt: u32, initial: Duration, max: Duration) -> Duration {
+    let factor = 1_u32.checked_shl(attempt.saturating_sub(1).min(16));
+    initial.saturating_mul(factor.unwrap_or(u32::MAX)).min(max)
+}
+
 /// Multiplies a delay by 0.75 to 1.25, so that processes that started together do not act at the same times. `jitter`
 /// is a random number from 0 to 1.
 pub fn spread(delay: Duration, jitter: f64) -> Duration {
@@ -46,6 +53,14 @@ mod tests {
     use super::*;
 
     const NO_JITTER: f64 = 0.5;
+
+    #[test]
+    fn a_counted_failure_doubles_the_delay_up_to_the_maximum() {
+        let (first, max) = (Duration::from_secs(15), Duration::from_mins(10));
+        let seconds =
+            [1, 2, 3, 6, 7, 100].map(|attempt| delay_after(attempt, first, max).as_secs());
+        assert_eq!(seconds, [15, 30, 60, 480, 600, 600]);
+    }
 
     #[test]
     fn the_pause_doubles_up_to_the_maximum_and_starts_again_after_a_reset() {

@@ -235,6 +235,17 @@ fn tenant_checks() -> Vec<Check> {
                 advice: "`attesto apple backfill --tenant <tenant>` says why; the job `backfill` reads it once a day.",
             },
         ),
+        Check::counted(
+            group,
+            "tenants.refund_answers",
+            |c| store::list_tenants_with_unanswered_questions(&c.database, MAX_NAMED).boxed(),
+            CountWording {
+                none: "No store asked about a refund within a week without getting an answer.",
+                one: "tenant did not answer a store that asked about a refund, within a week",
+                many: "tenants did not answer a store that asked about a refund, within a week",
+                advice: "The backend answers with `POST /v1/apple/consumption` or `POST /v1/google/refund-review`; `attesto apple set-default-answer` and `attesto google set-default-answer` set what is sent otherwise.",
+            },
+        ),
         Check::judged(
             group,
             "tenants.intake",

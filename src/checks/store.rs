@@ -171,6 +171,34 @@ pub(super) async fn list_tenants_without_app_apple_id(
     )
 }
 
+/// Active tenants with questions of stores about refunds that were not answered in time, or whose default answer the store did not take,
+/// each with their number and the store's reason. Questions are kept for a week.
+pub(super) async fn list_tenants_with_unanswered_questions(
+    database: &Database,
+    limit: i64,
+) -> Result<CountWithNames, Error> {
+    let rows = sqlx::query!(
+        r#"
+        select question.tenant_id || ' (' || question.source || ', ' || count(*) || coalesce(', ' || max(question.error), '') || ')'
+                as "name!",
+            count(*) over () as "count!"
+        from refund_questions question
+        join tenants on tenants.id = question.tenant_id and tenants.is_active
+        where question.outcome in ('refused', 'missed')
+        group by question.tenant_id, question.source
+        order by question.tenant_id, question.source
+        limit $1
+        "#,
+        limit,
+    )
+    .fetch_all(database.pool())
+    .await?;
+    Ok(CountWithNames {
+        count: rows.first().map_or(0, |row| row.count),
+        names: rows.into_iter().map(|row| row.name).collect(),
+    })
+}
+
 /// Histories at Apple that were not read to their end since `before`: the tenant and environment of each, and the day when it last
 /// was. A tenant that is new, or whose credentials are, has time until then. An app that Apple knows in one environment
 /// only may be unknown in the other.

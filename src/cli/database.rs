@@ -48,7 +48,7 @@ impl FromStr for DatabaseRole {
 
 /// Columns that are not sealed and still private: payloads and their parts, identifiers that a store accepts in a request,
 /// callback URLs, and the hashes that API keys are looked up by.
-const PRIVATE_COLUMNS: [&str; 14] = [
+const PRIVATE_COLUMNS: [&str; 15] = [
     "app_user_id",
     "before",
     "after",
@@ -63,6 +63,7 @@ const PRIVATE_COLUMNS: [&str; 14] = [
     "subject_key",
     "token",
     "purchase_token",
+    "refund_token",
 ];
 
 fn is_private_column(table: &str, column: &str) -> bool {

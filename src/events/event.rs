@@ -52,6 +52,8 @@ pub struct NewEvent {
     pub raw: Box<RawValue>,
     /// What the notification has in common with others, if that is known: the body is stored shorter then.
     pub shared_content: Option<Arc<SharedContent>>,
+    /// Until when the store takes an answer. `None`: it asks for none.
+    pub answer_by: Option<Timestamp>,
     /// Whether Attesto fetched it from the store, which had not delivered it.
     pub is_recovered: bool,
 }
@@ -166,6 +168,8 @@ struct BodyTail<'a> {
     state_error: Option<StateError>,
     data: &'a RawValue,
     raw: &'a RawValue,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    answer_by: Option<Timestamp>,
     #[serde(skip_serializing_if = "is_false")]
     recovered: bool,
 }
@@ -221,6 +225,7 @@ impl NewEvent {
             state_error: self.state_error,
             data: &self.data,
             raw: &self.raw,
+            answer_by: self.answer_by,
             recovered: self.is_recovered,
         };
         let mut before_sequence = serde_json::to_string(&head).expect(WRITES);
@@ -267,6 +272,7 @@ pub(super) mod tests {
             facts: None,
             raw: raw("{ \"message\" :\"\\u00e9\" }"),
             shared_content: None,
+            answer_by: None,
             is_recovered: false,
         }
     }
@@ -296,6 +302,15 @@ pub(super) mod tests {
             body.strip_suffix(",\"recovered\":true}"),
             same.strip_suffix('}'),
             "one more key, behind all others"
+        );
+        let asking = NewEvent {
+            answer_by: Timestamp::parse("2026-04-11T02:22:10.007Z"),
+            ..recovered
+        };
+        let body = asking.to_json_body(&id, received).with_sequence(Some(7));
+        assert_eq!(
+            body.strip_suffix(r#","answerBy":"2026-04-11T02:22:10.007Z","recovered":true}"#),
+            same.strip_suffix('}'),
         );
         let bare = NewEvent {
             occurred_at: None,

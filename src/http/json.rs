@@ -344,6 +344,33 @@ impl<'a> JsonFields<'a> {
         word
     }
 
+    /// One of the names of an enum's variants.
+    pub(crate) fn optional_enum<T>(&mut self, name: &str) -> Option<T>
+    where
+        T: strum::VariantNames + std::str::FromStr,
+    {
+        self.optional_one_of(name, T::VARIANTS)?.parse().ok()
+    }
+
+    /// A whole number in `range`.
+    pub(crate) fn optional_integer(
+        &mut self,
+        name: &str,
+        range: RangeInclusive<u32>,
+    ) -> Option<u32> {
+        let number = self.get_non_null(name)?.as_u64();
+        let number = number.and_then(|number| u32::try_from(number).ok());
+        let number = number.filter(|number| range.contains(number));
+        if number.is_none() {
+            let (least, most) = (range.start(), range.end());
+            self.add_issue(
+                name,
+                format!("must be a whole number from {least} to {most}"),
+            );
+        }
+        number
+    }
+
     /// A UUID, as five groups of hexadecimal digits; given back in lower case, which is how two of them are compared.
     pub fn optional_uuid(&mut self, name: &str) -> Option<String> {
         let uuid = parse_uuid(self.optional_str(name)?);

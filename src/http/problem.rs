@@ -365,7 +365,7 @@ pub fn always_false() -> Schema {
     )
 }
 
-pub(super) fn constant_bool_schema(value: bool, about: &str) -> Schema {
+pub(crate) fn constant_bool_schema(value: bool, about: &str) -> Schema {
     ObjectBuilder::new()
         .schema_type(Type::Boolean)
         .description(Some(about))

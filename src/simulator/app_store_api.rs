@@ -8,6 +8,9 @@
 //! | `GET …/inApps/v1/subscriptions/{id}` | `{environment, bundleId, appAppleId, data}`, the latest transaction and renewal information |
 //! | `GET …/inApps/v1/lookup/{orderId}` | `{status, signedTransactions}`: 0 and the transaction, or 1 and none, as always in the sandbox; the order id of a transaction is `M` and its id |
 //! | `GET …/inApps/v2/refund/lookup/{id}` | `{signedTransactions, revision, hasMore}`, the refunded transactions of the purchase, twenty on a page; 400 `4000006` and 404 `4040010` as above, 400 `4000005` for a malformed `revision` |
+//! | `POST …/inApps/v1/transactions/{id}/finish` | 200 without a body; 400 `4000006`, `4000048` and 404 `4040010` as above |
+//! | `PUT …/inApps/v1/transactions/{id}/appAccountToken` | the same; 400 `4000183` for a token that is no UUID, `4000185` for a family transaction, `4000187` for a later transaction |
+//! | `PUT …/inApps/v2/transactions/consumption/{id}` | 202 without a body; 400 `4000006`, `4000048` and 404 `4040010` as above; 400 `4000035`, `4000036`, `4000041` or `4000000` for a wrong body |
 //! | `POST …/inApps/v1/notifications/test` | `{testNotificationToken}`; 404 `4040007` for an app without an address |
 //! | `GET …/inApps/v1/notifications/test/{token}` | `{signedPayload, sendAttempts}`; 404 `4040008` before the first attempt; 400 `4000020` for a malformed token |
 //! | `POST …/inApps/v1/notifications/history` | `{notificationHistory, hasMore, paginationToken}`, twenty on a page; 400 `4000012` to `4000019` for a wrong query |
@@ -24,6 +27,7 @@ use serde_json::{Value, json};
 use super::context::SimulatorContext;
 use super::notification_push;
 use super::request::{SimulatorRequest, SimulatorResponse, parse_json_body};
+use super::state::SimulatorError;
 use super::state::apple::{SimulatedEnvironment, is_transaction_id};
 use super::state::apple_notifications::{NotificationHistoryQuery, SimulatedNotification};
 use super::state::fault::Fault;
@@ -66,7 +70,15 @@ pub(super) fn handle_request(
             "transactions" | "subscriptions" | "lookup",
             id,
         ]
-        | ["inApps", "v2", "refund", "lookup", id] => Some(*id),
+        | ["inApps", "v2", "refund", "lookup", id]
+        | ["inApps", "v2", "transactions", "consumption", id]
+        | [
+            "inApps",
+            "v1",
+            "transactions",
+            id,
+            "finish" | "appAccountToken",
+        ] => Some(*id),
         _ => None,
     };
     let place = format!("apple/{}", environment.path_segment());
@@ -118,6 +130,15 @@ fn route_request(
         }
         ("GET", ["inApps", "v2", "refund", "lookup", id]) => {
             get_refund_history(context, environment, &bundle_id, id, request)
+        }
+        ("POST", ["inApps", "v1", "transactions", id, "finish"]) => {
+            finish_transaction(context, environment, &bundle_id, id)
+        }
+        ("PUT", ["inApps", "v1", "transactions", id, "appAccountToken"]) => {
+            set_app_account_token(context, environment, &bundle_id, id, request)
+        }
+        ("PUT", ["inApps", "v2", "transactions", "consumption", id]) => {
+            take_consumption(context, environment, &bundle_id, id, request)
         }
         ("POST", ["inApps", "v1", "notifications", "test"]) => {
             match notification_push::publish_test_notification(context, &bundle_id, environment) {
@@ -299,6 +320,99 @@ fn get_refund_history(
     )
 }
 
+fn take_consumption(
+    context: &SimulatorContext,
+    environment: SimulatedEnvironment,
+    bundle_id: &str,
+    id: &str,
+    request: &SimulatorRequest,
+) -> SimulatorResponse {
+    if let Err(refusal) = check_transaction_id(context, environment, bundle_id, id) {
+        return refusal;
+    }
+    let information: Value = match parse_json_body(&request.body) {
+        Ok(information) => information,
+        Err(why) => return error_response(4_000_000, error_message(4_000_000)).with_remark(why),
+    };
+    let taken = context
+        .update_and_save(|state, now, _| Ok(state.apple.take_consumption(id, information, now)));
+    change_response(taken, 202)
+}
+
+fn finish_transaction(
+    context: &SimulatorContext,
+    environment: SimulatedEnvironment,
+    bundle_id: &str,
+    id: &str,
+) -> SimulatorResponse {
+    if let Err(refusal) = check_transaction_id(context, environment, bundle_id, id) {
+        return refusal;
+    }
+    change_response(
+        context.update_and_save(|state, _, _| {
+            state.apple.finish_transaction(id);
+            Ok(Ok(()))
+        }),
+        200,
+    )
+}
+
+fn set_app_account_token(
+    context: &SimulatorContext,
+    environment: SimulatedEnvironment,
+    bundle_id: &str,
+    id: &str,
+    request: &SimulatorRequest,
+) -> SimulatorResponse {
+    if let Err(refusal) = check_transaction_id(context, environment, bundle_id, id) {
+        return refusal;
+    }
+    let body: Value = match parse_json_body(&request.body) {
+        Ok(body) => body,
+        Err(why) => return error_response(4_000_000, error_message(4_000_000)).with_remark(why),
+    };
+    let token = body["appAccountToken"].as_str().unwrap_or_default();
+    let changed =
+        context.update_and_save(|state, _, _| Ok(state.apple.set_app_account_token(id, token)));
+    change_response(changed, 200)
+}
+
+/// The answer to a change: `status` without a body, or Apple's error code.
+fn change_response(
+    changed: Result<Result<(), u32>, SimulatorError>,
+    status: u16,
+) -> SimulatorResponse {
+    match changed {
+        Ok(Ok(())) => SimulatorResponse::empty(status),
+        Ok(Err(code)) => error_response(code, error_message(code)),
+        Err(error) => {
+            error_response(5_000_000, error_message(5_000_000)).with_remark(error.to_string())
+        }
+    }
+}
+
+/// Refuses an id that is not that of a transaction of this app and environment.
+fn check_transaction_id(
+    context: &SimulatorContext,
+    environment: SimulatedEnvironment,
+    bundle_id: &str,
+    id: &str,
+) -> Result<(), SimulatorResponse> {
+    if !is_transaction_id(id) {
+        return Err(error_response(4_000_006, error_message(4_000_006)));
+    }
+    let state = context.lock_state();
+    let apple = &state.stores.apple;
+    if apple.is_app_transaction(id) {
+        return Err(error_response(4_000_048, error_message(4_000_048)));
+    }
+    apple
+        .find_transaction(id)
+        .filter(|one| one.environment == environment && one.bundle_id == bundle_id)
+        .map(drop)
+        .ok_or_else(|| error_response(4_040_010, error_message(4_040_010)))
+}
+
 fn get_test_notification_status(
     context: &SimulatorContext,
     environment: SimulatedEnvironment,
@@ -424,7 +538,19 @@ fn error_message(code: u32) -> &'static str {
             "Invalid request. Supply either a transaction id or a notification type, but not both."
         }
         4_000_020 => "Invalid request. The test notification token is invalid.",
+        4_000_035 => "Invalid request. The customer consented field is invalid.",
+        4_000_036 => "Invalid request. The delivery status field is invalid.",
+        4_000_041 => "Invalid request. The sample content provided field is invalid.",
+        4_000_043 => {
+            "Invalid request. The transaction id doesn't represent a consumable in-app purchase."
+        }
+        4_000_047 => {
+            "Invalid request. The transaction id doesn't represent a supported in-app purchase type."
+        }
         4_000_048 => "Invalid request. App transaction ids are not supported by this endpoint.",
+        4_000_183 => "Invalid request. The app account token is not a UUID.",
+        4_000_185 => "Invalid request. The transaction is a family transaction.",
+        4_000_187 => "Invalid request. The transaction id is not an original transaction id.",
         4_040_001 => "Account not found.",
         4_040_002 => "Account not found. Please try again.",
         4_040_003 => "App not found.",

@@ -10,6 +10,7 @@
 //! | `GET …/purchases/products/{productId}/tokens/{token}` | the product; the same for a subscription's token |
 //! | `GET …/purchases/productsv2/tokens/{token}` | the product, by its token alone; the same for a subscription's token |
 //! | `GET …/orders/{orderId}` | the order of a purchase or a renewal; 404 `orderNotFound` for one that is not known |
+//! | `POST …/orders/{orderId}:reviewrefund` | `{}`; 400 `invalidPendingRefundToken` for a token that is not of the order, `badRequest` for a wrong body, `refundReviewClosed` (`FAILED_PRECONDITION`) after the first answer and after 24 hours |
 //! | `GET …/purchases/voidedpurchases` | the refunds, all on one page; `type=1` with subscriptions |
 //! | `POST …:acknowledge`, `…:consume` | 204; 400 `productNotOwnedByUser` where it is not possible. A subscription that names no user takes one from `externalAccountIds` |
 //! | a malformed purchase token | 400 `invalid` |
@@ -181,6 +182,9 @@ fn route_api_request(
             get_product(context, &purchase)
         }
         ("GET", PurchasePathKind::Order, None) => get_order(context, &purchase),
+        ("POST", PurchasePathKind::Order, Some("reviewrefund")) => {
+            review_refund(context, &purchase, &request.body)
+        }
         ("POST", PurchasePathKind::Subscription, Some("acknowledge")) => {
             acknowledge_subscription(context, &purchase, &request.body)
         }
@@ -301,6 +305,24 @@ fn get_order(
     match found {
         Some(found) => Ok(SimulatorResponse::json(200, &found)),
         None => Err(error_for_reason("orderNotFound")),
+    }
+}
+
+fn review_refund(
+    context: &SimulatorContext,
+    order: &PurchasePath<'_>,
+    body: &[u8],
+) -> Result<SimulatorResponse, SimulatorResponse> {
+    get_order(context, order)?;
+    let answer = serde_json::from_slice(body).map_err(|_| error_for_reason("parseError"))?;
+    let taken = context.update_and_save(|stores, now, _| {
+        let google = &mut stores.google;
+        Ok(google.take_refund_review(order.package_name, order.id, answer, now))
+    });
+    match taken {
+        Ok(Ok(())) => Ok(SimulatorResponse::json(200, &json!({}))),
+        Ok(Err(reason)) => Err(error_for_reason(reason)),
+        Err(error) => Err(error_for_reason("internalError").with_remark(error.to_string())),
     }
 }
 
@@ -544,6 +566,8 @@ fn status_and_message(reason: &str) -> (u16, &'static str) {
         ),
         "quotaExceeded" => (403, "Quota exceeded."),
         "rateLimitExceeded" => (429, "Rate limit exceeded."),
+        "refundReviewClosed" => (400, "The pending refund cannot be reviewed any more."),
+        "invalidPendingRefundToken" => (400, "The pending refund token is invalid."),
         "orderNotFound" => (404, "No order was found for the given order ID."),
         "purchaseTokenNotFound" => (404, "The purchase token was not found."),
         "applicationNotFound" => (404, "No application was found for the given package name."),
@@ -571,7 +595,7 @@ fn error_response(status: u16, reason: &str, message: &str) -> SimulatorResponse
         "errors": [{ "message": message, "domain": "androidpublisher", "reason": reason }],
     } });
     let word = match (status, reason) {
-        (_, "failedPrecondition") => Some("FAILED_PRECONDITION"),
+        (_, "failedPrecondition" | "refundReviewClosed") => Some("FAILED_PRECONDITION"),
         (401, _) => Some("UNAUTHENTICATED"),
         (403, "permissionDenied") => Some("PERMISSION_DENIED"),
         (429, _) | (403, "quotaExceeded") => Some("RESOURCE_EXHAUSTED"),

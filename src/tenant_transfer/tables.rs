@@ -83,7 +83,7 @@ macro_rules! needed_event_filter {
 }
 
 /// The exported tables, in the order in which their references allow to import them.
-pub const TRANSFERRED_TABLES: [TransferTable; 15] = [
+pub const TRANSFERRED_TABLES: [TransferTable; 16] = [
     TransferTable {
         tenant_column: "id",
         ..transfer_table("tenants", ALL_ROWS, ConflictPolicy::Overwrite)
@@ -134,6 +134,11 @@ pub const TRANSFERRED_TABLES: [TransferTable; 15] = [
             ALL_ROWS,
             ConflictPolicy::KeepExisting,
         )
+    },
+    // A process of the new installation answers what is due: a lease of the old one ends soon.
+    TransferTable {
+        match_condition: "(here.source, here.question_hash) = (line.source, line.question_hash)",
+        ..transfer_table("refund_questions", ALL_ROWS, ConflictPolicy::KeepExisting)
     },
     // The number of a subject's next event continues from this row.
     TransferTable {

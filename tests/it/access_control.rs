@@ -13,7 +13,18 @@ async fn each_route_answers_each_caller_as_the_table_says() {
     let forged = format!("attesto_live_{}", "A".repeat(43));
     let apple = json!({ "transactionId": "1" });
     let offer = json!({ "type": "promotional", "productId": "pro", "offerId": "spring" });
+    let used = json!({
+        "transactionId": "1", "customerConsented": true, "sampleContentProvided": true, "deliveryStatus": "DELIVERED",
+    });
     let google = json!({ "packageName": APP, "purchaseToken": "t", "type": "subscription" });
+
+    let bound = json!({
+        "originalTransactionId": "1", "appAccountToken": "7e3fb204-2b0d-4d70-a0c2-6d8a3f6c1e55",
+    });
+    let review = json!({
+        "packageName": APP, "orderId": "GPA.1", "pendingRefundToken": "t", "sampleContentProvided": true,
+        "refundPreference": "DECLINE",
+    });
 
     // Method, path, body; then the status without a key, with an unknown key, for a tenant without
     // credentials, and for a tenant that asks about an object that does not exist.
@@ -21,15 +32,19 @@ async fn each_route_answers_each_caller_as_the_table_says() {
     let redeliver = format!("{event}/redeliver");
     let subject = "/v1/subjects/apple/1";
     let asking = [401, 401, 400, 200];
-    let table: [(&str, &str, Option<&Value>, [u16; 4]); 12] = [
+    let table: [(&str, &str, Option<&Value>, [u16; 4]); 16] = [
         ("/health", "GET", None, [200, 200, 200, 200]),
         ("/ready", "GET", None, [200, 200, 200, 200]),
         ("/openapi.json", "GET", None, [200, 200, 200, 200]),
         ("/v1/apple/verify", "POST", Some(&apple), asking),
+        ("/v1/apple/consumption", "POST", Some(&used), asking),
+        ("/v1/apple/finish", "POST", Some(&apple), asking),
+        ("/v1/apple/app-account-token", "POST", Some(&bound), asking),
         ("/v1/apple/offers/sign", "POST", Some(&offer), asking),
         ("/v1/google/verify", "POST", Some(&google), asking),
         ("/v1/google/acknowledge", "POST", Some(&google), asking),
         ("/v1/google/consume", "POST", Some(&google), asking),
+        ("/v1/google/refund-review", "POST", Some(&review), asking),
         ("/v1/events", "GET", None, [401, 401, 200, 200]),
         (event, "GET", None, [401, 401, 404, 404]),
         (&redeliver, "POST", None, [401, 401, 404, 404]),

@@ -976,6 +976,14 @@ async fn problems_with_deliveries_and_records_are_reported() {
         ),
         (
             By::Rows(
+                "insert into refund_questions (tenant_id, source, question_hash, purchase_id, answer_by, outcome)
+                    select id, 'google', sha256('1'), 'GPA.1', now(), 'missed' from tenants",
+            ),
+            &["tenants.refund_answers: warn"],
+            "(google, 1)",
+        ),
+        (
+            By::Rows(
                 "insert into apple_history_reads (tenant_id, environment, read_until, next_read_at, last_success_at)
                     select id, environment, now(), now(), last from tenants, (values
                         ('production', '2026-04-10T14:22:10Z'::timestamptz), ('sandbox', now())) read (environment, last)",

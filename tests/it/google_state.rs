@@ -61,7 +61,8 @@ impl Shop {
         self.push_message(&message.message_id).await
     }
 
-    async fn push_newest(&self) -> Value {
+    /// Pushes the newest message, and returns what the callback is sent.
+    pub(crate) async fn push_newest(&self) -> Value {
         let newest = self.play().published_messages().pop().unwrap();
         self.push_message(&newest.message_id).await
     }

@@ -4,6 +4,7 @@
 
 mod access_control;
 mod admission;
+mod apple_answers;
 mod apple_backfill;
 mod apple_credentials;
 mod apple_notifications;
@@ -41,6 +42,7 @@ mod failover;
 mod google_answers;
 mod google_credentials;
 mod google_notifications;
+mod google_refund_review;
 mod google_state;
 mod google_verify;
 mod health_command;
@@ -62,6 +64,7 @@ mod read_only_role;
 mod receive;
 mod receiver_examples;
 mod reference_receiver;
+mod refund_questions;
 mod retention;
 mod runbooks;
 mod secret_leaks;

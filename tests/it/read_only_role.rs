@@ -70,6 +70,7 @@ async fn the_read_only_role_runs_the_documented_queries_and_sees_nothing_private
             ("api_keys", "key_hash"),
             ("purchase_links", "token"),
             ("owed_acknowledgements", "purchase_token"),
+            ("refund_questions", "refund_token"),
             ("webhook_events", "raw_payload"),
             ("webhook_events", "stored_body"),
             ("webhook_deliveries", "last_response_body"),

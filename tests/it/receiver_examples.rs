@@ -366,6 +366,7 @@ fn event_with(
         facts: None,
         raw: raw("{ \"spaced\" :\t1e400, \"ü\":\"\\u00fc\\/\" }"),
         shared_content: None,
+        answer_by: None,
         is_recovered: false,
     };
     let body = event.to_json_body(&id, now).with_sequence(sequence);

@@ -140,6 +140,13 @@ impl Move {
             .await;
         moved
             .execute(&format!(
+                "insert into refund_questions
+                    (tenant_id, source, question_hash, purchase_id, refund_token, answer_by, next_check_at, leased_until)
+                 values ('{id}', 'google', sha256('q'), 'GPA.1', 'q', now() + interval '1 day', now() + interval '22 hours', now())"
+            ))
+            .await;
+        moved
+            .execute(&format!(
                 "insert into subjects (tenant_id, source, key_hash, last_sequence) values ('{id}', 'google', sha256('t'), 7)"
             ))
             .await;
@@ -729,7 +736,7 @@ async fn a_tenant_is_replaced_only_with_the_flag() {
     assert_eq!(
         restored["kept"],
         json!({
-            "api_keys": 2, "purchase_links": 1, "owed_acknowledgements": 1, "subjects": 1, "webhook_events": 1, "webhook_deliveries": 1
+            "api_keys": 2, "purchase_links": 1, "owed_acknowledgements": 1, "refund_questions": 1, "subjects": 1, "webhook_events": 1, "webhook_deliveries": 1
         })
     );
     assert_eq!(apple(moved.old.database()).await, "com.example.app");

@@ -75,10 +75,14 @@ def ask_everything(stage, tools):
     seen = {(line["path"], line["status"]) for line in stage.requests()}
     for path, statuses in {
         "/v1/apple/verify": (200, 400, 401, 405),
+        "/v1/apple/consumption": (200, 400, 401, 405),
+        "/v1/apple/finish": (200, 400, 401, 405),
+        "/v1/apple/app-account-token": (200, 400, 401, 405),
         "/v1/apple/offers/sign": (200, 400, 401, 405),
         "/v1/google/verify": (200, 400, 401, 405),
         "/v1/google/acknowledge": (200, 400, 401, 405),
         "/v1/google/consume": (200, 400, 401, 405),
+        "/v1/google/refund-review": (200, 400, 401, 405),
         f"/v1/webhooks/apple/{stage.tenant}": (200, 400, 401, 405),
         f"/v1/webhooks/google/{stage.tenant}": (200, 400, 401, 405),
     }.items():

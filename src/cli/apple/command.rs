@@ -2,10 +2,12 @@
 
 use super::super::context::{CommandContext, CommandError};
 use super::backfill::{self, AppleBackfillArgs};
+use super::consumption::{self, ConsumptionArgs, SetAppleDefaultArgs};
 use super::credentials::{self, SetAppleCredentialsArgs};
 use super::offers::{self, SignOfferArgs};
 use super::orders::{self, AppleOrderArgs, AppleRefundsArgs};
 use super::test_notification::{self, RequestTestNotificationArgs};
+use super::transaction_actions::{self, FinishArgs, SetAppAccountTokenArgs};
 use crate::base::id::TenantId;
 
 #[derive(Debug, clap::Subcommand)]
@@ -30,6 +32,19 @@ pub(crate) enum AppleCommand {
     Order(AppleOrderArgs),
     /// Ask Apple what a customer was refunded
     Refunds(AppleRefundsArgs),
+    /// Tell Apple how a purchase was used, for its decision on a refund
+    Consumption(ConsumptionArgs),
+    /// Set what Apple is told about a refund that the backend does not answer in time
+    SetDefaultAnswer(SetAppleDefaultArgs),
+    /// Tell Apple nothing about a refund that the backend does not answer
+    RemoveDefaultAnswer {
+        /// The tenant's id, `tenant_…`
+        tenant: TenantId,
+    },
+    /// Finish a transaction whose content was delivered
+    Finish(FinishArgs),
+    /// Name the user of a purchase
+    SetAppAccountToken(SetAppAccountTokenArgs),
     /// Sign an offer for a subscription, which the app passes to the App Store
     SignOffer(SignOfferArgs),
 }
@@ -50,6 +65,21 @@ pub(crate) async fn run(
         }
         AppleCommand::RequestTestNotification(arguments) => {
             test_notification::request_test_notification(arguments, context).await
+        }
+        AppleCommand::Consumption(arguments) => {
+            consumption::send_consumption(arguments, context).await
+        }
+        AppleCommand::SetDefaultAnswer(arguments) => {
+            consumption::set_default_answer(arguments, context).await
+        }
+        AppleCommand::RemoveDefaultAnswer { tenant } => {
+            consumption::remove_default_answer(&tenant, context).await
+        }
+        AppleCommand::Finish(arguments) => {
+            transaction_actions::finish_transaction(arguments, context).await
+        }
+        AppleCommand::SetAppAccountToken(arguments) => {
+            transaction_actions::set_app_account_token(arguments, context).await
         }
         AppleCommand::SignOffer(arguments) => offers::sign_offer(arguments, context).await,
         AppleCommand::Backfill(arguments) => {

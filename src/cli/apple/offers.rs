@@ -48,7 +48,7 @@ enum IntroductoryDecision {
     Deny,
 }
 
-fn parse_app_account_token(text: &str) -> Result<String, String> {
+pub(super) fn parse_app_account_token(text: &str) -> Result<String, String> {
     parse_uuid(text)
         .ok_or_else(|| "must be a UUID, like 7b1c8e0a-5c1e-4f4e-9a54-0d6f5a3b2c1d".to_owned())
 }

@@ -4,6 +4,7 @@ use super::super::context::{CommandContext, CommandError};
 use super::answers::{self, AcknowledgeArgs, ConsumeArgs};
 use super::credentials::{self, SetGoogleCredentialsArgs};
 use super::orders::{self, GoogleOrderArgs};
+use super::refund_review::{self, RefundReviewArgs, SetGoogleDefaultArgs};
 use crate::base::id::TenantId;
 
 #[derive(Debug, clap::Subcommand)]
@@ -24,6 +25,15 @@ pub(crate) enum GoogleCommand {
     Acknowledge(AcknowledgeArgs),
     /// Consume a one-time product, so that its user can buy it again
     Consume(ConsumeArgs),
+    /// Tell Google what you think of a refund, for its decision
+    RefundReview(RefundReviewArgs),
+    /// Set what Google is told about a refund that the backend does not answer in time
+    SetDefaultAnswer(SetGoogleDefaultArgs),
+    /// Tell Google nothing about a refund that the backend does not answer
+    RemoveDefaultAnswer {
+        /// The tenant's id, `tenant_…`
+        tenant: TenantId,
+    },
     /// Ask Google what an order paid for, and what became of it
     Order(GoogleOrderArgs),
 }
@@ -46,6 +56,15 @@ pub(crate) async fn run(
             answers::acknowledge_purchase(arguments, context).await
         }
         GoogleCommand::Consume(arguments) => answers::consume_purchase(arguments, context).await,
+        GoogleCommand::RefundReview(arguments) => {
+            refund_review::review_refund(arguments, context).await
+        }
+        GoogleCommand::SetDefaultAnswer(arguments) => {
+            refund_review::set_default_answer(arguments, context).await
+        }
+        GoogleCommand::RemoveDefaultAnswer { tenant } => {
+            refund_review::remove_default_answer(&tenant, context).await
+        }
         GoogleCommand::Order(arguments) => orders::show_order(arguments, context).await,
     }
 }

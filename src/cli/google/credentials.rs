@@ -151,11 +151,13 @@ async fn require_summary(
     tenant: &TenantId,
 ) -> Result<GoogleCredentialSummary, CommandError> {
     let stored = store::find_credential_summary(database, tenant).await?;
-    stored.ok_or_else(|| {
-        CommandError::failed(format!(
-            "{tenant} has no Google Play credentials. Set them: attesto google set-credentials {tenant}"
-        ))
-    })
+    stored.ok_or_else(|| no_credentials_error(tenant))
+}
+
+pub(super) fn no_credentials_error(tenant: &TenantId) -> CommandError {
+    CommandError::failed(format!(
+        "{tenant} has no Google Play credentials. Set them: attesto google set-credentials {tenant}"
+    ))
 }
 
 /// `done` is what was done with the credentials, as the first word of a sentence.

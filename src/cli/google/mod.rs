@@ -3,11 +3,13 @@
 //! - [`command`]: the list of commands, and the dispatch to them
 //! - [`mod@credentials`] has `set-credentials`, `get-credentials`, `rollback-credentials`
 //! - [`mod@answers`] has `acknowledge` and `consume`
+//! - [`mod@refund_review`] has `refund-review`, `set-default-answer`, `remove-default-answer`
 //! - [`mod@orders`] has `order`
 
 mod answers;
 mod command;
 mod credentials;
 mod orders;
+mod refund_review;
 
 pub(super) use command::{GoogleCommand, run};

@@ -137,6 +137,7 @@ impl UnresolvedEvent {
             // No store sent it.
             raw: RawValue::NULL.to_owned(),
             shared_content: None,
+            answer_by: None,
             is_recovered: false,
         }
     }

@@ -11,8 +11,9 @@ use crate::simulator::pki::JwsForgery;
 use crate::simulator::pubsub::PushResponse;
 use crate::simulator::state::SimulatorError;
 use crate::simulator::state::apple::{
-    AppleKeyState, AppleState, NewTransaction, SimulatedApp, SimulatedAppleSubscription,
-    SimulatedRenewal, SimulatedTransaction, TransactionChange, transaction_not_found,
+    AppleKeyState, AppleState, NewTransaction, SentConsumptionInfo, SimulatedApp,
+    SimulatedAppleSubscription, SimulatedRenewal, SimulatedTransaction, TransactionChange,
+    transaction_not_found,
 };
 use crate::simulator::state::apple_notifications::{
     self as notices, NewNotification, NotificationUrls, PriorSubscriptionStatus,
@@ -180,6 +181,16 @@ impl AppleScenario {
             notification_push::spawn_push(&self.0, uuid);
         }
         undelivered.len()
+    }
+
+    /// What developers sent about how purchases were used, oldest first.
+    pub fn list_consumption(&self) -> Vec<SentConsumptionInfo> {
+        self.read(|apple| apple.list_consumption().to_vec())
+    }
+
+    /// Whether a server has finished a transaction.
+    pub fn is_finished(&self, transaction_id: &str) -> bool {
+        self.read(|apple| apple.is_finished(transaction_id))
     }
 
     /// A transaction by its id.

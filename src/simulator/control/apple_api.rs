@@ -56,6 +56,8 @@ fn add_purchases(table: OperationTable) -> OperationTable {
         .get("/control/apple/transactions/{id}/jws", sign_transaction,
             "the signed transaction alone, as StoreKit 2 gives it to an app")
         .post_actions("/control/apple/transactions/{id}/{action}", change_transaction, TRANSACTION_ACTIONS)
+        .get("/control/apple/consumption", list_consumption,
+            "what was sent about how purchases were used, as answers to CONSUMPTION_REQUEST")
         .get("/control/apple/forge?kind=altered-payload&transactionId={id}", forge_transaction,
             "a signed transaction that must be refused; without a kind, the list of kinds")
         .post("/control/apple/sign", sign_payload,
@@ -174,6 +176,10 @@ async fn change_transaction(
         return done();
     }
     ok(transaction_details(&apple, &changed)?)
+}
+
+async fn list_consumption(apple: Apple) -> ControlResult {
+    ok(json!({ "consumption": apple.list_consumption() }))
 }
 
 async fn sign_payload(apple: Apple, Body(payload): Body<Map<String, Value>>) -> String {

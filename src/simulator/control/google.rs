@@ -17,6 +17,7 @@ use crate::simulator::state::google::{
 use crate::simulator::state::google_notifications::{
     self as notices, PublishedMessage, PushSubscription,
 };
+use crate::simulator::state::google_refund_reviews::SimulatedRefundReview;
 
 /// Controls the simulated Play: purchases, notifications, accounts and keys.
 #[derive(Clone)]
@@ -145,6 +146,27 @@ impl GoogleScenario {
             now,
         ));
         Ok(changed)
+    }
+
+    /// Has Play ask about a refund of a purchase, and publishes the notification.
+    pub fn ask_refund_review(
+        &self,
+        purchase_token: &str,
+    ) -> Result<SimulatedRefundReview, SimulatorError> {
+        let review = self.0.update_and_save(|state, now, random| {
+            state.google.ask_refund_review(purchase_token, now, random)
+        })?;
+        self.publish_notification(
+            &review.package_name,
+            "pendingRefundReviewNotification",
+            review.to_block(),
+        );
+        Ok(review)
+    }
+
+    /// Every refund about which Play asked, oldest first, with the answers.
+    pub fn list_refund_reviews(&self) -> Vec<SimulatedRefundReview> {
+        self.read(|google| google.list_refund_reviews().to_vec())
     }
 
     /// Sets what Play does by itself.

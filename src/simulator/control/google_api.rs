@@ -85,6 +85,9 @@ fn add_purchases(table: OperationTable) -> OperationTable {
         .post_actions("/control/google/products/{product}/{action}", change_product, PRODUCT_ACTIONS)
         .post("/control/google/rules", set_rules, r#"{"refundUnacknowledged":true,"refuseOwnedProducts":true}"#,
             "refund by itself what is not acknowledged in time; do not sell a product again that its user has not consumed")
+        .post("/control/google/refund-reviews", ask_refund_review, r#"{"purchaseToken":"{product}"}"#,
+            "ask the developer about a refund; publishes a pendingRefundReviewNotification")
+        .get("/control/google/refund-reviews", list_refund_reviews, "every such question, and its answer")
         .post("/control/google/refund-unacknowledged", refund_unacknowledged, "",
             "refund now what is not acknowledged in time")
 }
@@ -252,6 +255,23 @@ async fn change_product(
 async fn set_rules(google: Google, Body(rules): Body<PlayRules>) -> ControlResult {
     google.set_rules(rules)?;
     done()
+}
+
+#[derive(Deserialize)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+struct RefundReviewQuestion {
+    purchase_token: String,
+}
+
+async fn ask_refund_review(
+    google: Google,
+    Body(question): Body<RefundReviewQuestion>,
+) -> ControlResult {
+    created(google.ask_refund_review(&question.purchase_token)?)
+}
+
+async fn list_refund_reviews(google: Google) -> ControlResult {
+    ok(json!({ "refundReviews": google.list_refund_reviews() }))
 }
 
 async fn refund_unacknowledged(google: Google) -> ControlResult {

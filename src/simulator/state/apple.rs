@@ -1,6 +1,6 @@
 //! The data of the simulated App Store: transactions, their subscriptions, apps and keys.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
@@ -11,7 +11,16 @@ use super::json::{object, override_fields};
 use super::{BillingPeriod, SimulatorError, duration_from_days, random_letters};
 use crate::base::clock::Timestamp;
 use crate::crypto::token;
+use crate::http::json::parse_uuid;
 
+/// The values of `deliveryStatus`.
+const DELIVERY_STATUSES: [&str; 5] = [
+    "DELIVERED",
+    "UNDELIVERED_QUALITY_ISSUE",
+    "UNDELIVERED_WRONG_ITEM",
+    "UNDELIVERED_SERVER_OUTAGE",
+    "UNDELIVERED_OTHER",
+];
 /// Unless `days` is given.
 const DEFAULT_GRACE_PERIOD: Duration = Duration::from_hours(16 * 24);
 /// Xcode writes dates with a fraction of a millisecond, such as this.
@@ -345,6 +354,18 @@ pub(crate) struct AppleKeyState {
     pub revoked: bool,
 }
 
+/// What a developer sent about how a purchase was used.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct SentConsumptionInfo {
+    /// The transaction's id.
+    pub transaction_id: String,
+    /// When it was sent.
+    pub sent_at: Timestamp,
+    /// The body.
+    pub information: Value,
+}
+
 #[derive(Clone, Debug, Default, Serialize, Deserialize)]
 #[serde(default)]
 pub(crate) struct AppleState {
@@ -354,6 +375,10 @@ pub(crate) struct AppleState {
     pub keys: BTreeMap<String, AppleKeyState>,
     /// By bundle id.
     pub push: BTreeMap<String, NotificationUrls>,
+    /// What developers sent about how purchases were used, oldest first.
+    consumption: Vec<SentConsumptionInfo>,
+    /// The ids of transactions that a server has finished.
+    finished: BTreeSet<String>,
 }
 
 impl AppleState {
@@ -371,6 +396,82 @@ impl AppleState {
 
     pub(crate) fn find_transaction(&self, id: &str) -> Option<&SimulatedTransaction> {
         self.transactions.get(id)
+    }
+
+    /// Takes what a developer says of how a purchase was used. `Err` is Apple's error code.
+    pub(crate) fn take_consumption(
+        &mut self,
+        transaction_id: &str,
+        information: Value,
+        now: Timestamp,
+    ) -> Result<(), u32> {
+        let is_one_of = |name: &str, words: &[&str]| {
+            let word = information[name].as_str();
+            word.is_some_and(|word| words.contains(&word))
+        };
+        let percentage = &information["consumptionPercentage"];
+        let preferences = ["DECLINE", "GRANT_FULL", "GRANT_PRORATED"];
+        if information["customerConsented"] != json!(true) {
+            return Err(4_000_035);
+        }
+        if !is_one_of("deliveryStatus", &DELIVERY_STATUSES) {
+            return Err(4_000_036);
+        }
+        if !information["sampleContentProvided"].is_boolean() {
+            return Err(4_000_041);
+        }
+        // Apple names no codes for the optional ones.
+        if !percentage.is_null() && percentage.as_u64().is_none_or(|share| share > 100_000)
+            || !information["refundPreference"].is_null()
+                && !is_one_of("refundPreference", &preferences)
+        {
+            return Err(4_000_000);
+        }
+        self.consumption.push(SentConsumptionInfo {
+            transaction_id: transaction_id.to_owned(),
+            sent_at: now,
+            information,
+        });
+        Ok(())
+    }
+
+    /// Finishes a transaction.
+    pub(crate) fn finish_transaction(&mut self, transaction_id: &str) {
+        self.finished.insert(transaction_id.to_owned());
+    }
+
+    /// Whether a server has finished a transaction.
+    pub(crate) fn is_finished(&self, transaction_id: &str) -> bool {
+        self.finished.contains(transaction_id)
+    }
+
+    /// Names the user of all transactions of a purchase. `Err` is Apple's error code.
+    pub(crate) fn set_app_account_token(
+        &mut self,
+        original_transaction_id: &str,
+        app_account_token: &str,
+    ) -> Result<(), u32> {
+        if parse_uuid(app_account_token).is_none() {
+            return Err(4_000_183);
+        }
+        let first = self.transactions.get(original_transaction_id);
+        if first.is_none_or(|first| first.original_transaction_id != original_transaction_id) {
+            return Err(4_000_187);
+        }
+        if first.is_some_and(|first| first.bought.family_shared) {
+            return Err(4_000_185);
+        }
+        for transaction in self.transactions.values_mut() {
+            if transaction.original_transaction_id == original_transaction_id {
+                transaction.bought.app_account_token = Some(app_account_token.to_owned());
+            }
+        }
+        Ok(())
+    }
+
+    /// What developers sent about how purchases were used, oldest first.
+    pub(crate) fn list_consumption(&self) -> &[SentConsumptionInfo] {
+        &self.consumption
     }
 
     /// The time of the sale of a transaction.

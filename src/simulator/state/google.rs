@@ -7,6 +7,7 @@ use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value, json};
 
 use super::google_notifications::PushSubscription;
+use super::google_refund_reviews::SimulatedRefundReview;
 use super::json::{object, override_fields};
 use super::{BillingPeriod, SimulatorError, duration_from_days, random_letters};
 use crate::base::clock::Timestamp;
@@ -470,6 +471,8 @@ pub(crate) struct GoogleState {
     pub accounts: BTreeMap<String, ServiceAccountState>,
     /// By package name.
     pub push: BTreeMap<String, PushSubscription>,
+    /// Oldest first.
+    pub(super) refund_reviews: Vec<SimulatedRefundReview>,
 }
 
 impl GoogleState {

@@ -7,6 +7,7 @@
 //! - [`apple_notifications`]: the notification of each change, the log of those sent, and the history API's query
 //! - [`google`]: purchases of Play, and service accounts
 //! - `google_orders`: Play's answers by token or order id alone
+//! - [`google_refund_reviews`]: refunds about which Play asks the developer
 //! - [`google_notifications`]: the notifications of each change, and the log of those published
 //! - [`fault`]: answers that go wrong on request
 //! - `bounded_log`: the newest entries of a log
@@ -22,6 +23,7 @@ pub mod fault;
 pub mod google;
 pub mod google_notifications;
 pub(in crate::simulator) mod google_orders;
+pub mod google_refund_reviews;
 pub(in crate::simulator) mod json;
 pub mod period;
 mod store_state;

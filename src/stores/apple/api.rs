@@ -17,6 +17,8 @@
 //! | 404 | 4040001 `AccountNotFound`, 4040003 `AppNotFound`, any other or none | [`AppleApiError::Unexpected`] |
 //! | anything else | | [`AppleApiError::Unexpected`] |
 //!
+//! The success of a call that changes something is any 2xx: Apple documents 200 and 202, without a body.
+//!
 //! For a test notification two more 404s are answers: 4040007 `ServerNotificationUrlNotFound` (Apple has no URL for the
 //! app's notifications) and 4040008 `TestNotificationNotFound` (not sent yet). For the history of notifications a 404 that is not
 //! a "retryable" one means that Apple knows no such app.
@@ -29,7 +31,7 @@ use std::time::Duration;
 use reqwest::Method;
 use reqwest::header::ACCEPT;
 use serde::de::DeserializeOwned;
-use serde_json::json;
+use serde_json::{Value, json};
 use url::Url;
 
 use super::account::{AppleCredentials, AppleEnvironment, ClientTokenSource};
@@ -243,6 +245,81 @@ impl AppStoreClient {
         Ok(parse_body(&body)?)
     }
 
+    /// Send Consumption Information, version 2: the newest answer counts.
+    pub(super) async fn send_consumption(
+        &self,
+        tenant: &TenantId,
+        credentials: &AppleCredentials,
+        environment: AppleEnvironment,
+        transaction_id: &str,
+        body: &Value,
+    ) -> Result<(), TransactionLookupError> {
+        let base = self.base_url(environment);
+        let url = versioned_endpoint_url(base, "v2/transactions/consumption", transaction_id);
+        self.send_change(tenant, credentials, Method::PUT, url, Some(body))
+            .await
+    }
+
+    /// Finish Transaction.
+    pub(super) async fn finish_transaction(
+        &self,
+        tenant: &TenantId,
+        credentials: &AppleCredentials,
+        environment: AppleEnvironment,
+        transaction_id: &str,
+    ) -> Result<(), TransactionLookupError> {
+        let below = endpoint_url(self.base_url(environment), "transactions", transaction_id);
+        let url = below.and_then(|below| Url::parse(&format!("{below}/finish")).ok());
+        self.send_change(tenant, credentials, Method::POST, url, None)
+            .await
+    }
+
+    /// Set App Account Token, of a whole purchase.
+    pub(super) async fn set_app_account_token(
+        &self,
+        tenant: &TenantId,
+        credentials: &AppleCredentials,
+        environment: AppleEnvironment,
+        original_transaction_id: &str,
+        app_account_token: &str,
+    ) -> Result<(), TransactionLookupError> {
+        let base = self.base_url(environment);
+        let below = endpoint_url(base, "transactions", original_transaction_id);
+        let url = below.and_then(|below| Url::parse(&format!("{below}/appAccountToken")).ok());
+        let body = json!({ "appAccountToken": app_account_token });
+        self.send_change(tenant, credentials, Method::PUT, url, Some(&body))
+            .await
+    }
+
+    /// A call that changes something and whose success has no body. Without a URL the id is malformed.
+    async fn send_change(
+        &self,
+        tenant: &TenantId,
+        credentials: &AppleCredentials,
+        method: Method,
+        url: Option<Url>,
+        body: Option<&Value>,
+    ) -> Result<(), TransactionLookupError> {
+        let url = url.ok_or(AppleNotFound::MalformedId)?;
+        let build = |client: &reqwest::Client| {
+            let request = client
+                .request(method.clone(), url.clone())
+                .header(ACCEPT, "application/json");
+            match body {
+                Some(body) => request.json(body),
+                None => request,
+            }
+        };
+        let answer = self
+            .api
+            .send_request(tenant, credentials, build, classify_response)
+            .await?;
+        if answer.status.is_success() {
+            return Ok(());
+        }
+        Err(interpret_failure(&answer, self.clock.now()))
+    }
+
     /// The body of a success. Identical calls that run at the same time are sent once. Without a URL the id is malformed.
     async fn look_up(
         &self,
@@ -436,12 +513,18 @@ fn interpret_response(
             .map_err(|_| AppleApiError::Unreadable("it is not UTF-8".to_owned()))?;
         return Ok(body.into());
     }
-    Err(match (status, parse_error_body(answer).error_code) {
+    Err(interpret_failure(answer, now))
+}
+
+/// Why a call about a transaction had no success: the table at the top of this file.
+fn interpret_failure(answer: &UpstreamResponse, now: Timestamp) -> TransactionLookupError {
+    let status = answer.status.as_u16();
+    match (status, parse_error_body(answer).error_code) {
         (404, Some(4_040_005 | 4_040_010)) => AppleNotFound::Unknown.into(),
         (400, Some(4_000_006 | 4_000_008)) => AppleNotFound::MalformedId.into(),
         (400, Some(4_000_048)) => AppleNotFound::AppTransactionId.into(),
         _ => to_api_error(answer, now).into(),
-    })
+    }
 }
 
 /// The error of a response that is neither a success nor a "not found".

@@ -17,6 +17,10 @@
 //! - [`error`]: why a request has no verdict or receipt, and the HTTP answer to each reason
 //! - [`verify`]: verifies a transaction
 //! - `offers`: signs an offer of a subscription
+//! - `consumption`: tells Apple how a purchase was used, for a decision on a refund
+//! - `transaction_actions`: finishes a transaction, or names the user of a purchase
+//! - `refund_answers`: the answers to Apple's questions about refunds, of backends and of tenants' settings
+//! - `action_error`: why Apple was not told something, and the HTTP answer to each reason
 //! - [`notifications`]: accepts a notification
 //! - [`backfill`]: reads Apple's history of notifications, and stores those that are missing
 //! - [`inspection`]: explains a JWS to a person
@@ -27,10 +31,12 @@
 //! - [`mod@routes`]: the routes; `request_body` reads their bodies, `openapi` describes them
 
 pub mod account;
+mod action_error;
 pub mod api;
 pub mod backfill;
 mod chains;
 pub mod check_credentials;
+mod consumption;
 pub mod error;
 pub mod inspection;
 mod late_state;
@@ -41,6 +47,7 @@ mod openapi;
 pub mod orders;
 pub mod payload;
 pub mod receipt;
+mod refund_answers;
 mod request_body;
 pub mod routes;
 pub(crate) mod state;
@@ -48,13 +55,20 @@ pub mod store;
 mod subject_source;
 mod subscription;
 pub mod test_notification;
+mod transaction_actions;
 pub mod translate;
 pub mod trust;
 pub mod verify;
 
 pub use backfill::AppleBackfill;
+pub(crate) use consumption::{
+    AppleRefundPreference, ConsumptionInformation, ConsumptionRequest, DeliveryStatus,
+    MAX_CONSUMPTION_PERCENTAGE,
+};
 pub(crate) use late_state::AppleStates;
 pub use notifications::AppleNotifications;
 pub(crate) use offers::{OfferRequest, OfferTerms};
+pub(crate) use refund_answers::AppleRefundAnswers;
 pub use routes::{notification_routes, openapi_document, verify_routes};
+pub(crate) use transaction_actions::{AppAccountTokenRequest, FinishRequest};
 pub use verify::{AppleSettings, AppleVerifier, AppleVerifyRequest};

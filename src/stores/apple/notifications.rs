@@ -19,6 +19,7 @@ use serde_json::value::RawValue;
 use serde_json::{Value, json};
 
 use super::account::{AppleCredentials, AppleEnvironment, EnvironmentChoice};
+use super::consumption::ANSWER_PERIOD;
 use super::error::{AppleNotificationError, NotificationRejection};
 use super::payload::{
     self, Millis, NotificationBlock, NotificationPart, NotificationPayload, OrderedObject,
@@ -40,6 +41,7 @@ use crate::events::{
 use crate::http::Problem;
 use crate::http::body_budget::RefusalMetrics;
 use crate::stores::shared::notifications::{ActiveTenants, TenantLookups, is_representable_time};
+use crate::stores::shared::refund_questions::NewRefundQuestion;
 use crate::tenants::IntakeBudgets;
 use crate::tenants::intake::IntakeAdmission;
 
@@ -93,6 +95,13 @@ impl SignedNotification {
             raw: raw.expect("a string is JSON"),
         }
     }
+}
+
+/// An event before it is stored.
+struct BuiltEvent {
+    event: NewEvent,
+    /// What Apple asks with it.
+    question: Option<NewRefundQuestion>,
 }
 
 /// A part whose signature is good.
@@ -222,10 +231,17 @@ impl NotificationAcceptor {
         message: SignedNotification,
         arrival: NotificationArrival<'_>,
     ) -> Result<AcceptedNotification, AppleNotificationError> {
-        let event = self
+        let BuiltEvent { event, question } = self
             .build_event(tenant, credentials, message, arrival)
             .await?;
         let external_id = event.external_id.clone();
+        // Before the event: where that is stored, this is too.
+        if let Some(question) = question {
+            question
+                .list(&self.apple.database, tenant, self.apple.clock.now())
+                .await
+                .map_err(|error| AppleNotificationError::Database(Arc::new(error)))?;
+        }
         let stored = self.recorder.record_event(&event).await?;
         Ok(AcceptedNotification::new(stored, external_id))
     }
@@ -236,7 +252,7 @@ impl NotificationAcceptor {
         credentials: &Arc<AppleCredentials>,
         message: SignedNotification,
         arrival: NotificationArrival<'_>,
-    ) -> Result<NewEvent, AppleNotificationError> {
+    ) -> Result<BuiltEvent, AppleNotificationError> {
         let has_id = credentials.app_apple_id.is_some();
         if credentials.environment == EnvironmentChoice::Production && !has_id {
             return Err(AppleNotificationError::NoAppAppleId);
@@ -292,7 +308,20 @@ impl NotificationAcceptor {
             .find_map(|part| translate::app_user(part.app_account_token.as_deref()))
             .map(str::to_owned);
         let (data, facts) = insert_decoded_parts(&raw, &name, &parts);
-        Ok(NewEvent {
+        let answer_by =
+            answer_deadline(translation.event_type, signed_date, self.apple.clock.now());
+        let transaction_id = transaction.and_then(|part| part.transaction_id.clone());
+        let question = answer_by
+            .zip(transaction_id)
+            .map(|(answer_by, purchase_id)| NewRefundQuestion {
+                source: EventSource::Apple,
+                question_id: external_id.clone(),
+                purchase_id,
+                refund_token: None,
+                environment: Some(environment.as_str()),
+                answer_by,
+            });
+        let event = NewEvent {
             tenant: tenant.clone(),
             source: EventSource::Apple,
             external_id,
@@ -313,8 +342,10 @@ impl NotificationAcceptor {
             facts: Some(facts),
             raw: message.raw,
             shared_content: Some(shared_content),
+            answer_by,
             is_recovered: matches!(arrival, NotificationArrival::Recovered),
-        })
+        };
+        Ok(BuiltEvent { event, question })
     }
 
     /// What the purchase is worth: by what the notification says, and where that does not decide, by Apple's answer.
@@ -412,6 +443,20 @@ impl NotificationAcceptor {
         }
         Ok(verified)
     }
+}
+
+/// Until when Apple takes an answer to the notification. `None`: it asks for none.
+fn answer_deadline(
+    event_type: EventType,
+    signed_date: Option<Timestamp>,
+    received: Timestamp,
+) -> Option<Timestamp> {
+    let is_question = matches!(
+        event_type,
+        EventType::SubscriptionConsumptionRequest | EventType::ProductConsumptionRequest
+    );
+    let asked_at = signed_date.filter(|date| is_representable_time(*date));
+    is_question.then(|| asked_at.unwrap_or(received).plus(ANSWER_PERIOD))
 }
 
 /// Checks the bundle id, the app Apple id and the environment, in the order of Apple's own server libraries.

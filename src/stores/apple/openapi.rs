@@ -11,13 +11,16 @@ use utoipa::openapi::{RefOr, Response};
 use utoipa::{IntoResponses, ToSchema};
 
 use super::account::EnvironmentChoice;
+use super::action_error::AppleActionError;
 use super::api::AppleApiError;
+use super::consumption::{AppleRefundPreference, DeliveryStatus, SentConsumption};
 use super::error::{AppleNotificationError, AppleVerifyError, NotificationRejection};
 use super::offers::OfferRequest;
+use super::transaction_actions::{BoundPurchase, FinishedTransaction};
 use super::trust::SignatureError;
 use super::verify::{AppleVerifyRequest, VerifiedTransaction};
 use crate::http::api_docs::{self, DocumentedError, string_enum_schema};
-use crate::http::problem::{Issue, always_false};
+use crate::http::problem::{Issue, always_false, constant_bool_schema};
 use crate::http::{Problem, body, json};
 use crate::outbound::UpstreamError;
 use crate::stores::shared::notifications::describe_admission_errors;
@@ -74,6 +77,107 @@ pub(super) struct VerifySignedSchema {
     expected_app_user_id: Option<String>,
     #[schema(schema_with = refresh, required = false)]
     refresh: Option<bool>,
+}
+
+/// How a purchase was used.
+#[derive(ToSchema)]
+#[schema(as = apple::ConsumptionRequest, rename_all = "camelCase")]
+#[expect(
+    dead_code,
+    reason = "describes what `ConsumptionRequest::from_json` reads"
+)]
+pub(super) struct ConsumptionRequestSchema {
+    /// The transaction that Apple asked about: `data.data.transactionInfo.transactionId` of the event.
+    #[schema(min_length = 1, max_length = 128, examples("2000000123456789"))]
+    transaction_id: String,
+    /// The environment of the event. Left out, the tenant's setting decides.
+    environment: Option<EnvironmentChoice>,
+    #[schema(schema_with = customer_consented)]
+    customer_consented: bool,
+    /// Whether the customer could try the content before the purchase: a sample, a trial, or a description of what it does.
+    #[schema(examples(false))]
+    sample_content_provided: bool,
+    delivery_status: DeliveryStatus,
+    /// How much was used, in thousandths of a percent: 50000 is a half. Leave it out where that is not known.
+    #[schema(minimum = 0, maximum = 100_000, examples(50_000))]
+    consumption_percentage: Option<u32>,
+    refund_preference: Option<AppleRefundPreference>,
+}
+
+/// What is answered when Apple was told, or says no.
+#[derive(ToSchema)]
+#[schema(as = apple::ConsumptionAnswer)]
+#[serde(untagged)]
+#[expect(
+    dead_code,
+    reason = "describes `SentConsumption` and `Problem` together"
+)]
+pub(super) enum ConsumptionResponseSchema {
+    Sent(SentConsumption),
+    Rejected(AppleActionRejectionSchema),
+}
+
+/// What is answered when Apple was told, or says no.
+#[derive(ToSchema)]
+#[schema(as = apple::FinishAnswer)]
+#[serde(untagged)]
+#[expect(
+    dead_code,
+    reason = "describes `FinishedTransaction` and `Problem` together"
+)]
+pub(super) enum FinishResponseSchema {
+    Finished(FinishedTransaction),
+    Rejected(AppleActionRejectionSchema),
+}
+
+/// What is answered when Apple was told, or says no.
+#[derive(ToSchema)]
+#[schema(as = apple::AppAccountTokenAnswer)]
+#[serde(untagged)]
+#[expect(dead_code, reason = "describes `BoundPurchase` and `Problem` together")]
+pub(super) enum AppAccountTokenResponseSchema {
+    Bound(BoundPurchase),
+    Rejected(AppleActionRejectionSchema),
+}
+
+/// A "no": Apple took nothing.
+#[derive(ToSchema)]
+#[schema(as = apple::ActionRefused, rename_all = "camelCase")]
+#[expect(dead_code, reason = "describes `Problem`")]
+pub(super) struct AppleActionRejectionSchema {
+    #[schema(schema_with = always_false)]
+    valid: bool,
+    #[schema(schema_with = action_rejection_codes)]
+    error: String,
+    /// What it means, in a sentence for people. It may change from release to release.
+    #[schema(examples("Apple knows no transaction with this id."))]
+    message: String,
+    /// Facts for a program: those of the verify route, and with `NOT_ACCEPTED` a `reason` and Apple's `appleErrorCode`.
+    #[schema(value_type = Option<Object>, required = false, nullable = false)]
+    details: Option<Value>,
+    /// The same as the header `X-Request-Id`. The log has a line with it.
+    #[schema(examples("req_01J9ZQ4T5W6X7Y8Z9A0B1C2D3E"))]
+    request_id: String,
+}
+
+fn customer_consented() -> Schema {
+    constant_bool_schema(
+        true,
+        "The customer has consented to Apple being told. Must be true: without consent Apple takes nothing.",
+    )
+}
+
+fn action_rejection_codes() -> Schema {
+    string_enum_schema(
+        "Why not.",
+        &[
+            ("TRANSACTION_NOT_FOUND", "Apple knows no such transaction."),
+            (
+                "NOT_ACCEPTED",
+                "Apple knows the transaction and does not take this about it; `details.reason` says why: `product_type`, not about a product of this type; `family_shared`, the family of the buyer shares it; `not_original`, it is not the first transaction of the purchase; `invalid_value`, a value is not one of Apple's.",
+            ),
+        ],
+    )
 }
 
 /// An offer that is to be signed.
@@ -494,6 +598,11 @@ pub(super) fn refunded_example() -> Value {
     answer["transaction"]["revocationDate"] = json!("2026-04-12T08:00:00.000Z");
     answer["transaction"]["revocationReason"] = json!(0);
     answer
+}
+
+/// A "no" to what Apple was to be told, as it is answered.
+pub(super) fn action_rejection_example(error: impl Into<AppleActionError>) -> Value {
+    api_docs::error_example(&error.into().into())
 }
 
 /// A "no", as it is answered.

@@ -1,4 +1,4 @@
-//! Reads the bodies of Apple's two routes; a malformed one is answered with all of its issues.
+//! Reads the bodies of the verify and the notification route; a malformed one is answered with all of its issues.
 
 use utoipa::ToSchema;
 
@@ -43,6 +43,14 @@ impl FromJson for ApplePushBody {
     }
 }
 
+impl EnvironmentChoice {
+    /// The field `environment`, which may be left out.
+    pub(super) fn from_json_field(body: &mut JsonFields<'_>) -> Option<Self> {
+        let word = body.optional_one_of("environment", &["production", "sandbox", "auto"])?;
+        Self::parse(word)
+    }
+}
+
 impl FromJson for AppleVerifyRequest {
     fn from_json(body: &mut JsonFields<'_>) -> Option<Self> {
         let transaction_id = body.optional_string("transactionId", 1..=128);
@@ -58,7 +66,7 @@ impl FromJson for AppleVerifyRequest {
             (false, false) => body.add_issue("", "give transactionId or signedTransaction"),
             _ => {}
         }
-        let environment = body.optional_one_of("environment", &["production", "sandbox", "auto"]);
+        let environment = EnvironmentChoice::from_json_field(body);
         let expected_app_user_id = body.optional_uuid("expectedAppUserId");
         let refresh = body.optional_boolean("refresh").unwrap_or_default();
         Some(Self {
@@ -67,11 +75,7 @@ impl FromJson for AppleVerifyRequest {
                 (None, Some(jws)) => PurchaseRef::SignedTransaction(jws),
                 _ => return None,
             },
-            environment: environment.map(|word| match word {
-                "production" => EnvironmentChoice::Production,
-                "sandbox" => EnvironmentChoice::Sandbox,
-                _ => EnvironmentChoice::Auto,
-            }),
+            environment,
             expected_app_user_id,
             refresh,
         })

@@ -1,4 +1,5 @@
-//! `POST /v1/apple/verify`, `POST /v1/apple/offers/sign` and `POST /v1/webhooks/apple/{tenantId}`.
+//! `POST /v1/apple/verify`, what Apple is told (`consumption`, `finish`, `app-account-token`), `POST /v1/apple/offers/sign` and
+//! `POST /v1/webhooks/apple/{tenantId}`.
 
 use std::sync::Arc;
 
@@ -7,16 +8,23 @@ use utoipa_axum::router::{OpenApiRouter, UtoipaMethodRouterExt as _};
 use utoipa_axum::routes;
 
 use super::account::AppleEnvironment;
+use super::action_error::{AppleActionError, NotAcceptedReason};
 use super::api::AppleNotFound;
+use super::consumption::{ConsumptionRequest, SentConsumption};
 use super::error::AppleVerifyError;
 use super::inspection::SignedDataKind;
 use super::notifications::{AppleNotifications, SignedNotification};
 use super::offers::{OfferRequest, SignedOffer};
 use super::openapi::{
-    self, AppleNotificationErrorResponses, AppleOfferErrorResponses, AppleOfferRequestSchema,
-    AppleVerifyErrorResponses, AppleVerifyRequestSchema, AppleVerifyResponseSchema,
+    self, AppAccountTokenResponseSchema, AppleNotificationErrorResponses, AppleOfferErrorResponses,
+    AppleOfferRequestSchema, AppleVerifyErrorResponses, AppleVerifyRequestSchema,
+    AppleVerifyResponseSchema, ConsumptionRequestSchema, ConsumptionResponseSchema,
+    FinishResponseSchema,
 };
 use super::request_body::{ApplePushBody, MAX_PUSH_BYTES};
+use super::transaction_actions::{
+    AppAccountTokenRequest, BoundPurchase, FinishRequest, FinishedTransaction,
+};
 use super::trust::SignatureError;
 use super::verify::{AppleVerifier, AppleVerifyRequest, VerifiedTransaction};
 use crate::audit::VerificationLog;
@@ -28,7 +36,7 @@ use crate::stores::shared::routes::{
 };
 use crate::tenants::{Authenticator, Caller};
 
-/// The routes `POST /v1/apple/verify` and `POST /v1/apple/offers/sign`.
+/// The routes that take an API key: verify, and what Apple is told or signed for.
 pub fn verify_routes(
     verifier: AppleVerifier,
     authenticator: Authenticator,
@@ -62,6 +70,9 @@ pub fn openapi_document() -> utoipa::openapi::OpenApi {
 fn verify_openapi_router() -> OpenApiRouter<VerifyState<AppleVerifier>> {
     OpenApiRouter::new()
         .routes(routes!(verify_purchase))
+        .routes(routes!(send_consumption))
+        .routes(routes!(finish_transaction))
+        .routes(routes!(set_app_account_token))
         .routes(routes!(sign_offer))
 }
 
@@ -127,6 +138,149 @@ async fn verify_purchase(
             purchase_id,
             verification,
         )
+        .await
+}
+
+/// Tell Apple how a purchase was used
+///
+/// Apple asks for it with an event `…consumption_request`, after a customer asked for a refund, and waits until the event's `answerBy`:
+/// 12 hours. Send what you know before that, and only with the customer's consent. Name the transaction and the environment of the event.
+/// A request may be repeated, and the newest answer counts. Apple decides later, and an event tells it.
+#[utoipa::path(
+    post,
+    path = "/v1/apple/consumption",
+    operation_id = "sendAppleConsumption",
+    tag = "answers",
+    security(("apiKey" = [])),
+    request_body(
+        content = ConsumptionRequestSchema,
+        description = "Which transaction, and how it was used. At most 16 KB.",
+        examples(
+            ("used" = (summary = "Half of it was used, and no refund is wanted", value = json!({
+                "transactionId": "2000000123456789",
+                "environment": "production",
+                "customerConsented": true,
+                "sampleContentProvided": false,
+                "deliveryStatus": "DELIVERED",
+                "consumptionPercentage": 50_000,
+                "refundPreference": "DECLINE",
+            }))),
+        ),
+    ),
+    responses(
+        (
+            status = 200,
+            description = "Apple has it, or `valid: false` and why not",
+            body = ConsumptionResponseSchema,
+            examples(
+                ("sent" = (summary = "Apple has taken it.", value = json!(SentConsumption::example_json()))),
+                ("TRANSACTION_NOT_FOUND" = (summary = "Apple knows no such transaction.", value = json!(openapi::action_rejection_example(AppleVerifyError::from(AppleNotFound::Unknown))))),
+                ("NOT_ACCEPTED" = (summary = "Apple takes none about this type of product.", value = json!(openapi::action_rejection_example(AppleActionError::NotAccepted { reason: NotAcceptedReason::ProductType, code: 4_000_047 })))),
+            ),
+        ),
+        AppleVerifyErrorResponses,
+    ),
+)]
+async fn send_consumption(
+    State(state): State<VerifyState<AppleVerifier>>,
+    caller: Caller,
+    JsonBody(request): JsonBody<ConsumptionRequest>,
+) -> Result<axum::Json<SentConsumption>, Problem> {
+    let sending = state
+        .verifier
+        .answer_consumption_request(&caller.tenant, &request);
+    let purchase_id = || request.transaction_id.as_str().into();
+    state
+        .answer(EventSource::Apple, &caller.tenant, purchase_id, sending)
+        .await
+}
+
+/// Finish a transaction
+///
+/// The app does that when it has delivered what was bought, and is given the transaction again until then. Where your backend delivers, it
+/// finishes the transaction too, once the content is delivered. A request may be repeated.
+#[utoipa::path(
+    post,
+    path = "/v1/apple/finish",
+    operation_id = "finishAppleTransaction",
+    tag = "answers",
+    security(("apiKey" = [])),
+    request_body(
+        content = FinishRequest,
+        description = "Which transaction. At most 16 KB.",
+        examples(("delivered" = (summary = "A transaction whose content was delivered", value = json!({
+            "transactionId": "2000000123456789",
+        })))),
+    ),
+    responses(
+        (
+            status = 200,
+            description = "It is finished, or `valid: false` and why not",
+            body = FinishResponseSchema,
+            examples(
+                ("finished" = (summary = "It is finished.", value = json!(FinishedTransaction::example_json()))),
+                ("TRANSACTION_NOT_FOUND" = (summary = "Apple knows no such transaction.", value = json!(openapi::action_rejection_example(AppleVerifyError::from(AppleNotFound::Unknown))))),
+            ),
+        ),
+        AppleVerifyErrorResponses,
+    ),
+)]
+async fn finish_transaction(
+    State(state): State<VerifyState<AppleVerifier>>,
+    caller: Caller,
+    JsonBody(request): JsonBody<FinishRequest>,
+) -> Result<axum::Json<FinishedTransaction>, Problem> {
+    let finishing = state.verifier.finish_transaction(&caller.tenant, &request);
+    let purchase_id = || request.transaction_id.as_str().into();
+    state
+        .answer(EventSource::Apple, &caller.tenant, purchase_id, finishing)
+        .await
+}
+
+/// Name the user of a purchase
+///
+/// For a purchase that names no user, such as one made with an offer code, or the wrong one: its transactions and notifications have the
+/// `appAccountToken` from then on. Decide before you ask here whose purchase it is: it is not checked whom the purchase names now. A
+/// request may be repeated.
+#[utoipa::path(
+    post,
+    path = "/v1/apple/app-account-token",
+    operation_id = "setAppleAppAccountToken",
+    tag = "answers",
+    security(("apiKey" = [])),
+    request_body(
+        content = AppAccountTokenRequest,
+        description = "Which purchase, and whose it is. At most 16 KB.",
+        examples(("user" = (summary = "A purchase, and its user", value = json!({
+            "originalTransactionId": "2000000100000001",
+            "appAccountToken": "7e3fb204-2b0d-4d70-a0c2-6d8a3f6c1e55",
+        })))),
+    ),
+    responses(
+        (
+            status = 200,
+            description = "The purchase names the user, or `valid: false` and why not",
+            body = AppAccountTokenResponseSchema,
+            examples(
+                ("bound" = (summary = "The purchase names the user.", value = json!(BoundPurchase::example_json()))),
+                ("NOT_ACCEPTED" = (summary = "It is a later transaction of the purchase.", value = json!(openapi::action_rejection_example(AppleActionError::NotAccepted { reason: NotAcceptedReason::NotOriginal, code: 4_000_187 })))),
+                ("TRANSACTION_NOT_FOUND" = (summary = "Apple knows no such transaction.", value = json!(openapi::action_rejection_example(AppleVerifyError::from(AppleNotFound::Unknown))))),
+            ),
+        ),
+        AppleVerifyErrorResponses,
+    ),
+)]
+async fn set_app_account_token(
+    State(state): State<VerifyState<AppleVerifier>>,
+    caller: Caller,
+    JsonBody(request): JsonBody<AppAccountTokenRequest>,
+) -> Result<axum::Json<BoundPurchase>, Problem> {
+    let binding = state
+        .verifier
+        .set_app_account_token(&caller.tenant, &request);
+    let purchase_id = || request.original_transaction_id.as_str().into();
+    state
+        .answer(EventSource::Apple, &caller.tenant, purchase_id, binding)
         .await
 }
 

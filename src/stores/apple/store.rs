@@ -3,8 +3,10 @@
 use std::time::Duration;
 
 use serde::Serialize;
+use serde_json::{Value, json};
 
 use super::account::{AppleCredentials, AppleEnvironment, EnvironmentChoice, SigningKey};
+use super::consumption::ConsumptionInformation;
 use crate::base::clock::Timestamp;
 use crate::base::id::TenantId;
 use crate::credentials::history::{
@@ -43,6 +45,8 @@ pub struct AppleCredentialSummary {
     pub has_private_key: bool,
     /// First 16 hex digits of the SHA-256 of the public key.
     pub key_fingerprint: String,
+    /// What Apple is told where the backend does not say how a purchase was used.
+    pub default_consumption: Option<Value>,
     /// When they were last set.
     pub updated_at: Timestamp,
     /// Those before them, while one can go back.
@@ -105,6 +109,39 @@ pub async fn load_credentials(
     }))
 }
 
+/// What Apple is told where the tenant's backend does not say how a purchase was used. `None`: nothing.
+pub(super) async fn find_default_consumption(
+    database: &Database,
+    tenant: &TenantId,
+) -> Result<Option<ConsumptionInformation>, db::Error> {
+    let stored = sqlx::query_scalar!(
+        "select default_consumption from apple_credentials where tenant_id = $1",
+        tenant.as_str()
+    )
+    .fetch_optional(database.pool())
+    .await?
+    .flatten();
+    let read = stored.map(serde_json::from_value).transpose();
+    read.map_err(|error| db::Error::Decode(error.into()))
+}
+
+/// Sets it, or removes it. It is no part of the credentials: a rollback leaves it as it is.
+/// False: the tenant has no credentials.
+pub(crate) async fn set_default_consumption(
+    database: &Database,
+    tenant: &TenantId,
+    information: Option<&ConsumptionInformation>,
+) -> Result<bool, db::Error> {
+    let updated = sqlx::query!(
+        "update apple_credentials set default_consumption = $2 where tenant_id = $1",
+        tenant.as_str(),
+        information.map(|information| json!(information)),
+    )
+    .execute(database.pool())
+    .await?;
+    Ok(updated.rows_affected() > 0)
+}
+
 /// What may be shown of the tenant's credentials; opens nothing. `None` when it has none.
 pub async fn find_credential_summary(
     database: &Database,
@@ -113,7 +150,7 @@ pub async fn find_credential_summary(
     let row = sqlx::query!(
         r#"
         select stored.bundle_id, stored.key_id, stored.issuer_id, stored.environment, stored.app_apple_id,
-               stored.key_fingerprint, stored.updated_at, previous.key_fingerprint as "previous_fingerprint?",
+               stored.key_fingerprint, stored.default_consumption, stored.updated_at, previous.key_fingerprint as "previous_fingerprint?",
                previous.replaced_at as "replaced_at?", previous.expires_at as "expires_at?"
           from apple_credentials stored
           left join apple_previous_credentials previous
@@ -133,6 +170,7 @@ pub async fn find_credential_summary(
         app_apple_id: row.app_apple_id,
         has_private_key: true,
         key_fingerprint: row.key_fingerprint,
+        default_consumption: row.default_consumption,
         updated_at: row.updated_at.into(),
         previous: PreviousCredentials::from_columns(
             row.previous_fingerprint,

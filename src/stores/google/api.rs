@@ -145,6 +145,20 @@ impl PlayClient {
         self.get_json(tenant, account, package_name, &path).await
     }
 
+    /// Calls Google's `orders.reviewrefund`: the first answer counts.
+    pub(crate) async fn review_refund(
+        &self,
+        tenant: &TenantId,
+        account: &Arc<GoogleServiceAccount>,
+        package_name: &str,
+        order_id: &str,
+        body: Value,
+    ) -> Result<(), PurchaseLookupError> {
+        let path = ["orders", order_id];
+        self.post_json(tenant, account, package_name, &path, "reviewrefund", body)
+            .await
+    }
+
     /// `purchases.subscriptions.acknowledge`. `external_account_ids` name the user of a purchase that was made outside the app.
     pub(crate) async fn acknowledge_subscription(
         &self,
@@ -205,7 +219,7 @@ impl PlayClient {
             .await
     }
 
-    /// Calls a method that changes what is at `path`, which ends with the purchase token. It must be one that may be repeated.
+    /// Calls a method that changes what is at `path`, which ends with the purchase token or the order's id. It must be one that may be repeated.
     async fn post_json(
         &self,
         tenant: &TenantId,

@@ -18,6 +18,8 @@
 //! - [`store`]: the tenant's credentials, sealed; which purchase replaced which
 //! - [`verify`]: a use case: is this purchase real
 //! - [`acknowledge`]: two use cases: acknowledge this purchase, consume this product
+//! - [`refund_review`]: a use case: tell Google what to decide on a refund
+//! - [`refund_answers`]: the answers to Google's questions about refunds, of backends and of tenants' settings
 //! - [`notifications`]: a use case: something happened to a purchase
 //! - [`late_state`]: what the purchase of a stored event is worth, where that was not known when it was received
 //! - [`owed`]: purchases that must be acknowledged soon, of which their tenants are told
@@ -41,6 +43,8 @@ mod openapi;
 mod owed;
 pub mod payload;
 mod purchase_lookup;
+mod refund_answers;
+mod refund_review;
 mod refused_tokens;
 mod request_body;
 mod response_body;
@@ -57,6 +61,10 @@ pub(crate) use late_state::GoogleStates;
 pub(crate) use notifications::GoogleNotifications;
 pub use owed::AcknowledgementWatch;
 pub(crate) use payload::ExternalAccountIds;
+pub(crate) use refund_answers::GoogleRefundAnswers;
+pub(crate) use refund_review::{
+    GoogleRefundPreference, MAX_CONSUMPTION_MILLIUNITS, RefundReview, RefundReviewRequest,
+};
 pub(crate) use request_body::AcknowledgeRequest;
 pub use request_body::GoogleVerifyRequest;
 pub use routes::verify_routes;

@@ -20,8 +20,9 @@ use serde_json::value::RawValue;
 
 use super::error_response::GoogleNotificationError;
 use super::owed::NewOwedAcknowledgement;
-use super::payload::{DeveloperNotification, Int64};
+use super::payload::{DeveloperNotification, Int64, PendingRefundReviewNotification};
 use super::purchase_lookup::{Fetched, PurchaseContext, PurchaseLookup, PurchaseRole};
+use super::refund_review::ANSWER_PERIOD;
 use super::refused_tokens::RefusedTokens;
 use super::state::{self, ProductFacts};
 use super::store::GoogleCredentials;
@@ -43,6 +44,7 @@ use crate::http::body_budget::RefusalMetrics;
 use crate::stores::shared::notifications::{
     ActiveTenants, AdmissionError, TenantLookups, is_representable_time,
 };
+use crate::stores::shared::refund_questions::NewRefundQuestion;
 use crate::tenants::IntakeBudgets;
 use crate::tenants::intake::IntakeAdmission;
 
@@ -208,10 +210,37 @@ impl GoogleNotifications {
                 .await
                 .map_err(|error| GoogleNotificationError::Database(Arc::new(error)))?;
         }
-        let event = build_event(tenant.clone(), message, decoded, &purchase);
+        let asked = decoded
+            .notification
+            .pending_refund_review_notification
+            .clone();
+        let received = self.google.clock.now();
+        let event = build_event(tenant.clone(), message, decoded, &purchase, received);
+        if let Some(question) = asked.and_then(|asked| refund_question(asked, event.answer_by)) {
+            question
+                .list(&self.google.database, tenant, received)
+                .await
+                .map_err(|error| GoogleNotificationError::Database(Arc::new(error)))?;
+        }
         let recorded = self.recorder.record_event(&event).await?;
         Ok(AcceptedNotification::new(recorded, external_id))
     }
+}
+
+/// What Google asks about a refund. `None` where the notification lacks what an answer needs.
+fn refund_question(
+    asked: PendingRefundReviewNotification,
+    answer_by: Option<Timestamp>,
+) -> Option<NewRefundQuestion> {
+    let refund_token = asked.pending_refund_token?;
+    Some(NewRefundQuestion {
+        source: EventSource::Google,
+        question_id: refund_token.clone(),
+        purchase_id: asked.order_id?,
+        refund_token: Some(refund_token),
+        environment: None,
+        answer_by: answer_by?,
+    })
 }
 
 fn build_event(
@@ -219,6 +248,7 @@ fn build_event(
     message: PubsubMessage,
     decoded: DecodedMessage,
     purchase: &PurchaseContext,
+    received: Timestamp,
 ) -> NewEvent {
     let DecodedMessage { notification, json } = decoded;
     let translation = translate_event(&notification, purchase);
@@ -233,6 +263,9 @@ fn build_event(
         .map(|Int64(millis)| Timestamp::from_millis(millis))
         .filter(|time| is_representable_time(*time));
     let (app_user_id, app_user_id_source) = app_user(&notification, purchase).unzip();
+    let occurred_at = event_time.or(message.publish_time);
+    let is_question = translation.event_type == EventType::ProductRefundReview;
+    let answer_by = is_question.then(|| occurred_at.unwrap_or(received).plus(ANSWER_PERIOD));
     NewEvent {
         tenant,
         source: EventSource::Google,
@@ -240,7 +273,7 @@ fn build_event(
         event_type: translation.event_type,
         reason: translation.reason.map(Into::into),
         platform_event: translation.platform_event,
-        occurred_at: event_time.or(message.publish_time),
+        occurred_at,
         environment: event_environment(purchase),
         subject,
         app_user_id,
@@ -251,6 +284,7 @@ fn build_event(
         facts: None,
         raw: message.raw,
         shared_content: None,
+        answer_by,
         is_recovered: false,
     }
 }

@@ -12,6 +12,7 @@ use utoipa::{IntoResponses, ToSchema};
 
 use super::api_error::GoogleApiError;
 use super::error_response::{GoogleActionError, GoogleNotificationError, GoogleVerifyError};
+use super::refund_review::{GoogleRefundPreference, RefundReviewError, SentRefundReview};
 use super::request_body::{GooglePushBody, GoogleVerifyRequest};
 use super::response_body::{AcknowledgedPurchase, ConsumedPurchase, VerifiedPurchase};
 use super::trust::PushTokenError;
@@ -163,6 +164,94 @@ pub(super) struct ActionRejectionSchema {
     /// The same as the header `X-Request-Id`. The log has a line with it.
     #[schema(examples("req_01J9ZQ4T5W6X7Y8Z9A0B1C2D3E"))]
     request_id: String,
+}
+
+/// What you think of a refund that Google asks about.
+#[derive(ToSchema)]
+#[schema(as = google::RefundReviewRequest, rename_all = "camelCase")]
+#[expect(
+    dead_code,
+    reason = "describes what `RefundReviewRequest::from_json` reads"
+)]
+pub(super) struct RefundReviewRequestSchema {
+    /// The app's package name; it must be the one that this tenant is set up with.
+    #[schema(min_length = 1, max_length = 200, examples("com.example.app"))]
+    package_name: String,
+    /// The order: `data.pendingRefundReviewNotification.orderId` of the event.
+    #[schema(min_length = 1, max_length = 200, examples("GPA.3345-1234-5678-90123"))]
+    order_id: String,
+    /// Google's token of the question: `data.pendingRefundReviewNotification.pendingRefundToken` of the event.
+    #[schema(min_length = 1, max_length = 4096, examples("AO-J1OxKq3ld"))]
+    pending_refund_token: String,
+    /// Whether the customer could try the content before the purchase: a sample, a trial, or a description of what it does.
+    #[schema(examples(true))]
+    sample_content_provided: bool,
+    refund_preference: GoogleRefundPreference,
+    /// How much was used, in thousandths of a percent: 45200 is 45.2 percent. Leave it out where that is not known.
+    #[schema(minimum = 0, maximum = 100_000, examples(45_200))]
+    consumption_percentage_milliunits: Option<u32>,
+    /// When, where and how it was used: up to 1000 objects of Google's type `ConsumptionUsageEvent`, which Google checks.
+    #[schema(value_type = Option<Vec<Object>>)]
+    consumption_usage_events: Option<Vec<Value>>,
+}
+
+/// What is answered when Google was told, or says no.
+#[derive(ToSchema)]
+#[schema(as = google::RefundReviewAnswer)]
+#[serde(untagged)]
+#[expect(
+    dead_code,
+    reason = "describes `SentRefundReview` and `Problem` together"
+)]
+pub(super) enum RefundReviewResponseSchema {
+    Sent(SentRefundReview),
+    Rejected(ReviewRejectionSchema),
+}
+
+/// A "no": Google took nothing.
+#[derive(ToSchema)]
+#[schema(as = google::RefundReviewRefused, rename_all = "camelCase")]
+#[expect(dead_code, reason = "describes `Problem`")]
+pub(super) struct ReviewRejectionSchema {
+    #[schema(schema_with = always_false)]
+    valid: bool,
+    #[schema(schema_with = review_rejection_codes)]
+    error: String,
+    /// What it means, in a sentence for people. It may change from release to release.
+    #[schema(examples("Google knows no order of this tenant's app with this id."))]
+    message: String,
+    /// Facts for a program. With `NOT_ACCEPTED` a `reason` and Google's `googleErrorCode`, with `PACKAGE_NAME_MISMATCH` the `expected`
+    /// name. Left out when there are none.
+    #[schema(value_type = Option<Object>, required = false, nullable = false)]
+    details: Option<Value>,
+    /// The same as the header `X-Request-Id`. The log has a line with it.
+    #[schema(examples("req_01J9ZQ4T5W6X7Y8Z9A0B1C2D3E"))]
+    request_id: String,
+}
+
+fn review_rejection_codes() -> Schema {
+    string_enum_schema(
+        "Why not.",
+        &[
+            (
+                "ORDER_NOT_FOUND",
+                "Google knows no such order of the tenant's app.",
+            ),
+            (
+                "NOT_ACCEPTED",
+                "Google knows the order and does not take the answer; `details.reason` says why: `closed`, it was answered before or too late; `invalid_value`, the token is not of this order, or a value is not one of Google's.",
+            ),
+            (
+                "PACKAGE_NAME_MISMATCH",
+                "`packageName` is not this tenant's app.",
+            ),
+        ],
+    )
+}
+
+/// A "no" to what Google was to be told of a refund, as it is answered.
+pub(super) fn review_rejection_example(error: RefundReviewError) -> Value {
+    api_docs::error_example(&error.into())
 }
 
 /// A push as Pub/Sub sends it.

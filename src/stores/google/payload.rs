@@ -415,6 +415,8 @@ pub struct VoidedPurchaseNotification {
 #[derive(Clone, Debug, Default, Deserialize)]
 #[serde(rename_all = "camelCase", default)]
 pub struct PendingRefundReviewNotification {
+    /// What the question is known by.
+    pub pending_refund_token: Option<String>,
     /// The order that is to be refunded.
     pub order_id: Option<String>,
     /// What the app passed as `obfuscatedAccountId` when it started the purchase.

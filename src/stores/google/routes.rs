@@ -1,4 +1,5 @@
-//! `POST /v1/google/verify`, `/v1/google/acknowledge`, `/v1/google/consume` and `/v1/webhooks/google/{tenantId}`.
+//! `POST /v1/google/verify`, `/v1/google/acknowledge`, `/v1/google/consume`, `/v1/google/refund-review` and
+//! `/v1/webhooks/google/{tenantId}`.
 
 use std::sync::Arc;
 
@@ -12,6 +13,10 @@ use super::notifications::{GoogleNotifications, PubsubMessage};
 use super::openapi::{
     self, AcknowledgeResponseSchema, ConsumeResponseSchema, GoogleNotificationErrorResponses,
     GooglePushSchema as PushRequest, GoogleVerifyErrorResponses, GoogleVerifyResponseSchema,
+    RefundReviewRequestSchema, RefundReviewResponseSchema,
+};
+use super::refund_review::{
+    RefundReviewError, RefundReviewRequest, ReviewRefusal, SentRefundReview,
 };
 use super::request_body::{
     AcknowledgeRequest, AcknowledgeRequestSchema, GooglePushBody, GoogleVerifyRequest,
@@ -30,7 +35,7 @@ use crate::stores::shared::routes::{
 use crate::tenants::caller::bearer_token;
 use crate::tenants::{Authenticator, Caller};
 
-/// `POST /v1/google/verify`, `acknowledge` and `consume`, for tenants' backends.
+/// `POST /v1/google/verify`, `acknowledge`, `consume` and `refund-review`, for tenants' backends.
 pub fn verify_routes(
     verifier: GoogleVerifier,
     authenticator: Authenticator,
@@ -66,6 +71,7 @@ fn verify_openapi_router() -> OpenApiRouter<VerifyState<GoogleVerifier>> {
         .routes(routes!(verify_purchase))
         .routes(routes!(acknowledge_purchase))
         .routes(routes!(consume_purchase))
+        .routes(routes!(review_refund))
 }
 
 fn notification_openapi_router() -> OpenApiRouter<NotificationState<GoogleNotifications>> {
@@ -257,6 +263,62 @@ async fn consume_purchase(
             purchase_id,
             consumption,
         )
+        .await
+}
+
+/// Tell Google what you think of a refund
+///
+/// Google asks for it with an event `product.refund_review` when a customer's bank wants the money back, and waits until the event's
+/// `answerBy`: 24 hours. Google takes one answer only, the first one. Send it with the order and the token of the event.
+#[utoipa::path(
+    post,
+    path = "/v1/google/refund-review",
+    operation_id = "reviewGoogleRefund",
+    tag = "answers",
+    security(("apiKey" = [])),
+    request_body(
+        content = RefundReviewRequestSchema,
+        description = "Which refund, and what you think of it. At most 16 KB.",
+        examples(
+            ("used" = (summary = "The purchase was used, and no refund is wanted", value = json!({
+                "packageName": "com.example.app",
+                "orderId": "GPA.3345-1234-5678-90123",
+                "pendingRefundToken": "AO-J1OxKq3ld",
+                "sampleContentProvided": true,
+                "refundPreference": "DECLINE",
+                "consumptionPercentageMilliunits": 45_200,
+                "consumptionUsageEvents": [{
+                    "consumptionTime": "2026-04-10T14:22:10Z",
+                    "consumptionItemDescription": "Level 7 was played for an hour.",
+                }],
+            }))),
+        ),
+    ),
+    responses(
+        (
+            status = 200,
+            description = "Google has it, or `valid: false` and why not",
+            body = RefundReviewResponseSchema,
+            examples(
+                ("sent" = (summary = "Google has taken it.", value = json!(SentRefundReview::example_json()))),
+                ("NOT_ACCEPTED" = (summary = "It was answered before, or too late.", value = json!(openapi::review_rejection_example(RefundReviewError::NotAccepted { reason: ReviewRefusal::Closed, code: None })))),
+                ("ORDER_NOT_FOUND" = (summary = "Google knows no such order.", value = json!(openapi::review_rejection_example(RefundReviewError::OrderNotFound)))),
+            ),
+        ),
+        GoogleVerifyErrorResponses,
+    ),
+)]
+async fn review_refund(
+    State(state): State<VerifyState<GoogleVerifier>>,
+    caller: Caller,
+    JsonBody(request): JsonBody<RefundReviewRequest>,
+) -> Result<axum::Json<SentRefundReview>, Problem> {
+    let review = state
+        .verifier
+        .answer_refund_review(&caller.tenant, &request);
+    let purchase_id = || request.order_id.as_str().into();
+    state
+        .answer(EventSource::Google, &caller.tenant, purchase_id, review)
         .await
 }
 

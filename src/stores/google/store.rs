@@ -5,9 +5,11 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use serde::Serialize;
+use serde_json::{Value, json};
 
 use super::account::GoogleServiceAccount;
 use super::chain::PurchaseLink;
+use super::refund_review::RefundReview;
 use super::trust::PushSettings;
 use crate::base::clock::Timestamp;
 use crate::base::id::TenantId;
@@ -94,6 +96,8 @@ pub struct GoogleCredentialSummary {
     pub pubsub_topic: Option<String>,
     /// When Attesto acknowledges purchases by itself.
     pub acknowledge: AcknowledgePolicy,
+    /// What Google is told about a refund where the backend says nothing.
+    pub default_refund_review: Option<Value>,
     /// When the credentials were set last.
     pub updated_at: Timestamp,
     /// The credentials before these, while a rollback is possible.
@@ -166,7 +170,8 @@ pub async fn find_credential_summary(
     let row = sqlx::query!(
         r#"
         select stored.package_name, stored.client_email, stored.key_fingerprint, stored.pubsub_audience,
-               stored.pubsub_service_account, stored.pubsub_topic, stored.acknowledge, stored.updated_at,
+               stored.pubsub_service_account, stored.pubsub_topic, stored.acknowledge, stored.default_refund_review,
+               stored.updated_at,
                previous.key_fingerprint as "previous_fingerprint?", previous.replaced_at as "replaced_at?",
                previous.expires_at as "expires_at?"
           from google_credentials stored
@@ -189,6 +194,7 @@ pub async fn find_credential_summary(
         pubsub_service_account: row.pubsub_service_account,
         pubsub_topic: row.pubsub_topic,
         acknowledge: AcknowledgePolicy::from_column(&row.acknowledge)?,
+        default_refund_review: row.default_refund_review,
         updated_at: row.updated_at.into(),
         previous: PreviousCredentials::from_columns(
             row.previous_fingerprint,
@@ -213,6 +219,39 @@ pub async fn set_acknowledge_policy(
     .execute(database.pool())
     .await
     .map(drop)
+}
+
+/// What Google is told about a refund where the tenant's backend says nothing. `None`: nothing.
+pub(super) async fn find_default_review(
+    database: &Database,
+    tenant: &TenantId,
+) -> Result<Option<RefundReview>, db::Error> {
+    let stored = sqlx::query_scalar!(
+        "select default_refund_review from google_credentials where tenant_id = $1",
+        tenant.as_str()
+    )
+    .fetch_optional(database.pool())
+    .await?
+    .flatten();
+    let read = stored.map(serde_json::from_value).transpose();
+    read.map_err(|error| db::Error::Decode(error.into()))
+}
+
+/// Sets it, or removes it. It is no part of the credentials: a rollback leaves it as it is.
+/// False: the tenant has no credentials.
+pub(crate) async fn set_default_review(
+    database: &Database,
+    tenant: &TenantId,
+    review: Option<&RefundReview>,
+) -> Result<bool, db::Error> {
+    let updated = sqlx::query!(
+        "update google_credentials set default_refund_review = $2 where tenant_id = $1",
+        tenant.as_str(),
+        review.map(|review| json!(review)),
+    )
+    .execute(database.pool())
+    .await?;
+    Ok(updated.rows_affected() > 0)
 }
 
 /// Stores credentials, and keeps the replaced ones for [`DEFAULT_GRACE_PERIOD`]. Storing the same ones again changes

@@ -6,6 +6,7 @@
 //! - [`credentials`]: a tenant's credentials: loaded, cached, or why not
 //! - [`fresh_ids`]: asking again about a purchase that its store does not know yet
 //! - [`notifications`]: which tenants receive notifications
+//! - [`refund_questions`]: what the stores ask about refunds, and who answers in time
 //! - [`state_completer`]: tells the states of purchases that were not known when their events were stored
 //! - [`subject_source`]: asks a store about the purchase that events are about
 //! - [`subject_routes`]: reading the state of a purchase back
@@ -15,6 +16,7 @@ pub(crate) mod client;
 pub mod credentials;
 pub(crate) mod fresh_ids;
 pub(crate) mod notifications;
+pub mod refund_questions;
 pub(crate) mod routes;
 pub mod state_completer;
 pub(crate) mod subject_routes;

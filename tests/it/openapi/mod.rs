@@ -14,6 +14,17 @@ use serde_json::{Value, json};
 use self::schema::objections;
 use crate::world::attesto::{APP, World};
 
+/// The codes of a request about which Apple is asked.
+const ASKING_APPLE: [&str; 7] = [
+    "APPLE_API_ERROR",
+    "CREDENTIALS_MISSING",
+    "INTERNAL_ERROR",
+    "INVALID_REQUEST",
+    "RATE_LIMITED",
+    "UNAUTHENTICATED",
+    "UNAVAILABLE",
+];
+
 /// The codes of a request about which Google is asked.
 const ASKING_GOOGLE: [&str; 7] = [
     "CREDENTIALS_MISSING",
@@ -36,22 +47,14 @@ const READING: [&str; 6] = [
 ];
 
 /// The error codes that each route may answer, by the contract.
-const ERRORS: [(&str, &[&str]); 14] = [
+const ERRORS: [(&str, &[&str]); 18] = [
     ("/health", &["INTERNAL_ERROR"]),
     ("/ready", &["INTERNAL_ERROR"]),
     ("/openapi.json", &["INTERNAL_ERROR"]),
-    (
-        "/v1/apple/verify",
-        &[
-            "APPLE_API_ERROR",
-            "CREDENTIALS_MISSING",
-            "INTERNAL_ERROR",
-            "INVALID_REQUEST",
-            "RATE_LIMITED",
-            "UNAUTHENTICATED",
-            "UNAVAILABLE",
-        ],
-    ),
+    ("/v1/apple/verify", &ASKING_APPLE),
+    ("/v1/apple/consumption", &ASKING_APPLE),
+    ("/v1/apple/finish", &ASKING_APPLE),
+    ("/v1/apple/app-account-token", &ASKING_APPLE),
     (
         "/v1/apple/offers/sign",
         &[
@@ -66,6 +69,7 @@ const ERRORS: [(&str, &[&str]); 14] = [
     ("/v1/google/verify", &ASKING_GOOGLE),
     ("/v1/google/acknowledge", &ASKING_GOOGLE),
     ("/v1/google/consume", &ASKING_GOOGLE),
+    ("/v1/google/refund-review", &ASKING_GOOGLE),
     (
         "/v1/events",
         &[
@@ -192,10 +196,14 @@ fn the_description_is_whole() {
         let security = &operation["security"][0];
         let expected = match path {
             "/v1/apple/verify"
+            | "/v1/apple/consumption"
+            | "/v1/apple/finish"
+            | "/v1/apple/app-account-token"
             | "/v1/apple/offers/sign"
             | "/v1/google/verify"
             | "/v1/google/acknowledge"
             | "/v1/google/consume"
+            | "/v1/google/refund-review"
             | "/v1/events"
             | "/v1/events/{eventId}"
             | "/v1/events/{eventId}/redeliver"
@@ -391,6 +399,13 @@ async fn what_is_answered_is_as_described() {
     let mut a_product = bought(&product.purchase_token, "product");
     a_product["productId"] = json!(product.product_id);
     let to_consume = a_product.clone();
+    let asked = google
+        .ask_refund_review(&product.purchase_token)
+        .expect("a question");
+    let to_review = json!({
+        "packageName": APP, "orderId": asked.order_id, "pendingRefundToken": asked.pending_refund_token,
+        "sampleContentProvided": false, "refundPreference": "DECLINE", "consumptionUsageEvents": [{ "ipAddress": "192.0.2.7" }],
+    });
     let mut to_acknowledge = bought(&subscription.purchase_token, "subscription");
     to_acknowledge["externalAccountIds"] = json!({ "obfuscatedAccountId": "user-1" });
     let questions = [
@@ -422,6 +437,47 @@ async fn what_is_answered_is_as_described() {
         (400, "/v1/google/verify", json!({})),
         (
             200,
+            "/v1/apple/consumption",
+            json!({
+                "transactionId": transaction.transaction_id, "customerConsented": true, "sampleContentProvided": false,
+                "deliveryStatus": "DELIVERED", "consumptionPercentage": 50_000, "refundPreference": "GRANT_PRORATED",
+            }),
+        ),
+        (
+            200,
+            "/v1/apple/consumption",
+            json!({
+                "transactionId": "9", "customerConsented": true, "sampleContentProvided": true, "deliveryStatus": "DELIVERED",
+            }),
+        ),
+        (
+            400,
+            "/v1/apple/consumption",
+            json!({ "customerConsented": false }),
+        ),
+        (
+            200,
+            "/v1/apple/finish",
+            json!({ "transactionId": transaction.transaction_id }),
+        ),
+        (200, "/v1/apple/finish", json!({ "transactionId": "9" })),
+        (400, "/v1/apple/finish", json!({})),
+        (
+            200,
+            "/v1/apple/app-account-token",
+            json!({
+                "originalTransactionId": transaction.transaction_id,
+                "appAccountToken": "7e3fb204-2b0d-4d70-a0c2-6d8a3f6c1e55",
+            }),
+        ),
+        (
+            200,
+            "/v1/apple/app-account-token",
+            json!({ "originalTransactionId": "9", "appAccountToken": "7e3fb204-2b0d-4d70-a0c2-6d8a3f6c1e55" }),
+        ),
+        (400, "/v1/apple/app-account-token", json!({})),
+        (
+            200,
             "/v1/apple/offers/sign",
             json!({ "type": "promotional", "productId": "pro", "offerId": "spring" }),
         ),
@@ -442,6 +498,9 @@ async fn what_is_answered_is_as_described() {
             bought(&subscription.purchase_token, "subscription"),
         ),
         (400, "/v1/google/consume", json!({})),
+        (200, "/v1/google/refund-review", to_review.clone()),
+        (200, "/v1/google/refund-review", to_review),
+        (400, "/v1/google/refund-review", json!({})),
     ];
     let description = app::openapi_document();
     let operations = operations(&description);

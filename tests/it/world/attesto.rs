@@ -19,6 +19,7 @@ use attesto::simulator::{Simulator, SimulatorIdentity, SimulatorOptions};
 use attesto::stores::apple::AppleBackfill;
 use attesto::stores::apple::account::{AppleCredentials, EnvironmentChoice, SigningKey};
 use attesto::stores::google::account::GoogleServiceAccount;
+use attesto::stores::shared::refund_questions::RefundAnswerWatch;
 use attesto::stores::shared::state_completer::StateCompleter;
 use attesto::stores::{apple, google};
 use attesto::tenants::{ApiKeyEnvironment, RawApiKey, store};
@@ -241,6 +242,15 @@ impl World {
         service
             .expect("the service is built")
             .build_acknowledgement_watch()
+    }
+
+    /// What sends the default answers to stores, in one more process.
+    pub(crate) fn refund_answer_watch(&self) -> RefundAnswerWatch {
+        let database = Database::open(&self.fresh.settings);
+        let service = App::build(&self.settings, &database, &self.clock);
+        service
+            .expect("the service is built")
+            .build_refund_answer_watch()
     }
 
     /// Writes the server's heartbeat now.

@@ -347,6 +347,10 @@ impl DocRunner {
         );
 
         self.set_placeholders(&id, &token);
+        let asked = self.world.simulator.google().ask_refund_review(&token);
+        let asked = asked.unwrap();
+        self.add_placeholder("<orderId>", &asked.order_id);
+        self.add_placeholder("<pendingRefundToken>", &asked.pending_refund_token);
         let callback = self.receiver.url();
         self.run_script(&format!(
             "attesto webhook set-config tenant_… --callback-url {callback}"

@@ -33,6 +33,7 @@ pub(crate) fn test_event(tenant: &TenantId, external_id: &str) -> NewEvent {
         facts: None,
         raw: raw(),
         shared_content: None,
+        answer_by: None,
         is_recovered: false,
     }
 }

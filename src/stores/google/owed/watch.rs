@@ -16,7 +16,7 @@ use tokio::time::{sleep, timeout};
 use tokio_util::sync::CancellationToken;
 
 use super::store::{self, ClaimLimits, OwedAcknowledgement};
-use crate::base::backoff::spread;
+use crate::base::backoff::{delay_after, spread};
 use crate::base::clock::Timestamp;
 use crate::crypto::token;
 use crate::db::{Error, error_class};
@@ -143,7 +143,7 @@ impl AcknowledgementWatch {
             match check {
                 Check::Told => {
                     round.told += 1;
-                    let delay = spread(retry_delay(owed.attempt), fastrand::f64());
+                    let delay = retry_delay(owed.attempt);
                     store::put_off(database, owed, owed.is_wanted.then_some(delay)).await?;
                 }
                 Check::Settled => store::remove(database, owed).await?,
@@ -158,7 +158,7 @@ impl AcknowledgementWatch {
                     store::put_off(database, owed, None).await?;
                 }
                 Check::Retry => {
-                    let delay = spread(retry_delay(owed.attempt), fastrand::f64());
+                    let delay = retry_delay(owed.attempt);
                     store::put_off(database, owed, Some(delay)).await?;
                 }
             }
@@ -300,25 +300,13 @@ fn due_event(
         // No store sent it.
         raw: RawValue::NULL.to_owned(),
         shared_content: None,
+        answer_by: None,
         is_recovered: false,
     }
 }
 
-/// The pause after the try number `attempt`, without jitter.
+/// The pause after the try number `attempt`.
 fn retry_delay(attempt: u32) -> Duration {
-    let factor = 1_u32.checked_shl(attempt.saturating_sub(1).min(16));
-    FIRST_RETRY_DELAY
-        .saturating_mul(factor.unwrap_or(u32::MAX))
-        .min(MAX_RETRY_DELAY)
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn the_pause_doubles_up_to_ten_minutes() {
-        let seconds = [1, 2, 3, 6, 7, 100].map(|attempt| retry_delay(attempt).as_secs());
-        assert_eq!(seconds, [15, 30, 60, 480, 600, 600]);
-    }
+    let delay = delay_after(attempt, FIRST_RETRY_DELAY, MAX_RETRY_DELAY);
+    spread(delay, fastrand::f64())
 }

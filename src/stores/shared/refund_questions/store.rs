@@ -1,0 +1,340 @@
+//! The table `refund_questions`. Only the database's clock decides what is due.
+
+use std::time::Duration;
+
+use crate::base::clock::Timestamp;
+use crate::base::id::TenantId;
+use crate::crypto::token;
+use crate::db::{Database, Error};
+use crate::events::EventSource;
+use crate::http::{ErrorCode, Problem};
+
+/// How long before its deadline a question is answered by the tenant's settings, where half of the time that it has is more.
+const MAX_NOTICE: Duration = Duration::from_hours(2);
+/// How long a process may take to send an answer. Another one takes the question over then.
+const LEASE_TTL: Duration = Duration::from_mins(1);
+/// How long after its deadline a question is kept, so that an operator can see what became of it.
+const KEPT_AFTER_DEADLINE: Duration = Duration::from_hours(7 * 24);
+/// When a backend should repeat an answer that meets the default answer.
+const IN_FLIGHT_RETRY_AFTER: Duration = Duration::from_secs(30);
+/// The longest reason of a refusal that is kept, in characters.
+const MAX_ERROR_CHARS: usize = 500;
+
+/// What a process takes off the list at once.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct ClaimLimits {
+    pub(super) questions: u32,
+    pub(super) questions_per_tenant: u32,
+}
+
+/// A question before it is listed.
+#[derive(Clone, Debug)]
+pub(crate) struct NewRefundQuestion {
+    pub(crate) source: EventSource,
+    /// The store's id of the question.
+    pub(crate) question_id: String,
+    /// Apple's transaction id, or Google's order id.
+    pub(crate) purchase_id: String,
+    /// Google's token of the question.
+    pub(crate) refund_token: Option<String>,
+    /// Where Apple asked.
+    pub(crate) environment: Option<&'static str>,
+    pub(crate) answer_by: Timestamp,
+}
+
+/// What a backend names a question by.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct RefundQuestionKey<'a> {
+    pub(crate) source: EventSource,
+    pub(crate) purchase_id: &'a str,
+    /// `None`: every open question about the purchase.
+    pub(crate) refund_token: Option<&'a str>,
+}
+
+/// A question that a process has claimed until its lease ends.
+#[derive(Clone, Debug)]
+pub(crate) struct RefundQuestion {
+    pub(crate) tenant: TenantId,
+    pub(crate) source: EventSource,
+    pub(crate) purchase_id: String,
+    pub(crate) refund_token: Option<String>,
+    pub(crate) environment: Option<String>,
+    pub(super) answer_by: Timestamp,
+    /// Whether that time has come.
+    pub(super) is_over: bool,
+    /// How often it was tried to answer it, this time included.
+    pub(super) attempt: u32,
+    question_hash: Vec<u8>,
+    /// The end of the lease, which tells this claim from others.
+    lease: time::OffsetDateTime,
+}
+
+/// What became of a question that needs no further work.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, strum::IntoStaticStr)]
+#[strum(serialize_all = "snake_case")]
+pub(super) enum RefundOutcome {
+    DefaultSent,
+    Refused,
+    Missed,
+}
+
+/// Questions that a backend answers. Nothing is sent by itself about them, unless [`BegunAnswer::cancel`] says that the store has not
+/// taken the answer.
+#[derive(Debug)]
+pub(crate) struct BegunAnswer {
+    tenant: TenantId,
+    source: EventSource,
+    question_hashes: Vec<Vec<u8>>,
+}
+
+/// Why a backend's answer is not sent now.
+#[derive(Debug, thiserror::Error)]
+pub(crate) enum BeginAnswerError {
+    /// A process is sending the answer of the tenant's settings.
+    #[error("the answer of the tenant's settings is being sent")]
+    InFlight,
+    #[error(transparent)]
+    Database(#[from] Error),
+}
+
+impl From<&BeginAnswerError> for Problem {
+    fn from(error: &BeginAnswerError) -> Self {
+        match error {
+            BeginAnswerError::InFlight => Self::new(
+                ErrorCode::Unavailable,
+                "The tenant's default answer to this question is being sent right now. Repeat the request when Retry-After says.",
+            )
+            .with_retry_after(IN_FLIGHT_RETRY_AFTER),
+            BeginAnswerError::Database(error) => error.into(),
+        }
+    }
+}
+
+impl NewRefundQuestion {
+    /// Lists the question, unless its deadline is over. One that is listed already stays as it is. `now` is of the clock that the
+    /// store's times are compared with.
+    pub(crate) async fn list(
+        &self,
+        database: &Database,
+        tenant: &TenantId,
+        now: Timestamp,
+    ) -> Result<(), Error> {
+        let left = self.answer_by.duration_since(now);
+        if left.is_zero() {
+            return Ok(());
+        }
+        let hash = token::sha256(self.question_id.as_bytes());
+        let quiet = left.saturating_sub(MAX_NOTICE.min(left / 2));
+        sqlx::query!(
+            "insert into refund_questions \
+                    (tenant_id, source, question_hash, purchase_id, refund_token, environment, answer_by, next_check_at) \
+             select id, $2, $3, $4, $5, $6, \
+                    attesto_now() + make_interval(secs => $7), attesto_now() + make_interval(secs => $8) \
+               from tenants where id = $1 \
+             on conflict do nothing",
+            tenant.as_str(),
+            self.source.as_str(),
+            hash.as_slice(),
+            self.purchase_id,
+            self.refund_token,
+            self.environment,
+            left.as_secs_f64(),
+            quiet.as_secs_f64(),
+        )
+        .execute(database.pool())
+        .await
+        .map(drop)
+    }
+}
+
+impl BegunAnswer {
+    /// Notes that the backend answers these questions, before the store is told.
+    pub(crate) async fn begin(
+        database: &Database,
+        tenant: &TenantId,
+        key: RefundQuestionKey<'_>,
+    ) -> Result<Self, BeginAnswerError> {
+        let found = sqlx::query!(
+            r#"
+            with open as (
+                select question_hash, coalesce(leased_until > attesto_now(), false) as is_leased
+                from refund_questions
+                where tenant_id = $1 and source = $2 and purchase_id = $3 and outcome is null
+                    and ($4::text is null or refund_token = $4)
+                for update
+            ), begun as (
+                update refund_questions question
+                set outcome = 'answered', next_check_at = null
+                from open
+                where question.tenant_id = $1 and question.source = $2 and question.question_hash = open.question_hash
+                    and not exists (select from open where is_leased)
+                returning question.question_hash
+            )
+            select exists (select from open where is_leased) as "is_in_flight!",
+                array(select question_hash from begun) as "question_hashes!: Vec<Vec<u8>>"
+            "#,
+            tenant.as_str(),
+            key.source.as_str(),
+            key.purchase_id,
+            key.refund_token,
+        )
+        .fetch_one(database.pool())
+        .await?;
+        if found.is_in_flight {
+            return Err(BeginAnswerError::InFlight);
+        }
+        Ok(Self {
+            tenant: tenant.clone(),
+            source: key.source,
+            question_hashes: found.question_hashes,
+        })
+    }
+
+    /// The store has not taken the answer: the questions are open again.
+    pub(crate) async fn cancel(self, database: &Database) {
+        if self.question_hashes.is_empty() {
+            return;
+        }
+        let reopened = sqlx::query!(
+            "update refund_questions \
+                set outcome = null, \
+                    next_check_at = greatest( \
+                        answer_by - least(make_interval(secs => $4), (answer_by - created_at) / 2), attesto_now()) \
+              where tenant_id = $1 and source = $2 and question_hash = any($3) and outcome = 'answered'",
+            self.tenant.as_str(),
+            self.source.as_str(),
+            &self.question_hashes,
+            MAX_NOTICE.as_secs_f64(),
+        )
+        .execute(database.pool())
+        .await;
+        if let Err(error) = reopened {
+            tracing::warn!(
+                tenantId = %self.tenant,
+                store = self.source.as_str(),
+                cause = %error,
+                causeClass = crate::db::error_class(&error),
+                hint = "the store has not taken the backend's answer; the default answer is not sent either: the backend must repeat its request",
+                "refund_question_not_reopened"
+            );
+        }
+    }
+}
+
+/// Takes due questions for [`LEASE_TTL`], those first that are due longest, without those of inactive tenants.
+pub(super) async fn claim_due(
+    database: &Database,
+    limits: ClaimLimits,
+) -> Result<Vec<RefundQuestion>, Error> {
+    let rows = sqlx::query!(
+        r#"
+        with due as (
+            select waiting.tenant_id, waiting.source, waiting.question_hash, waiting.next_check_at,
+                row_number() over (partition by waiting.tenant_id order by waiting.next_check_at, waiting.question_hash) as place
+            from refund_questions waiting
+            join tenants on tenants.id = waiting.tenant_id and tenants.is_active
+            where waiting.next_check_at <= attesto_now()
+        ), free as (
+            select tenant_id, source, question_hash from refund_questions
+            where (tenant_id, source, question_hash) in (
+                    select tenant_id, source, question_hash from due where place <= $2 order by next_check_at limit $1
+                )
+                and next_check_at <= attesto_now() and outcome is null
+            for update skip locked
+        )
+        update refund_questions question
+        set next_check_at = attesto_now() + make_interval(secs => $3),
+            leased_until = attesto_now() + make_interval(secs => $3), attempt_count = attempt_count + 1
+        from free
+        where (question.tenant_id, question.source, question.question_hash) = (free.tenant_id, free.source, free.question_hash)
+        returning question.tenant_id as "tenant!: TenantId", question.source, question.question_hash, question.purchase_id,
+            question.refund_token, question.environment, question.answer_by,
+            question.answer_by <= attesto_now() as "is_over!", question.attempt_count, question.leased_until as "lease!"
+        "#,
+        i64::from(limits.questions),
+        i64::from(limits.questions_per_tenant),
+        LEASE_TTL.as_secs_f64(),
+    )
+    .fetch_all(database.pool())
+    .await?;
+    let questions = rows.into_iter().map(|row| {
+        Ok(RefundQuestion {
+            tenant: row.tenant,
+            source: row
+                .source
+                .parse()
+                .map_err(|error: strum::ParseError| Error::Decode(error.into()))?,
+            purchase_id: row.purchase_id,
+            refund_token: row.refund_token,
+            environment: row.environment,
+            answer_by: row.answer_by.into(),
+            is_over: row.is_over,
+            attempt: row.attempt_count.unsigned_abs(),
+            question_hash: row.question_hash,
+            lease: row.lease,
+        })
+    });
+    questions.collect()
+}
+
+/// Ends the work on a claimed question. Without effect if another process has claimed it since.
+pub(super) async fn finish(
+    database: &Database,
+    question: &RefundQuestion,
+    outcome: RefundOutcome,
+    error: Option<&str>,
+) -> Result<(), Error> {
+    sqlx::query!(
+        "update refund_questions \
+            set outcome = $5, error = coalesce($6, error), next_check_at = null, leased_until = null \
+          where tenant_id = $1 and source = $2 and question_hash = $3 and leased_until = $4",
+        question.tenant.as_str(),
+        question.source.as_str(),
+        question.question_hash,
+        question.lease,
+        <&str>::from(outcome),
+        error.map(shorten),
+    )
+    .execute(database.pool())
+    .await
+    .map(drop)
+}
+
+/// Puts a claimed question off, at most until its deadline. Without effect if another process has claimed it since.
+pub(super) async fn put_off(
+    database: &Database,
+    question: &RefundQuestion,
+    delay: Duration,
+    error: Option<&str>,
+) -> Result<(), Error> {
+    sqlx::query!(
+        "update refund_questions \
+            set next_check_at = least(attesto_now() + make_interval(secs => $5), greatest(answer_by, attesto_now())), \
+                leased_until = null, error = $6 \
+          where tenant_id = $1 and source = $2 and question_hash = $3 and leased_until = $4",
+        question.tenant.as_str(),
+        question.source.as_str(),
+        question.question_hash,
+        question.lease,
+        delay.as_secs_f64(),
+        error.map(shorten),
+    )
+    .execute(database.pool())
+    .await
+    .map(drop)
+}
+
+/// Takes off the list what is long over.
+pub(super) async fn remove_old(database: &Database) -> Result<(), Error> {
+    sqlx::query!(
+        "delete from refund_questions where answer_by <= attesto_now() - make_interval(secs => $1)",
+        KEPT_AFTER_DEADLINE.as_secs_f64(),
+    )
+    .execute(database.pool())
+    .await
+    .map(drop)
+}
+
+fn shorten(text: &str) -> String {
+    text.chars().take(MAX_ERROR_CHARS).collect()
+}
