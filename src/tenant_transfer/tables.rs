@@ -83,7 +83,7 @@ macro_rules! needed_event_filter {
 }
 
 /// The exported tables, in the order in which their references allow to import them.
-pub const TRANSFERRED_TABLES: [TransferTable; 15] = [
+pub const TRANSFERRED_TABLES: [TransferTable; 16] = [
     TransferTable {
         tenant_column: "id",
         ..transfer_table("tenants", ALL_ROWS, ConflictPolicy::Overwrite)
@@ -106,6 +106,11 @@ pub const TRANSFERRED_TABLES: [TransferTable; 15] = [
     transfer_table(
         "webhook_previous_secrets",
         NOT_EXPIRED,
+        ConflictPolicy::DeleteFirst,
+    ),
+    transfer_table(
+        "webhook_client_certificates",
+        ALL_ROWS,
         ConflictPolicy::DeleteFirst,
     ),
     transfer_table(

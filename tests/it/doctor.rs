@@ -438,8 +438,8 @@ impl Model {
         let change = EndpointChange {
             callback_url: Some("https://a.example/?token=hunter2"),
             secret: Some(&secret),
-            is_active: None,
             overlap: Duration::ZERO,
+            ..EndpointChange::default()
         };
         let (database, keyring) = (install.world.database(), install.world.keyring());
         endpoints::change_endpoint(database, keyring, &install.tenant.id, &change)
@@ -923,6 +923,25 @@ async fn problems_with_deliveries_and_records_are_reported() {
             ),
             &["deliveries.certificates: warn"],
             "1 callback's certificate expires soon",
+        ),
+        (
+            By::Rows(
+                "insert into webhook_client_certificates (tenant_id, certificate_chain, key_enc, not_before, not_after)
+                    select tenant_id, array['\\x00'::bytea], '', now() - interval '350 days', now() + interval '13 days'
+                    from webhook_configs",
+            ),
+            &["deliveries.client_certificates: warn"],
+            "1 client certificate for a callback expires soon",
+        ),
+        (
+            // It lives for a month, and is replaced late.
+            By::Rows(
+                "insert into webhook_client_certificates (tenant_id, certificate_chain, key_enc, not_before, not_after)
+                    select tenant_id, array['\\x00'::bytea], '', now() - interval '17 days', now() + interval '13 days'
+                    from webhook_configs",
+            ),
+            &[],
+            "No client certificate for a callback expires soon",
         ),
         (
             By::Rows("insert into delivery_holds (held_by) values ('x')"),

@@ -107,6 +107,11 @@ impl Vault {
                  values ($1, 2, $2, now(), now() + interval '1 day')",
                 seal(sealed_columns::WEBHOOK_PREVIOUS_SECRET),
             ),
+            (
+                "insert into webhook_client_certificates (tenant_id, certificate_chain, key_enc, not_before, not_after)
+                 values ($1, array['\\x00'::bytea], $2, now(), now() + interval '1 year')",
+                seal(sealed_columns::CLIENT_CERTIFICATE_KEY),
+            ),
         ] {
             sqlx::query(statement)
                 .bind(id.as_str())
@@ -460,7 +465,7 @@ async fn a_concurrent_change_of_a_secret_wins_over_the_rotation() {
     assert_eq!((one.failed, two.failed), (0, 0));
     assert!(writes.load(Ordering::Relaxed) > 10);
     let opened = vault.opened(&both).await;
-    assert_eq!(opened.len(), 5 * 250);
+    assert_eq!(opened.len(), 6 * 250);
     assert!(opened.iter().all(|(_, _, right)| *right));
     // Values written with the old key meanwhile are found by the next run.
     assert_eq!(rotate(database, &both).await.remaining, 0);
@@ -516,7 +521,7 @@ async fn a_killed_rotation_is_resumed() {
             child.kill().unwrap();
             child.wait().unwrap();
             let opened = vault.opened(&ring(new, &[old])).await;
-            assert_eq!(opened.len(), 5 * 230);
+            assert_eq!(opened.len(), 6 * 230);
             assert!(opened.iter().all(|(_, _, right)| *right));
             assert!(
                 opened.iter().any(|(_, id, _)| *id == old),
@@ -529,7 +534,7 @@ async fn a_killed_rotation_is_resumed() {
         assert!(writes.load(Ordering::Relaxed) > 20);
         operators.abort();
         let opened = vault.opened(&ring(new, &[])).await;
-        assert_eq!(opened.len(), 5 * 230);
+        assert_eq!(opened.len(), 6 * 230);
         assert!(opened.iter().all(|(_, id, right)| *id == new && *right));
         retired(0);
     }
@@ -607,7 +612,7 @@ async fn a_sealed_value_opens_only_in_its_own_row_and_column() {
         .unwrap();
         sealed_values.extend(rows.into_iter().map(|(row, blob)| (column, row, blob)));
     }
-    assert_eq!(sealed_values.len(), 2 * 5 + 1);
+    assert_eq!(sealed_values.len(), 2 * 6 + 1);
     for (column, row, _) in &sealed_values {
         let place = column.context_for(row);
         for (from, of, blob) in &sealed_values {
