@@ -7,8 +7,8 @@ use std::time::Duration;
 
 use attesto::credentials::canary;
 use attesto::credentials::sealed_columns::APPLE_PRIVATE_KEY;
-use attesto::deliveries::endpoint::SigningSecret;
 use attesto::deliveries::endpoint::store::{self as endpoints, EndpointChange};
+use attesto::deliveries::endpoint::{ClientCertificate, ClientCertificateChange, SigningSecret};
 use attesto::stores::apple::account::EnvironmentChoice;
 use serde_json::Value;
 use sqlx::{AssertSqlSafe, Executor as _};
@@ -435,7 +435,13 @@ impl Model {
     async fn new() -> Self {
         let install = Box::pin(Install::new()).await;
         let secret = SigningSecret::parse(&"s".repeat(40)).unwrap();
+        let made = rcgen::generate_simple_self_signed(vec!["attesto".to_owned()]).unwrap();
+        let (certificate, key) = (made.cert.pem(), made.signing_key.serialize_pem());
+        let now = install.world.clock.now();
+        let certificate =
+            ClientCertificate::from_pem(certificate.as_bytes(), key.as_bytes(), now).unwrap();
         let change = EndpointChange {
+            client_certificate: Some(ClientCertificateChange::Set(&certificate)),
             callback_url: Some("https://a.example/?token=hunter2"),
             secret: Some(&secret),
             overlap: Duration::ZERO,
@@ -926,9 +932,8 @@ async fn problems_with_deliveries_and_records_are_reported() {
         ),
         (
             By::Rows(
-                "insert into webhook_client_certificates (tenant_id, certificate_chain, key_enc, not_before, not_after)
-                    select tenant_id, array['\\x00'::bytea], '', now() - interval '350 days', now() + interval '13 days'
-                    from webhook_configs",
+                "update webhook_client_certificates set
+                    not_before = now() - interval '350 days', not_after = now() + interval '13 days'",
             ),
             &["deliveries.client_certificates: warn"],
             "1 client certificate for a callback expires soon",
@@ -936,9 +941,8 @@ async fn problems_with_deliveries_and_records_are_reported() {
         (
             // It lives for a month, and is replaced late.
             By::Rows(
-                "insert into webhook_client_certificates (tenant_id, certificate_chain, key_enc, not_before, not_after)
-                    select tenant_id, array['\\x00'::bytea], '', now() - interval '17 days', now() + interval '13 days'
-                    from webhook_configs",
+                "update webhook_client_certificates set
+                    not_before = now() - interval '17 days', not_after = now() + interval '13 days'",
             ),
             &[],
             "No client certificate for a callback expires soon",

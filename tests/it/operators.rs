@@ -188,12 +188,21 @@ async fn every_change_records_actor_host_command_and_target() {
         .lines()
         .nth(1)
         .unwrap();
-    for hidden in [&raw_key[20..], pem, account_key, secret, second, "hunter2"] {
+    let client_key = client_key.lines().nth(1).unwrap();
+    for hidden in [
+        &raw_key[20..],
+        pem,
+        account_key,
+        secret,
+        second,
+        client_key,
+        "hunter2",
+    ] {
         assert!(!text.contains(hidden), "{hidden} in {text}");
     }
     let verified = &shell.rows(&["audit", "verify"])[0];
     assert_eq!(verified["valid"], true, "{verified}");
-    assert_eq!(verified["rows"], 14);
+    assert_eq!(verified["rows"], 18);
     assert_eq!(
         shell
             .rows(&["audit", "operators", "list", "--limit", "3"])

@@ -107,6 +107,15 @@ impl Hunt {
         self.plant(name, der, &[]);
     }
 
+    /// The secret number in a key of the curve P-256; its public key is in its certificate too.
+    fn client_key(&self, name: &str, key: &rcgen::KeyPair) {
+        const BEFORE: &[u8] = &[0x02, 0x01, 0x01, 0x04, 0x20];
+        let der = key.serialize_der();
+        let at = der.windows(BEFORE.len()).position(|part| part == BEFORE);
+        let at = at.unwrap() + BEFORE.len();
+        self.plant(name, &der[at..at + 32], &[]);
+    }
+
     /// Claims and signature; every token has the same header.
     fn token(&self, name: &str, token: &str) {
         let (_, rest) = token.split_once('.').unwrap();
@@ -754,7 +763,8 @@ impl Scene {
         for what in ["a replaced client key", "the client key"] {
             let made = rcgen::generate_simple_self_signed(vec!["attesto".to_owned()]).unwrap();
             let key = made.signing_key.serialize_pem();
-            self.hunt.pem(&format!("{what} of {}", tenant.app), &key);
+            let name = format!("{what} of {}", tenant.app);
+            self.hunt.client_key(&name, &made.signing_key);
             let both = self.file("client.pem", &(made.cert.pem() + &key));
             let words = ["webhook", "set-config", &tenant.id];
             let pair = [
@@ -771,10 +781,12 @@ impl Scene {
     async fn refused_callbacks(&self, tenant: &Tenant) {
         let made = rcgen::generate_simple_self_signed(vec!["attesto".to_owned()]).unwrap();
         let key = made.signing_key.serialize_pem();
-        let other = rcgen::KeyPair::generate().unwrap().serialize_pem();
-        self.hunt.pem("a client key that is refused", &key);
+        let other = rcgen::KeyPair::generate().unwrap();
         self.hunt
-            .pem("the key of another client certificate", &other);
+            .client_key("a client key that is refused", &made.signing_key);
+        self.hunt
+            .client_key("the key of another client certificate", &other);
+        let other = other.serialize_pem();
         let both = self.file("both.pem", &(made.cert.pem() + &key));
         for file in [
             self.file("other.pem", &other),
