@@ -246,8 +246,8 @@ impl Bench {
         let change = EndpointChange {
             callback_url: Some(&url),
             secret: Some(&secret),
-            is_active: None,
             overlap: Duration::ZERO,
+            ..EndpointChange::default()
         };
         store::change_endpoint(&self.database, &self.keyring, &tenant, &change)
             .await

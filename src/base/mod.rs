@@ -1,5 +1,6 @@
 //! Small tools that know nothing about purchases.
 //!
+//! - `certificate`: when an X.509 certificate is valid
 //! - [`clock`]: the current time, and the text format of a moment
 //! - [`error`]: shortens errors of libraries
 //! - [`id`]: a type for each kind of identifier
@@ -15,6 +16,7 @@
 
 pub mod backoff;
 pub mod cache;
+pub(crate) mod certificate;
 pub mod clock;
 pub mod error;
 pub mod id;

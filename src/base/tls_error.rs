@@ -151,6 +151,20 @@ pub(crate) fn describe_tls_error(error: &rustls::Error, host: &str) -> String {
         rustls::Error::AlertReceived(Alert::CertificateRequired) => {
             format!("{host} asks for a client certificate, and none is configured")
         }
+        rustls::Error::AlertReceived(Alert::CertificateExpired) => {
+            format!("{host} refuses the client certificate that it was shown: it has expired")
+        }
+        rustls::Error::AlertReceived(
+            alert @ (Alert::BadCertificate
+            | Alert::UnsupportedCertificate
+            | Alert::CertificateRevoked
+            | Alert::CertificateUnknown
+            | Alert::UnknownCA
+            | Alert::AccessDenied
+            | Alert::DecryptError),
+        ) => format!(
+            "{host} refuses the client certificate that it was shown, or asks for one, with the alert {alert:?}: look into its log"
+        ),
         rustls::Error::AlertReceived(alert) => {
             format!("{host} ended the TLS handshake with the alert {alert:?}: look into its log")
         }

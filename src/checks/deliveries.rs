@@ -6,6 +6,7 @@ use super::check::CountWithNames;
 use super::check_result::{CheckResult, MAX_NAMED, format_names, pluralize_count};
 use super::expiry;
 use super::runner::DatabaseContext;
+use super::store;
 use crate::db::Error;
 use crate::deliveries::hold::store::DeliveryHold;
 use crate::deliveries::probe::store::{self as probes, AffectedTenants};
@@ -19,6 +20,8 @@ const LAG_FAILURE_THRESHOLD: Duration = Duration::from_mins(15);
 
 /// A store that answers tells a state within a minute.
 const MAX_STATE_WAIT: Duration = Duration::from_hours(1);
+
+pub(super) const CLIENT_CERTIFICATE_ADVICE: &str = "Ask the receiver's operator for a new one, and set it: `attesto webhook set-config <tenant> --client-certificate-path … --client-key-path …`.";
 
 impl From<AffectedTenants> for CountWithNames {
     /// The names have the form `tenant_a (dns)`.
@@ -128,6 +131,38 @@ pub(super) async fn list_expiring_certificates(
     let cutoff = expiry::callback_expiry_cutoff(context.clock.now(), thresholds);
     let found = probes::list_expiring_certificates(&context.database, cutoff, MAX_NAMED).await?;
     Ok(Some(found.into()))
+}
+
+/// `None` if the settings cannot be read.
+pub(super) async fn list_expiring_client_certificates(
+    context: &DatabaseContext,
+) -> Result<Option<CountWithNames>, Error> {
+    let Some(thresholds) = &context.thresholds else {
+        return Ok(None);
+    };
+    let cutoff = expiry::callback_expiry_cutoff(context.clock.now(), thresholds);
+    let found = store::list_expiring_client_certificates(&context.database, cutoff, MAX_NAMED);
+    Ok(Some(found.await?.into()))
+}
+
+pub(super) fn judge_client_certificates(tenants: &CountWithNames) -> CheckResult {
+    const NAME: &str = "deliveries.client_certificates";
+    if tenants.count == 0 {
+        return CheckResult::ok(NAME, "No client certificate for a callback expires soon.");
+    }
+    CheckResult::warn(
+        NAME,
+        format!(
+            "{}: {}.",
+            pluralize_count(
+                tenants.count,
+                "client certificate for a callback expires soon",
+                "client certificates for callbacks expire soon"
+            ),
+            format_names(&tenants.names, tenants.count)
+        ),
+        CLIENT_CERTIFICATE_ADVICE,
+    )
 }
 
 pub(super) fn judge_callback_certificates(tenants: &CountWithNames) -> CheckResult {

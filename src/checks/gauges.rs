@@ -15,6 +15,7 @@ use tokio_util::sync::CancellationToken;
 
 use super::expiry::CredentialKind;
 use super::jobs::drift_labels;
+use super::store;
 use crate::base::clock::Clock;
 use crate::credentials::age;
 use crate::crypto::keyring::Keyring;
@@ -51,6 +52,7 @@ pub struct DatabaseGauges {
     deliveries_held: Gauge,
     unresolved_states: MetricVec<1, Gauge>,
     oldest_unresolved_state: Gauge,
+    client_certificate_expiry: Gauge,
     history_gauges: HistoryGauges,
     job_gauges: JobGauges,
 }
@@ -207,6 +209,10 @@ impl DatabaseGauges {
                 "attesto_unresolved_states_oldest_seconds",
                 "How long the oldest of them has been waiting for its state.",
             ),
+            client_certificate_expiry: registry.register_gauge(
+                "attesto_client_certificate_expiry_timestamp_seconds",
+                "When the first client certificate of an active callback expires, in seconds since the Unix epoch; 0: there is none.",
+            ),
             history_gauges: HistoryGauges::new(registry),
             job_gauges: JobGauges::new(keyring, registry),
         }
@@ -286,6 +292,9 @@ impl DatabaseGauges {
             let age = age.map_or(0.0, |age| age.as_secs_f64());
             self.credential_ages.with_label_values([store]).set(age);
         }
+        let expiry = store::load_first_client_certificate_expiry(&self.database).await?;
+        self.client_certificate_expiry
+            .set(count_to_f64(expiry.map_or(0, |expiry| expiry.as_secs())));
         self.last_audit_seq.set(count_to_f64(
             crate::audit::store::last_operator_audit_seq(&self.database).await?,
         ));

@@ -11,15 +11,17 @@ use strum::VariantArray as _;
 use tokio_util::sync::CancellationToken;
 
 use super::check::CheckQuery;
+use super::deliveries::CLIENT_CERTIFICATE_ADVICE;
 use super::drift;
 use super::expiry::{
     self, CredentialKind, DueCredential, SECONDS_PER_DAY, certificate_advice, is_expiring_soon,
 };
 use super::list::all_checks;
 use super::runner::DatabaseContext;
+use super::store;
 use crate::credentials::reseal;
 use crate::credentials::sealed_columns::ENCRYPTION_CANARY;
-use crate::deliveries::probe::store::list_expiring_certificates;
+use crate::deliveries::probe::store::{AffectedTenants, list_expiring_certificates};
 use crate::jobs::{Job, JobContext};
 use crate::replicas::LiveReplicas;
 
@@ -123,6 +125,8 @@ async fn run_expiry_job(context: DatabaseContext) -> anyhow::Result<Value> {
     let now = clock.now();
     let cutoff = expiry::callback_expiry_cutoff(now, thresholds);
     let callbacks = list_expiring_certificates(database, cutoff, MAX_LOGGED).await?;
+    let client_certificates =
+        store::list_expiring_client_certificates(database, cutoff, MAX_LOGGED).await?;
 
     // All queries run before the first log line, so that a run that fails and is repeated logs nothing twice.
     let mut due = Map::new();
@@ -144,16 +148,28 @@ async fn run_expiry_job(context: DatabaseContext) -> anyhow::Result<Value> {
         }
         certificates.insert(name, json!(end));
     }
-    for (tenant, end) in &callbacks.first {
+    let advice = "inform the tenant: once it has expired, nothing is delivered there";
+    log_expiring_certificates("callback", &callbacks, advice);
+    let advice = CLIENT_CERTIFICATE_ADVICE;
+    log_expiring_certificates("client_certificate", &client_certificates, advice);
+    Ok(json!({
+        "due": due,
+        "certificates": certificates,
+        "callbacks": callbacks.count,
+        "clientCertificates": client_certificates.count,
+    }))
+}
+
+fn log_expiring_certificates(certificate: &str, tenants: &AffectedTenants, advice: &str) {
+    for (tenant, end) in &tenants.first {
         tracing::warn!(
-            certificate = "callback",
+            certificate,
             tenantId = %tenant,
             endsAt = end,
-            advice = "inform the tenant: once it has expired, nothing is delivered there",
+            advice,
             "certificate_expires_soon"
         );
     }
-    Ok(json!({ "due": due, "certificates": certificates, "callbacks": callbacks.count }))
 }
 
 fn log_due_credentials(kind: CredentialKind, count: i64, oldest: &[DueCredential]) {

@@ -279,7 +279,7 @@ fn tenant_checks() -> Vec<Check> {
     checks
 }
 
-fn delivery_checks() -> [Check; 8] {
+fn delivery_checks() -> [Check; 9] {
     let group = CheckGroup::Deliveries;
     [
         Check::judged(
@@ -345,6 +345,13 @@ fn delivery_checks() -> [Check; 8] {
             |tenants, _| tenants.map(|tenants| deliveries::judge_callback_certificates(&tenants)),
         )
         .in_job(EXPIRY_JOB, "callbacks"),
+        Check::judged(
+            group,
+            "deliveries.client_certificates",
+            |c| deliveries::list_expiring_client_certificates(c).boxed(),
+            |tenants, _| tenants.map(|tenants| deliveries::judge_client_certificates(&tenants)),
+        )
+        .in_job(EXPIRY_JOB, "client_certificates"),
         Check::judged(
             group,
             "deliveries.states",

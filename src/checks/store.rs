@@ -9,6 +9,7 @@ use super::expiry::{CredentialKind, DueCredential};
 use crate::base::clock::Timestamp;
 use crate::base::id::TenantId;
 use crate::db::{Database, Error};
+use crate::deliveries::probe::store::AffectedTenants;
 
 #[derive(Clone, Debug)]
 pub(super) struct PostgresServer {
@@ -542,4 +543,47 @@ pub(super) async fn list_due_credentials(
             limit
         ),
     }
+}
+
+/// Client certificates of active callbacks that expire before `before`, and of whose life less than a third is left.
+pub(super) async fn list_expiring_client_certificates(
+    database: &Database,
+    before: Timestamp,
+    limit: i64,
+) -> Result<AffectedTenants, Error> {
+    let rows = sqlx::query!(
+        r#"
+        select certificate.tenant_id as "tenant!: TenantId", not_after as "end!", count(*) over () as "count!"
+        from webhook_client_certificates certificate
+        join webhook_configs config on config.tenant_id = certificate.tenant_id and config.is_active
+        join tenants on tenants.id = certificate.tenant_id and tenants.is_active
+        where not_after < $1 and not_after - attesto_now() < (not_after - not_before) / 3
+        order by not_after, certificate.tenant_id limit $2
+        "#,
+        OffsetDateTime::from(before),
+        limit
+    )
+    .fetch_all(database.pool())
+    .await?;
+    Ok(AffectedTenants {
+        count: rows.first().map_or(0, |row| row.count),
+        first: rows
+            .into_iter()
+            .map(|row| (row.tenant, Timestamp::from(row.end).to_string()))
+            .collect(),
+    })
+}
+
+/// When the first client certificate of an active callback expires. `None`: there is none.
+pub(super) async fn load_first_client_certificate_expiry(
+    database: &Database,
+) -> Result<Option<Timestamp>, Error> {
+    let first = sqlx::query_scalar!(
+        "select min(not_after) from webhook_client_certificates certificate \
+           join webhook_configs config on config.tenant_id = certificate.tenant_id and config.is_active \
+           join tenants on tenants.id = certificate.tenant_id and tenants.is_active"
+    )
+    .fetch_one(database.pool())
+    .await?;
+    Ok(first.map(Timestamp::from))
 }

@@ -52,6 +52,9 @@ pub const WEBHOOK_SECRET: SealedColumn = tenant_column("webhook_configs", "secre
 /// The secret that was last replaced; it signs deliveries too until its grace period ends.
 pub const WEBHOOK_PREVIOUS_SECRET: SealedColumn =
     tenant_column("webhook_previous_secrets", "secret_enc");
+/// The private key of the client certificate that a tenant's callback is shown.
+pub const CLIENT_CERTIFICATE_KEY: SealedColumn =
+    tenant_column("webhook_client_certificates", "key_enc");
 /// The key that the validation audit hashes purchase ids with. The row is named by the key's number.
 pub const VALIDATION_AUDIT_KEY: SealedColumn = SealedColumn {
     table: "validation_audit_keys",
@@ -66,13 +69,14 @@ pub const ENCRYPTION_CANARY: SealedColumn = SealedColumn {
 };
 
 /// All sealed columns. A test compares this with the database's catalogue.
-pub const ALL_SEALED_COLUMNS: [SealedColumn; 8] = [
+pub const ALL_SEALED_COLUMNS: [SealedColumn; 9] = [
     APPLE_PRIVATE_KEY,
     GOOGLE_SERVICE_ACCOUNT,
     APPLE_PREVIOUS_KEY,
     GOOGLE_PREVIOUS_ACCOUNT,
     WEBHOOK_SECRET,
     WEBHOOK_PREVIOUS_SECRET,
+    CLIENT_CERTIFICATE_KEY,
     VALIDATION_AUDIT_KEY,
     ENCRYPTION_CANARY,
 ];

@@ -39,8 +39,10 @@ async fn run_probe_job(tools: JobContext, stop: CancellationToken) -> anyhow::Re
     let every = tools.intervals.probe.unwrap_or(DEFAULT_PROBE_INTERVAL);
     // Less than the interval, so that a callback that was probed late in one run is probed again in the next.
     let known_for = (!tools.is_forced).then_some(every / 2);
+    let keyring = tools.keyring.as_deref();
     let round =
-        probe::probe_all_callbacks(&tools.database, &sender, every, known_for, &stop).await?;
+        probe::probe_all_callbacks(&tools.database, keyring, &sender, every, known_for, &stop);
+    let round = round.await?;
     Ok(match round {
         ProbeRound::Completed { tally, not_kept: 0 } => json!({ "callbacks": tally }),
         ProbeRound::Completed { tally, not_kept } => {

@@ -109,6 +109,11 @@ pub const TRANSFERRED_TABLES: [TransferTable; 16] = [
         ConflictPolicy::DeleteFirst,
     ),
     transfer_table(
+        "webhook_client_certificates",
+        ALL_ROWS,
+        ConflictPolicy::DeleteFirst,
+    ),
+    transfer_table(
         "webhook_allowed_networks",
         ALL_ROWS,
         ConflictPolicy::DeleteFirst,

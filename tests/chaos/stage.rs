@@ -133,8 +133,8 @@ impl Stage {
             let change = EndpointChange {
                 callback_url: Some(&url),
                 secret: Some(&secret),
-                is_active: None,
                 overlap: Duration::ZERO,
+                ..EndpointChange::default()
             };
             store::change_endpoint(&database, &keyring, &tenant, &change)
                 .await

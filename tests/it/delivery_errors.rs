@@ -26,15 +26,15 @@ use crate::world::wait::wait_for;
 const OK: &[u8] = b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nok";
 
 /// The certificate authorities that the command trusts, and what they issue.
-struct Authorities {
+pub(crate) struct Authorities {
     root: CertificateParams,
     root_key: KeyPair,
     root_der: CertificateDer<'static>,
-    folder: Folder,
+    pub(crate) folder: Folder,
 }
 
 impl Authorities {
-    fn new() -> Self {
+    pub(crate) fn new() -> Self {
         let root_key = KeyPair::generate().unwrap();
         let root = authority("A trusted root");
         let certificate = root.self_signed(&root_key).unwrap();
@@ -48,12 +48,21 @@ impl Authorities {
         authorities
     }
 
-    fn file(&self) -> std::path::PathBuf {
+    pub(crate) fn file(&self) -> std::path::PathBuf {
         self.folder.join("roots.pem")
     }
 
+    pub(crate) fn roots(&self) -> RootCertStore {
+        let mut roots = RootCertStore::empty();
+        roots.add(self.root_der.clone()).unwrap();
+        roots
+    }
+
     /// Issued by the root that is trusted.
-    fn issue(&self, params: &CertificateParams) -> (Vec<CertificateDer<'static>>, KeyPair) {
+    pub(crate) fn issue(
+        &self,
+        params: &CertificateParams,
+    ) -> (Vec<CertificateDer<'static>>, KeyPair) {
         let key = KeyPair::generate().unwrap();
         let issuer = Issuer::new(self.root.clone(), &self.root_key);
         let made = params.signed_by(&key, &issuer).unwrap();
@@ -78,7 +87,7 @@ fn authority(name: &str) -> CertificateParams {
     params
 }
 
-fn leaf(names: &[&str]) -> CertificateParams {
+pub(crate) fn leaf(names: &[&str]) -> CertificateParams {
     let names: Vec<String> = names.iter().map(ToString::to_string).collect();
     let mut params = CertificateParams::new(names).unwrap();
     params
@@ -125,15 +134,19 @@ async fn tls_receiver((chain, key): (Vec<CertificateDer<'static>>, KeyPair)) -> 
     Receiver::new(place, Arc::new(say(OK))).await
 }
 
-async fn receiver_with_client_certificates(authorities: &Authorities) -> Receiver {
-    let (chain, key) = authorities.issue(&leaf(&["localhost"]));
+/// A receiver whose own certificate is for these names, and that takes only clients with a certificate of the same authorities.
+pub(crate) async fn receiver_with_client_certificates(
+    authorities: &Authorities,
+    names: &[&str],
+    versions: &[&'static rustls::SupportedProtocolVersion],
+) -> Receiver {
+    let (chain, key) = authorities.issue(&leaf(names));
     let key = PrivateKeyDer::try_from(key.serialize_der()).unwrap();
     let provider = Arc::new(rustls::crypto::aws_lc_rs::default_provider());
-    let mut roots = RootCertStore::empty();
-    roots.add(authorities.root_der.clone()).unwrap();
-    let clients = WebPkiClientVerifier::builder_with_provider(Arc::new(roots), provider.clone());
+    let roots = Arc::new(authorities.roots());
+    let clients = WebPkiClientVerifier::builder_with_provider(roots, provider.clone());
     let config = rustls::ServerConfig::builder_with_provider(provider)
-        .with_safe_default_protocol_versions()
+        .with_protocol_versions(versions)
         .unwrap()
         .with_client_cert_verifier(clients.build().unwrap())
         .with_single_cert(chain, key)
@@ -179,7 +192,7 @@ async fn ping(shell: &Shell, tenant: &str, url: &str) -> Value {
 }
 
 /// A tenant whose callback is called by `webhook ping` alone, by a command that trusts the authorities.
-async fn pinging() -> (World, String, Authorities, Shell) {
+pub(crate) async fn pinging() -> (World, String, Authorities, Shell) {
     let world = World::with(&[("WEBHOOK_DISPATCHER_DISABLED", "true")]).await;
     let tenant = world.stranger().await.id.to_string();
     let authorities = Authorities::new();
@@ -271,7 +284,8 @@ async fn what_is_wrong_with_a_certificate_is_said_with_its_name_and_date() {
         check(&ping(&shell, &tenant, &url).await, "tls", words);
         assert_eq!(receiver.requests().len(), 0);
     }
-    let receiver = receiver_with_client_certificates(&authorities).await;
+    let receiver =
+        receiver_with_client_certificates(&authorities, &["localhost"], rustls::ALL_VERSIONS).await;
     let url = format!("https://localhost:{}/", receiver.address.port());
     check(
         &ping(&shell, &tenant, &url).await,

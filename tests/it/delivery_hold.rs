@@ -38,8 +38,8 @@ pub(crate) async fn set_callback(world: &World, tenant: &TenantId, url: &str) {
     let change = EndpointChange {
         callback_url: Some(url),
         secret: Some(&secret),
-        is_active: None,
         overlap: Duration::from_hours(24),
+        ..EndpointChange::default()
     };
     store::change_endpoint(world.database(), world.keyring(), tenant, &change)
         .await

@@ -7,8 +7,8 @@ use std::time::Duration;
 
 use attesto::credentials::canary;
 use attesto::credentials::sealed_columns::APPLE_PRIVATE_KEY;
-use attesto::deliveries::endpoint::SigningSecret;
 use attesto::deliveries::endpoint::store::{self as endpoints, EndpointChange};
+use attesto::deliveries::endpoint::{ClientCertificate, ClientCertificateChange, SigningSecret};
 use attesto::stores::apple::account::EnvironmentChoice;
 use serde_json::Value;
 use sqlx::{AssertSqlSafe, Executor as _};
@@ -435,11 +435,17 @@ impl Model {
     async fn new() -> Self {
         let install = Box::pin(Install::new()).await;
         let secret = SigningSecret::parse(&"s".repeat(40)).unwrap();
+        let made = rcgen::generate_simple_self_signed(vec!["attesto".to_owned()]).unwrap();
+        let (certificate, key) = (made.cert.pem(), made.signing_key.serialize_pem());
+        let now = install.world.clock.now();
+        let certificate =
+            ClientCertificate::from_pem(certificate.as_bytes(), key.as_bytes(), now).unwrap();
         let change = EndpointChange {
+            client_certificate: Some(ClientCertificateChange::Set(&certificate)),
             callback_url: Some("https://a.example/?token=hunter2"),
             secret: Some(&secret),
-            is_active: None,
             overlap: Duration::ZERO,
+            ..EndpointChange::default()
         };
         let (database, keyring) = (install.world.database(), install.world.keyring());
         endpoints::change_endpoint(database, keyring, &install.tenant.id, &change)
@@ -923,6 +929,23 @@ async fn problems_with_deliveries_and_records_are_reported() {
             ),
             &["deliveries.certificates: warn"],
             "1 callback's certificate expires soon",
+        ),
+        (
+            By::Rows(
+                "update webhook_client_certificates set
+                    not_before = now() - interval '350 days', not_after = now() + interval '13 days'",
+            ),
+            &["deliveries.client_certificates: warn"],
+            "1 client certificate for a callback expires soon",
+        ),
+        (
+            // It lives for a month, and is replaced late.
+            By::Rows(
+                "update webhook_client_certificates set
+                    not_before = now() - interval '17 days', not_after = now() + interval '13 days'",
+            ),
+            &[],
+            "No client certificate for a callback expires soon",
         ),
         (
             By::Rows("insert into delivery_holds (held_by) values ('x')"),

@@ -31,7 +31,12 @@ const BASIC: &str = "b3BlcmF0b3I6cGxhbnRlZC1wcm94eS1wYXNzd29yZA==";
 const PUBLIC: IpAddr = IpAddr::V4(Ipv4Addr::new(93, 184, 216, 34));
 
 /// A sender through the proxy that finds every name at these addresses.
-fn sender_through(proxy: &str, found: Vec<IpAddr>, roots: RootCertStore, private: bool) -> Sender {
+pub(crate) fn sender_through(
+    proxy: &str,
+    found: Vec<IpAddr>,
+    roots: RootCertStore,
+    private: bool,
+) -> Sender {
     let resolver = Resolver::from_fn(move |_| {
         let found = found.clone();
         async move { Ok(found) }.boxed()

@@ -24,6 +24,7 @@ use tokio_util::sync::CancellationToken;
 use tokio_util::task::AbortOnDropHandle;
 
 use crate::world::attesto::{APP, World};
+use crate::world::folder::Folder;
 use crate::world::postgres::{Fresh, fresh_database};
 use crate::world::shell::{Ran, Shell};
 use crate::world::wait::{finished, pause};
@@ -106,6 +107,11 @@ impl Vault {
                 "insert into webhook_previous_secrets (tenant_id, number, secret_enc, created_at, expires_at)
                  values ($1, 2, $2, now(), now() + interval '1 day')",
                 seal(sealed_columns::WEBHOOK_PREVIOUS_SECRET),
+            ),
+            (
+                "insert into webhook_client_certificates (tenant_id, certificate_chain, key_enc, not_before, not_after)
+                 values ($1, array['\\x00'::bytea], $2, now(), now() + interval '1 year')",
+                seal(sealed_columns::CLIENT_CERTIFICATE_KEY),
             ),
         ] {
             sqlx::query(statement)
@@ -237,22 +243,22 @@ async fn a_key_is_rotated_step_by_step() {
     assert_eq!(status["toReseal"], 0);
     assert_eq!(
         status["keys"],
-        json!([{"id": 1, "role": "seals", "canary": "right", "rows": 16}])
+        json!([{"id": 1, "role": "seals", "canary": "right", "rows": 19}])
     );
 
     // The new key seals, the old one still opens.
     let status = vault.attesto(&["encryption:status"], &text(2), &[1]);
-    assert_eq!(status.lines()[0]["toReseal"], 16);
+    assert_eq!(status.lines()[0]["toReseal"], 19);
     let dry = vault.attesto(&["encryption", "rotate", "--dry-run"], &text(2), &[1]);
     assert_eq!((dry.exit, dry.complained.as_str()), (0, ""), "{dry:?}");
     let last = dry.lines().pop().unwrap();
     assert_eq!(last["event"], "finished");
     assert_eq!(
         (&last["resealed"], &last["remaining"]),
-        (&json!(16), &json!(16))
+        (&json!(19), &json!(19))
     );
     let untouched = vault.opened(&ring(1, &[])).await;
-    assert_eq!(untouched.len(), 15);
+    assert_eq!(untouched.len(), 18);
     assert!(untouched.iter().all(|(_, id, right)| *id == 1 && *right));
 
     let rotated = vault.attesto(&["encryption", "rotate"], &text(2), &[1]);
@@ -261,7 +267,7 @@ async fn a_key_is_rotated_step_by_step() {
     let last = rotated.lines().pop().unwrap();
     assert_eq!(
         (&last["resealed"], &last["remaining"]),
-        (&json!(16), &json!(0))
+        (&json!(19), &json!(0))
     );
     // The old key is not needed any more.
     let after = vault.opened(&ring(2, &[])).await;
@@ -391,7 +397,7 @@ async fn three_kinds_of_damage_are_distinguished_and_affect_nothing_else() {
     let report = ran.lines().pop().unwrap();
     assert_eq!(
         (&report["resealed"], &report["failed"]),
-        (&json!(12), &json!(3))
+        (&json!(15), &json!(3))
     );
     let classes: BTreeMap<_, _> = report["failures"]
         .as_array()
@@ -460,7 +466,7 @@ async fn a_concurrent_change_of_a_secret_wins_over_the_rotation() {
     assert_eq!((one.failed, two.failed), (0, 0));
     assert!(writes.load(Ordering::Relaxed) > 10);
     let opened = vault.opened(&both).await;
-    assert_eq!(opened.len(), 5 * 250);
+    assert_eq!(opened.len(), 6 * 250);
     assert!(opened.iter().all(|(_, _, right)| *right));
     // Values written with the old key meanwhile are found by the next run.
     assert_eq!(rotate(database, &both).await.remaining, 0);
@@ -516,7 +522,7 @@ async fn a_killed_rotation_is_resumed() {
             child.kill().unwrap();
             child.wait().unwrap();
             let opened = vault.opened(&ring(new, &[old])).await;
-            assert_eq!(opened.len(), 5 * 230);
+            assert_eq!(opened.len(), 6 * 230);
             assert!(opened.iter().all(|(_, _, right)| *right));
             assert!(
                 opened.iter().any(|(_, id, _)| *id == old),
@@ -529,7 +535,7 @@ async fn a_killed_rotation_is_resumed() {
         assert!(writes.load(Ordering::Relaxed) > 20);
         operators.abort();
         let opened = vault.opened(&ring(new, &[])).await;
-        assert_eq!(opened.len(), 5 * 230);
+        assert_eq!(opened.len(), 6 * 230);
         assert!(opened.iter().all(|(_, id, right)| *id == new && *right));
         retired(0);
     }
@@ -607,7 +613,7 @@ async fn a_sealed_value_opens_only_in_its_own_row_and_column() {
         .unwrap();
         sealed_values.extend(rows.into_iter().map(|(row, blob)| (column, row, blob)));
     }
-    assert_eq!(sealed_values.len(), 2 * 5 + 1);
+    assert_eq!(sealed_values.len(), 2 * 6 + 1);
     for (column, row, _) in &sealed_values {
         let place = column.context_for(row);
         for (from, of, blob) in &sealed_values {
@@ -678,6 +684,14 @@ async fn every_sealed_column_is_written_sealed() {
         ];
         assert_eq!(shell.run_with(&words, letter.repeat(40)).exit, 0);
     }
+    let made = rcgen::generate_simple_self_signed(vec!["attesto".to_owned()]).unwrap();
+    let folder = Folder::new();
+    let pair = folder.join("client.pem");
+    std::fs::write(&pair, made.cert.pem() + &made.signing_key.serialize_pem()).unwrap();
+    let pair = pair.to_str().unwrap();
+    let words = ["webhook", "set-config", id];
+    let pair = ["--client-certificate-path", pair, "--client-key-path", pair];
+    assert_eq!(shell.run(&[&words[..], &pair].concat()).exit, 0);
     // The key of the validation log is created with the first entry; the canary on the first check.
     world
         .verify("apple", &tenant, &json!({ "transactionId": "1" }))
@@ -743,7 +757,7 @@ async fn rotation_stops_between_two_batches() {
         Err(ResealError::VerificationFailed(column)) => panic!("{column:?}"),
         Err(ResealError::Database(error)) => panic!("{error}"),
     };
-    assert_eq!((report.resealed, report.remaining), (100, 5 * 120 - 100));
+    assert_eq!((report.resealed, report.remaining), (100, 6 * 120 - 100));
 }
 
 impl Vault {

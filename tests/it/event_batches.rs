@@ -53,8 +53,8 @@ async fn set_callback(fresh: &Fresh, tenant: &TenantId) {
     let change = EndpointChange {
         callback_url: Some("https://callback.example/hook"),
         secret: Some(&secret),
-        is_active: None,
         overlap: std::time::Duration::ZERO,
+        ..EndpointChange::default()
     };
     change_endpoint(&fresh.database, &keyring, tenant, &change)
         .await

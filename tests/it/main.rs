@@ -22,6 +22,7 @@ mod chaos_short;
 mod checks;
 mod cli;
 mod cli_verify_inspect;
+mod client_certificates;
 mod connection_limits;
 mod credential_rotation;
 mod database;

@@ -394,8 +394,8 @@ async fn configure(world: &World, tenant: &TenantId, url: &str) {
     let change = EndpointChange {
         callback_url: Some(url),
         secret: Some(&secret),
-        is_active: None,
         overlap: Duration::ZERO,
+        ..EndpointChange::default()
     };
     let (database, keyring) = (world.database(), Arc::clone(world.keyring()));
     endpoints::change_endpoint(database, &keyring, tenant, &change)

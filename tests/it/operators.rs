@@ -107,6 +107,21 @@ async fn every_change_records_actor_host_command_and_target() {
     let second = "another-webhook-secret-of-thirty-two-bytes";
     assert_eq!(shell.run_with(&set, second).exit, 0);
     assert_eq!(shell.run(&["webhook", "retire-secret", tenant]).exit, 0);
+    let pair = folder.join("client.pem");
+    let made = rcgen::generate_simple_self_signed(vec!["attesto".to_owned()]).unwrap();
+    let client_key = made.signing_key.serialize_pem();
+    std::fs::write(&pair, made.cert.pem() + &client_key).unwrap();
+    let pair = pair.to_str().unwrap();
+    shell.rows(&[
+        "webhook",
+        "set-config",
+        tenant,
+        "--client-certificate-path",
+        pair,
+        "--client-key-path",
+        pair,
+    ]);
+    shell.rows(&["webhook", "set-config", tenant, "--no-client-certificate"]);
     shell.rows(&["webhook", "allow", tenant, "10.1.0.0/16:443"]);
     shell.rows(&["webhook", "disallow", tenant, "10.1.0.0/16:443"]);
     shell.rows(&["tenant", "deactivate", tenant]);
@@ -134,6 +149,10 @@ async fn every_change_records_actor_host_command_and_target() {
         "webhook set-config: insert webhook_previous_secrets",
         "webhook set-config: update webhook_configs",
         "webhook retire-secret: delete webhook_previous_secrets",
+        "webhook set-config: insert webhook_client_certificates",
+        "webhook set-config: update webhook_configs",
+        "webhook set-config: delete webhook_client_certificates",
+        "webhook set-config: update webhook_configs",
         "webhook allow: insert webhook_allowed_networks",
         "webhook disallow: delete webhook_allowed_networks",
         "tenant deactivate: update tenants",
@@ -169,12 +188,21 @@ async fn every_change_records_actor_host_command_and_target() {
         .lines()
         .nth(1)
         .unwrap();
-    for hidden in [&raw_key[20..], pem, account_key, secret, second, "hunter2"] {
+    let client_key = client_key.lines().nth(1).unwrap();
+    for hidden in [
+        &raw_key[20..],
+        pem,
+        account_key,
+        secret,
+        second,
+        client_key,
+        "hunter2",
+    ] {
         assert!(!text.contains(hidden), "{hidden} in {text}");
     }
     let verified = &shell.rows(&["audit", "verify"])[0];
     assert_eq!(verified["valid"], true, "{verified}");
-    assert_eq!(verified["rows"], 14);
+    assert_eq!(verified["rows"], 18);
     assert_eq!(
         shell
             .rows(&["audit", "operators", "list", "--limit", "3"])

@@ -301,6 +301,7 @@ impl Running {
         let endpoint = WebhookEndpoint {
             secrets: secrets.clone(),
             allow_list: AllowList::default(),
+            client_certificate: None,
         };
         let outcome = sender.send(&job, &endpoint).await;
         let said = outcome.body_excerpt().unwrap_or_default();

@@ -107,6 +107,15 @@ impl Hunt {
         self.plant(name, der, &[]);
     }
 
+    /// The secret number in a key of the curve P-256; its public key is in its certificate too.
+    fn client_key(&self, name: &str, key: &rcgen::KeyPair) {
+        const BEFORE: &[u8] = &[0x02, 0x01, 0x01, 0x04, 0x20];
+        let der = key.serialize_der();
+        let at = der.windows(BEFORE.len()).position(|part| part == BEFORE);
+        let at = at.unwrap() + BEFORE.len();
+        self.plant(name, &der[at..at + 32], &[]);
+    }
+
     /// Claims and signature; every token has the same header.
     fn token(&self, name: &str, token: &str) {
         let (_, rest) = token.split_once('.').unwrap();
@@ -746,9 +755,53 @@ impl Scene {
                 self.run_as(&words, "", sealing, &[]).await.ok();
             }
         }
+        self.client_certificates(tenant, &shown, sealing).await;
+    }
+
+    /// Client certificates: one that is replaced, and the one that is shown. The certificate's file holds the key too.
+    async fn client_certificates(&self, tenant: &Tenant, may_show: &str, sealing: &[(&str, &str)]) {
+        for what in ["a replaced client key", "the client key"] {
+            let made = rcgen::generate_simple_self_signed(vec!["attesto".to_owned()]).unwrap();
+            let key = made.signing_key.serialize_pem();
+            let name = format!("{what} of {}", tenant.app);
+            self.hunt.client_key(&name, &made.signing_key);
+            let both = self.file("client.pem", &(made.cert.pem() + &key));
+            let words = ["webhook", "set-config", &tenant.id];
+            let pair = [
+                "--client-certificate-path",
+                &both,
+                "--client-key-path",
+                &both,
+            ];
+            let words = [&words[..], &pair].concat();
+            self.run_as(&words, "", sealing, &[may_show]).await.ok();
+        }
     }
 
     async fn refused_callbacks(&self, tenant: &Tenant) {
+        let made = rcgen::generate_simple_self_signed(vec!["attesto".to_owned()]).unwrap();
+        let key = made.signing_key.serialize_pem();
+        let other = rcgen::KeyPair::generate().unwrap();
+        self.hunt
+            .client_key("a client key that is refused", &made.signing_key);
+        self.hunt
+            .client_key("the key of another client certificate", &other);
+        let other = other.serialize_pem();
+        let both = self.file("both.pem", &(made.cert.pem() + &key));
+        for file in [
+            self.file("other.pem", &other),
+            self.file("cut.pem", &key[..key.len() - 60]),
+        ] {
+            let words = ["webhook", "set-config", &tenant.id];
+            let pair = [
+                "--client-certificate-path",
+                &both,
+                "--client-key-path",
+                &file,
+            ];
+            let refused = self.run(&[&words[..], &pair].concat()).await;
+            assert_ne!(refused.exit, Some(0), "{refused:?}");
+        }
         let set = async |more: [&str; 2]| {
             let words = ["webhook", "set-config", &tenant.id, more[0], more[1]];
             let refused = self.run(&words).await;

@@ -6,6 +6,7 @@ use std::io::{BufRead as _, BufReader, Write as _};
 use std::os::unix::fs::PermissionsExt as _;
 use std::time::Duration;
 
+use attesto::base::clock::Timestamp;
 use attesto::base::id::TenantId;
 use attesto::base::progress::ignore_progress;
 use attesto::crypto::ExposeSecret as _;
@@ -15,7 +16,9 @@ use attesto::crypto::sealed_file::{
 };
 use attesto::db::Database;
 use attesto::deliveries::endpoint::store::{self, EndpointChange};
-use attesto::deliveries::endpoint::{SigningSecret, SigningSecrets};
+use attesto::deliveries::endpoint::{
+    ClientCertificate, ClientCertificateChange, SigningSecret, SigningSecrets,
+};
 use attesto::deliveries::signature;
 use attesto::events::{
     EventRecorder, EventSubject, NewEvent, RecordError, StateError, SubjectType,
@@ -99,12 +102,14 @@ impl Move {
             .unwrap();
         let id = tenant.id.as_str();
         let receiver = Receiver::answering(OK).await;
+        let client_certificate = client_certificate(old.clock.now());
         for letter in ["o", "n"] {
             let change = EndpointChange {
+                client_certificate: Some(ClientCertificateChange::Set(&client_certificate)),
                 callback_url: Some(&receiver.url()),
                 secret: Some(&secret(letter)),
-                is_active: None,
                 overlap: Duration::from_hours(24),
+                ..EndpointChange::default()
             };
             store::change_endpoint(old.database(), old.keyring(), &tenant.id, &change)
                 .await
@@ -244,6 +249,12 @@ async fn count(database: &Database, table: &str) -> i64 {
         .unwrap()
 }
 
+fn client_certificate(now: Timestamp) -> ClientCertificate {
+    let made = rcgen::generate_simple_self_signed(vec!["attesto".to_owned()]).unwrap();
+    let (certificate, key) = (made.cert.pem(), made.signing_key.serialize_pem());
+    ClientCertificate::from_pem(certificate.as_bytes(), key.as_bytes(), now).unwrap()
+}
+
 fn told(ran: &Ran) -> Value {
     assert_eq!(ran.exit, 0, "{ran:?}");
     serde_json::from_str(ran.said.lines().next().unwrap()).unwrap()
@@ -252,7 +263,7 @@ fn told(ran: &Ran) -> Value {
 /// The rows of a table of a tenant as JSON, without sealed and compressed columns.
 async fn rows(database: &Database, table: &str, key: &str, tenant: &TenantId) -> Vec<Value> {
     let statement = format!(
-        "select to_jsonb(line) - array['private_key_enc', 'service_account_enc', 'secret_enc', 'stored_body'] from {table} line \
+        "select to_jsonb(line) - array['private_key_enc', 'service_account_enc', 'secret_enc', 'key_enc', 'stored_body'] from {table} line \
           where {key} = $1 order by 1"
     );
     sqlx::query_scalar(AssertSqlSafe(statement))

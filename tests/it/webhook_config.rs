@@ -116,8 +116,8 @@ impl Desk {
         let change = EndpointChange {
             callback_url: Some(CALLBACK),
             secret: Some(secret),
-            is_active: None,
             overlap,
+            ..EndpointChange::default()
         };
         let database = &self.fresh.database;
         store::change_endpoint(database, &self.keyring, &self.tenant, &change).await

@@ -97,6 +97,7 @@ pub(crate) fn attempt(url: &str) -> Attempt {
         endpoint: WebhookEndpoint {
             secrets: SigningSecrets::from(secret("n")),
             allow_list: AllowList::default(),
+            client_certificate: None,
         },
     }
 }
@@ -686,7 +687,7 @@ async fn a_probe_completes_the_handshake_and_sends_nothing() {
     let attempt = trap.attempt();
     let sender = trap.sender(flipping(vec![vec![GOOD]]));
     let probe = sender
-        .probe_callback(&attempt.job.callback_url, &trap.allowed)
+        .probe_callback(&attempt.job.callback_url, &trap.allowed, None)
         .await;
     let ProbeOutcome::Reachable {
         certificate_ends_at: Some(end),
@@ -715,7 +716,7 @@ async fn a_probe_completes_the_handshake_and_sends_nothing() {
     ] {
         let sender = trap.sender(resolver);
         let probe = sender
-            .probe_callback(&attempt.job.callback_url, &trap.allowed)
+            .probe_callback(&attempt.job.callback_url, &trap.allowed, None)
             .await;
         assert_eq!(class(probe), expected);
     }
@@ -728,7 +729,7 @@ async fn a_probe_completes_the_handshake_and_sends_nothing() {
     assert_eq!(
         class(
             suspicious
-                .probe_callback(&attempt.job.callback_url, &trap.allowed)
+                .probe_callback(&attempt.job.callback_url, &trap.allowed, None)
                 .await
         ),
         OutcomeClass::Tls
@@ -737,7 +738,7 @@ async fn a_probe_completes_the_handshake_and_sends_nothing() {
     let ours = Resolver::from_fn(|_| async { Err(LookupError::ResolverUnavailable) }.boxed());
     let probe = trap
         .sender(ours)
-        .probe_callback(&attempt.job.callback_url, &trap.allowed)
+        .probe_callback(&attempt.job.callback_url, &trap.allowed, None)
         .await;
     assert_eq!(
         probe,

@@ -46,8 +46,8 @@ pub(crate) async fn set_callback(
     let change = EndpointChange {
         callback_url: Some(url),
         secret: Some(secret),
-        is_active: None,
         overlap: Duration::from_hours(24),
+        ..EndpointChange::default()
     };
     store::change_endpoint(database, keyring, tenant, &change)
         .await

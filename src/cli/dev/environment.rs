@@ -491,6 +491,7 @@ async fn configure_demo_callback(
         secret: Some(&secret),
         is_active: Some(true),
         overlap: Duration::ZERO,
+        ..endpoint::store::EndpointChange::default()
     };
     endpoint::store::change_endpoint(database, &settings.keyring, &demo.tenant, &change)
         .await

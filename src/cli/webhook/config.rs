@@ -12,12 +12,16 @@ use super::super::context::{
     CommandContext, CommandError, build_egress_policy, ensure_tenant_exists,
 };
 use super::super::{duration, input_file};
+use crate::base::clock::Timestamp;
 use crate::base::id::TenantId;
 use crate::config::groups::WebhookSettings;
 use crate::crypto::{ExposeSecret as _, SecretString};
 use crate::db::Database;
 use crate::deliveries::endpoint::store::{self, EndpointChange, EndpointChangeError, SecretChange};
-use crate::deliveries::endpoint::{EndpointSummary, SigningSecret};
+use crate::deliveries::endpoint::{
+    ClientCertificate, ClientCertificateChange, ClientCertificateSummary, EndpointSummary,
+    SigningSecret,
+};
 use crate::deliveries::history;
 use crate::deliveries::probe;
 use crate::deliveries::redelivery::{EventStatus, Redeliveries, RedeliveryFilter};
@@ -62,6 +66,18 @@ pub(crate) struct SetWebhookArgs {
     /// How long the previous secret signs beside the new one: 90s, 30m, 24h, 7d; 0s retires it at once [default: 24h]
     #[arg(long, value_name = "DURATION", value_parser = duration::parse_up_to(MAX_SECRET_OVERLAP_DAYS))]
     overlap: Option<Duration>,
+
+    /// PEM file with the certificate that the callback is shown if it asks for a client certificate, and those between it and its root [default: unchanged]
+    #[arg(long, value_name = "FILE", requires = "client_key_path")]
+    client_certificate_path: Option<PathBuf>,
+
+    /// PEM file with the private key of the client certificate, not encrypted; it is stored encrypted
+    #[arg(long, value_name = "FILE", requires = "client_certificate_path")]
+    client_key_path: Option<PathBuf>,
+
+    /// Show no client certificate any more, and delete its key
+    #[arg(long, conflicts_with_all = ["client_certificate_path", "client_key_path"])]
+    no_client_certificate: bool,
 }
 
 /// The output of `set-config`. `secret` is set when one was generated.
@@ -98,6 +114,7 @@ pub(super) async fn set_webhook_config(
             "--overlap needs a new secret: give it with --secret-path or --secret. To retire previous secrets now: attesto webhook retire-secret.",
         ));
     }
+    let client_certificate = read_client_certificate(&arguments, context.clock.now())?;
     let webhooks = context.read_settings(WebhookSettings::from_raw)?;
     let database = context.open_database().await?;
     let keyring = context.load_verified_keyring(&database).await?;
@@ -107,11 +124,18 @@ pub(super) async fn set_webhook_config(
         let guard = build_egress_policy(&webhooks, &database);
         check_callback_url(url, &guard, tenant, &allowed).await?;
     }
+    let client_certificate = match &client_certificate {
+        Some(certificate) => Some(ClientCertificateChange::Set(certificate)),
+        None => arguments
+            .no_client_certificate
+            .then_some(ClientCertificateChange::Remove),
+    };
     let change = EndpointChange {
         callback_url: arguments.callback_url.as_deref(),
         secret: secret.as_ref(),
         is_active: arguments.is_active,
         overlap: arguments.overlap.unwrap_or(DEFAULT_SECRET_OVERLAP),
+        client_certificate,
     };
     let changed = match store::change_endpoint(&database, &keyring, tenant, &change).await {
         Err(EndpointChangeError::EndpointNotFound(_)) => {
@@ -198,6 +222,21 @@ fn format_webhook_config(endpoint: &EndpointSummary, made: Option<&str>) -> Stri
         };
         prose.push_str(&line);
     }
+    if let Some(certificate) = &endpoint.client_certificate {
+        let ClientCertificateSummary {
+            subject, not_after, ..
+        } = certificate;
+        let over_http = if endpoint.callback_url.starts_with("http:") {
+            " It is not shown by plain http."
+        } else {
+            ""
+        };
+        // Writing to a `String` cannot fail.
+        let _ = write!(
+            prose,
+            "\nIf the callback asks for a client certificate, it is shown {subject:?}, which expires at {not_after}.{over_http}"
+        );
+    }
     if let Some(made) = made {
         prose.push_str("\n\n  ");
         prose.push_str(made);
@@ -230,6 +269,24 @@ fn read_given_secret(arguments: &SetWebhookArgs) -> Result<Option<SigningSecret>
         );
     }
     Ok(Some(secret))
+}
+
+/// `None`: none was given.
+fn read_client_certificate(
+    arguments: &SetWebhookArgs,
+    now: Timestamp,
+) -> Result<Option<ClientCertificate>, CommandError> {
+    let (Some(certificate), Some(key)) = (
+        &arguments.client_certificate_path,
+        &arguments.client_key_path,
+    ) else {
+        return Ok(None);
+    };
+    let certificate = input_file::read_file_or_stdin(certificate)?;
+    let key = input_file::read_file_or_stdin(key)?;
+    ClientCertificate::from_pem(&certificate, &key, now)
+        .map(Some)
+        .map_err(CommandError::from_usage_cause)
 }
 
 /// Refuses now what every delivery would refuse. A host that does not resolve is only a warning: its DNS record may follow.

@@ -7,13 +7,18 @@ use std::time::Duration;
 
 use serde::Serialize;
 
+use time::OffsetDateTime;
+
+use super::client_certificate::{ClientCertificate, ClientCertificateSummary};
 use super::secret::{MAX_ACTIVE_SECRETS, SigningSecret, SigningSecrets};
 use crate::base::clock::Timestamp;
 use crate::base::id::TenantId;
-use crate::credentials::sealed_columns::{SealedColumn, WEBHOOK_PREVIOUS_SECRET, WEBHOOK_SECRET};
+use crate::credentials::sealed_columns::{
+    CLIENT_CERTIFICATE_KEY, SealedColumn, WEBHOOK_PREVIOUS_SECRET, WEBHOOK_SECRET,
+};
 use crate::crypto::ExposeSecret as _;
 use crate::crypto::keyring::{Keyring, UnsealError};
-use crate::db::{self, Database};
+use crate::db::{self, Database, DbSession};
 use crate::egress::{AllowList, AllowedNetwork};
 
 /// When two processes change the secrets of a tenant at the same time, one of them has to try again.
@@ -26,12 +31,16 @@ pub struct WebhookEndpoint {
     pub secrets: SigningSecrets,
     /// The private networks that an operator has allowed for this tenant.
     pub allow_list: AllowList,
+    /// What the callback is shown if it asks for a client certificate.
+    pub client_certificate: Option<ClientCertificate>,
 }
 
 /// A stored secret could not be opened.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
-#[error("the webhook secret of {tenant} cannot be opened: {cause}")]
+#[error("the {what} of {tenant} cannot be opened: {cause}")]
 pub struct SealedSecretError {
+    /// Which secret, in the words of the message.
+    pub what: &'static str,
     /// The tenant that owns the secret.
     pub tenant: TenantId,
     /// Why it could not be opened.
@@ -39,7 +48,7 @@ pub struct SealedSecretError {
 }
 
 /// A change of an endpoint. `None` keeps the stored value.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, Default)]
 pub struct EndpointChange<'a> {
     /// Required when the tenant has no endpoint yet.
     pub callback_url: Option<&'a str>,
@@ -49,6 +58,17 @@ pub struct EndpointChange<'a> {
     pub is_active: Option<bool>,
     /// How long the current secret stays valid in addition to the new one.
     pub overlap: Duration,
+    /// The certificate that the callback is shown from now on.
+    pub client_certificate: Option<ClientCertificateChange<'a>>,
+}
+
+/// A change of the client certificate of an endpoint.
+#[derive(Clone, Copy, Debug)]
+pub enum ClientCertificateChange<'a> {
+    /// It is shown from now on, instead of the one before.
+    Set(&'a ClientCertificate),
+    /// None is shown from now on. Its key is deleted.
+    Remove,
 }
 
 /// The effect of a change on the secrets.
@@ -128,6 +148,8 @@ pub struct EndpointSummary {
     pub secrets: Vec<SigningSecretRow>,
     /// The private networks that an operator has allowed, such as `10.1.0.0/16:443`.
     pub allowed_networks: Vec<String>,
+    /// What the callback is shown if it asks for a client certificate.
+    pub client_certificate: Option<ClientCertificateSummary>,
     /// When it was created.
     pub created_at: Timestamp,
     /// When it was last changed.
@@ -147,7 +169,8 @@ pub async fn load_endpoints(
     let tenants: Vec<String> = tenants.iter().map(ToString::to_string).collect();
     let rows = sqlx::query!(
         r#"
-        select tenant_id as "tenant_id: TenantId", secret_enc,
+        select config.tenant_id as "tenant_id!: TenantId", secret_enc as "secret_enc!",
+               certificate_chain as "certificate_chain?", key_enc as "key_enc?",
                array(
                    select previous.secret_enc from webhook_previous_secrets previous
                     where previous.tenant_id = config.tenant_id
@@ -160,7 +183,8 @@ pub async fn load_endpoints(
                     where allowed.tenant_id = config.tenant_id
                ) as "allowed!"
           from webhook_configs config
-         where tenant_id = any($1)
+          left join webhook_client_certificates certificate on certificate.tenant_id = config.tenant_id
+         where config.tenant_id = any($1)
         "#,
         &tenants,
     )
@@ -168,20 +192,23 @@ pub async fn load_endpoints(
     .await?;
     let endpoints = rows.into_iter().map(|row| {
         let tenant = row.tenant_id;
-        let opened =
-            open_secret(keyring, WEBHOOK_SECRET, &tenant, &row.secret_enc).and_then(|newest| {
-                let previous = row.previous.iter();
-                let previous = previous
-                    .map(|blob| open_secret(keyring, WEBHOOK_PREVIOUS_SECRET, &tenant, blob));
-                Ok(SigningSecrets {
-                    newest,
+        let open = |column, blob: &[u8]| open_secret(keyring, column, &tenant, blob);
+        let opened = || {
+            let previous = row.previous.iter();
+            let previous = previous.map(|blob| open(WEBHOOK_PREVIOUS_SECRET, blob));
+            let sealed = row.certificate_chain.zip(row.key_enc);
+            let shown =
+                sealed.map(|(chain, key)| open_client_certificate(keyring, &tenant, chain, &key));
+            Ok(WebhookEndpoint {
+                secrets: SigningSecrets {
+                    newest: open(WEBHOOK_SECRET, &row.secret_enc)?,
                     previous: previous.collect::<Result<_, _>>()?,
-                })
-            });
-        let endpoint = opened.map(|secrets| WebhookEndpoint {
-            secrets,
-            allow_list: AllowList::from_column(&row.allowed),
-        });
+                },
+                allow_list: AllowList::from_column(&row.allowed),
+                client_certificate: shown.transpose()?,
+            })
+        };
+        let endpoint = opened();
         (tenant, endpoint)
     });
     Ok(endpoints.collect())
@@ -193,8 +220,14 @@ pub async fn load_endpoint_summary(
     tenant: &TenantId,
 ) -> Result<Option<EndpointSummary>, db::Error> {
     let row = sqlx::query!(
-        "select callback_url, is_active, secret_number, secret_created_at, created_at, updated_at \
-           from webhook_configs where tenant_id = $1",
+        r#"
+        select callback_url as "callback_url!", is_active as "is_active!", secret_number as "secret_number!",
+               secret_created_at as "secret_created_at!", config.created_at as "created_at!", updated_at as "updated_at!",
+               certificate_chain[1] as certificate
+          from webhook_configs config
+          left join webhook_client_certificates certificate on certificate.tenant_id = config.tenant_id
+         where config.tenant_id = $1
+        "#,
         tenant.as_str()
     )
     .fetch_optional(database.pool())
@@ -226,6 +259,9 @@ pub async fn load_endpoint_summary(
         has_secret: true,
         secrets,
         allowed_networks: allowed.iter().map(ToString::to_string).collect(),
+        client_certificate: row
+            .certificate
+            .and_then(|certificate| ClientCertificateSummary::from_der(&certificate)),
         created_at: row.created_at.into(),
         updated_at: row.updated_at.into(),
     }))
@@ -243,20 +279,65 @@ pub async fn change_endpoint(
 ) -> Result<SecretChange, EndpointChangeError> {
     for _ in 0..MAX_CHANGE_ATTEMPTS {
         let stored = load_stored_secrets(database, keyring, tenant).await?;
+        let mut transaction = database.pool().begin().await?;
+        let with = &mut *transaction;
         let done = match stored {
-            None => create_endpoint(database, keyring, tenant, change).await?,
+            None => create_endpoint(with, keyring, tenant, change).await?,
             Some(stored) => match change.secret {
                 Some(secret) if *secret != stored.newest => {
-                    rotate_secret(database, keyring, tenant, change, secret, &stored).await?
+                    rotate_secret(with, keyring, tenant, change, secret, &stored).await?
                 }
-                _ => update_endpoint(database, tenant, change).await?,
+                _ => update_endpoint(with, tenant, change).await?,
             },
         };
         if let Some(done) = done {
+            change_client_certificate(&mut transaction, keyring, tenant, change).await?;
+            transaction.commit().await?;
             return Ok(done);
         }
     }
     Err(EndpointChangeError::Contended(tenant.clone()))
+}
+
+/// After the endpoint, whose row is locked.
+async fn change_client_certificate(
+    with: &mut DbSession,
+    keyring: &Keyring,
+    tenant: &TenantId,
+    change: &EndpointChange<'_>,
+) -> Result<(), db::Error> {
+    match change.client_certificate {
+        None => {}
+        Some(ClientCertificateChange::Remove) => {
+            sqlx::query!(
+                "delete from webhook_client_certificates where tenant_id = $1",
+                tenant.as_str()
+            )
+            .execute(with)
+            .await?;
+        }
+        Some(ClientCertificateChange::Set(certificate)) => {
+            sqlx::query!(
+                "insert into webhook_client_certificates \
+                    (tenant_id, certificate_chain, key_enc, not_before, not_after, created_at) \
+                 values ($1, $2, $3, $4, $5, attesto_now()) \
+                 on conflict (tenant_id) do update set \
+                    certificate_chain = excluded.certificate_chain, key_enc = excluded.key_enc, \
+                    not_before = excluded.not_before, not_after = excluded.not_after, created_at = excluded.created_at",
+                tenant.as_str(),
+                &certificate.chain(),
+                keyring.seal(
+                    CLIENT_CERTIFICATE_KEY.context_for(tenant.as_str()),
+                    certificate.key()
+                ),
+                OffsetDateTime::from(certificate.not_before()),
+                OffsetDateTime::from(certificate.not_after()),
+            )
+            .execute(with)
+            .await?;
+        }
+    }
+    Ok(())
 }
 
 /// Ends the overlap of the previous secret with this number, or of all previous secrets. Returns their numbers.
@@ -412,7 +493,7 @@ async fn load_stored_secrets(
 
 /// `None`: another process created it at the same time.
 async fn create_endpoint(
-    database: &Database,
+    with: &mut DbSession,
     keyring: &Keyring,
     tenant: &TenantId,
     change: &EndpointChange<'_>,
@@ -430,7 +511,7 @@ async fn create_endpoint(
         seal_secret(keyring, WEBHOOK_SECRET, tenant, secret),
         change.is_active.unwrap_or(true),
     )
-    .execute(database.pool())
+    .execute(with)
     .await
     .map_err(|error| {
         db::map_constraint_error(error, "webhook_configs_tenant_id_fkey", || {
@@ -442,7 +523,7 @@ async fn create_endpoint(
 }
 
 async fn update_endpoint(
-    database: &Database,
+    with: &mut DbSession,
     tenant: &TenantId,
     change: &EndpointChange<'_>,
 ) -> Result<Option<SecretChange>, EndpointChangeError> {
@@ -454,14 +535,14 @@ async fn update_endpoint(
         change.callback_url,
         change.is_active,
     )
-    .execute(database.pool())
+    .execute(with)
     .await?;
     Ok((updated.rows_affected() == 1).then_some(SecretChange::Unchanged))
 }
 
 /// `None`: another process has changed the newest secret since it was read.
 async fn rotate_secret(
-    database: &Database,
+    with: &mut DbSession,
     keyring: &Keyring,
     tenant: &TenantId,
     change: &EndpointChange<'_>,
@@ -519,7 +600,7 @@ async fn rotate_secret(
         change.callback_url,
         change.is_active,
     )
-    .execute(database.pool())
+    .execute(with)
     .await;
     match rotated {
         Ok(done) => Ok((done.rows_affected() == 1).then_some(SecretChange::Rotated)),
@@ -554,6 +635,7 @@ fn open_secret(
     blob: &[u8],
 ) -> Result<SigningSecret, SealedSecretError> {
     let refused = |cause| SealedSecretError {
+        what: "webhook secret",
         tenant: tenant.clone(),
         cause,
     };
@@ -565,4 +647,27 @@ fn open_secret(
         .ok()
         .and_then(|text| SigningSecret::parse(text).ok())
         .ok_or_else(|| refused(UnsealError::NotSealed))
+}
+
+/// `chain` and `sealed_key` are columns of `webhook_client_certificates`.
+pub(in crate::deliveries) fn open_client_certificate(
+    keyring: &Keyring,
+    tenant: &TenantId,
+    chain: Vec<Vec<u8>>,
+    sealed_key: &[u8],
+) -> Result<ClientCertificate, SealedSecretError> {
+    let refused = |cause| SealedSecretError {
+        what: "key of the client certificate",
+        tenant: tenant.clone(),
+        cause,
+    };
+    let key = keyring
+        .open(
+            CLIENT_CERTIFICATE_KEY.context_for(tenant.as_str()),
+            sealed_key,
+        )
+        .map_err(refused)?;
+    // Only what can be used is sealed here, so any other content was not sealed by this program.
+    ClientCertificate::from_der(chain, key.expose_secret())
+        .map_err(|_| refused(UnsealError::NotSealed))
 }

@@ -10,6 +10,7 @@ use tokio_util::sync::CancellationToken;
 use super::result::{PROBE_RESULTS, probe_result};
 use super::store::{self, ProbeTarget};
 use crate::base::id::TenantId;
+use crate::crypto::keyring::Keyring;
 use crate::db::{Database, Error, error_class};
 use crate::deliveries::hold;
 use crate::deliveries::sender::{ProbeOutcome, Sender};
@@ -37,9 +38,10 @@ pub(crate) enum ProbeRound {
 
 /// Probes every active callback, until `stop` is cancelled or deliveries are held. These are not probed: a callback to which
 /// an event was delivered within `every`, if it was probed within a day, and one that was probed within `known_for`, which
-/// counts under its last result.
+/// counts under its last result. The keys of client certificates are opened with `keyring`.
 pub(crate) async fn probe_all_callbacks(
     database: &Database,
+    keyring: Option<&Keyring>,
     sender: &Sender,
     every: Duration,
     known_for: Option<Duration>,
@@ -55,8 +57,15 @@ pub(crate) async fn probe_all_callbacks(
         if let Some(hold) = hold::store::load_active_hold(database).await? {
             return Ok(ProbeRound::Held(hold));
         }
-        let page = store::list_probe_targets(database, after.as_ref(), every, known_for, PAGE_SIZE)
-            .await?;
+        let page = store::list_probe_targets(
+            database,
+            keyring,
+            after.as_ref(),
+            every,
+            known_for,
+            PAGE_SIZE,
+        );
+        let page = page.await?;
         let Some(last) = page.last() else {
             return Ok(progress.into_completed());
         };
@@ -79,8 +88,9 @@ pub(crate) async fn probe_all_callbacks(
             }
             let sender = sender.clone();
             probes.spawn(async move {
+                let shown = callback.client_certificate.as_ref();
                 let probe = sender
-                    .probe_callback(&callback.url, &callback.allowed)
+                    .probe_callback(&callback.url, &callback.allowed, shown)
                     .await;
                 (callback, probe)
             });

@@ -7,7 +7,10 @@ use serde::Serialize;
 use super::result::{PROBE_RESULTS, probe_result};
 use crate::base::clock::Timestamp;
 use crate::base::id::TenantId;
+use crate::crypto::keyring::Keyring;
 use crate::db::{Database, Error};
+use crate::deliveries::endpoint::ClientCertificate;
+use crate::deliveries::endpoint::store::open_client_certificate;
 use crate::deliveries::sender::ProbeOutcome;
 use crate::egress::AllowList;
 
@@ -17,6 +20,9 @@ pub(super) struct ProbeTarget {
     pub(super) tenant: TenantId,
     pub(super) url: String,
     pub(super) allowed: AllowList,
+    pub(super) client_certificate: Option<ClientCertificate>,
+    /// Whether there is a client certificate whose key cannot be opened, so that nothing can be found out.
+    is_certificate_unreadable: bool,
     /// Whether an event was delivered recently, so that no probe is needed.
     has_recent_delivery: bool,
     /// The last result, if it is recent.
@@ -28,6 +34,8 @@ impl ProbeTarget {
     pub(super) fn known_result(&self) -> Option<&'static str> {
         let found = if self.has_recent_delivery {
             Some("delivered")
+        } else if self.is_certificate_unreadable {
+            Some("unknown")
         } else {
             self.last_result.as_deref()
         };
@@ -38,6 +46,7 @@ impl ProbeTarget {
 /// The next active callbacks of active tenants, in the order of the tenants' ids and after the tenant `after`.
 pub(super) async fn list_probe_targets(
     database: &Database,
+    keyring: Option<&Keyring>,
     after: Option<&TenantId>,
     every: Duration,
     known_for: Option<Duration>,
@@ -53,9 +62,11 @@ pub(super) async fn list_probe_targets(
             ) as "allowed!",
             coalesce(health.last_success_at > clock.now - make_interval(secs => $3)
                 and probe.probed_at > clock.now - interval '1 day', false) as "is_well!",
-            case when probe.probed_at > clock.now - make_interval(secs => $4) then probe.result end as "found?"
+            case when probe.probed_at > clock.now - make_interval(secs => $4) then probe.result end as "found?",
+            certificate_chain as "certificate_chain?", key_enc as "key_enc?"
         from webhook_configs config
         join tenants on tenants.id = config.tenant_id and tenants.is_active
+        left join webhook_client_certificates certificate on certificate.tenant_id = config.tenant_id
         left join webhook_health health
             on health.tenant_id = config.tenant_id
             and health.callback_key = hashtextextended(config.callback_url, 0)
@@ -73,12 +84,19 @@ pub(super) async fn list_probe_targets(
     )
     .fetch_all(database.pool())
     .await?;
-    let callbacks = rows.into_iter().map(|row| ProbeTarget {
-        tenant: row.tenant,
-        url: row.url,
-        allowed: AllowList::from_column(&row.allowed),
-        has_recent_delivery: row.is_well,
-        last_result: row.found,
+    let callbacks = rows.into_iter().map(|row| {
+        let sealed = row.certificate_chain.zip(row.key_enc);
+        let opened = sealed
+            .map(|(chain, key)| open_client_certificate(keyring?, &row.tenant, chain, &key).ok());
+        ProbeTarget {
+            tenant: row.tenant,
+            url: row.url,
+            allowed: AllowList::from_column(&row.allowed),
+            is_certificate_unreadable: matches!(opened, Some(None)),
+            client_certificate: opened.flatten(),
+            has_recent_delivery: row.is_well,
+            last_result: row.found,
+        }
     });
     Ok(callbacks.collect())
 }

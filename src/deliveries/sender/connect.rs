@@ -11,8 +11,8 @@ use http_body_util::Full;
 use hyper::body::Bytes;
 use hyper::client::conn::http1::{self, SendRequest};
 use hyper_util::rt::TokioIo;
-use rustls::client::WebPkiServerVerifier;
 use rustls::client::danger::ServerCertVerifier;
+use rustls::client::{Resumption, WebPkiServerVerifier};
 use rustls::crypto::aws_lc_rs;
 use rustls::pki_types::{CertificateDer, ServerName};
 use rustls::{ClientConfig, RootCertStore};
@@ -25,6 +25,7 @@ use tokio_util::task::AbortOnDropHandle;
 
 use super::read_budget::{BudgetedStream, ReadBudget};
 use crate::base::tls_error::ExplainingVerifier;
+use crate::deliveries::endpoint::ClientCertificate;
 use crate::egress::{AllowedAddresses, CallbackHost, CallbackTarget, EgressProxy, ProxyError};
 use crate::outbound::system_verifier;
 
@@ -122,16 +123,18 @@ pub(super) struct Connector {
 }
 
 impl Connector {
-    /// Connects to one of the checked addresses and to nothing else.
+    /// Connects to one of the checked addresses and to nothing else. `shown` is what a receiver gets that asks for a client
+    /// certificate.
     pub(super) async fn open_connection(
         &self,
         target: &CallbackTarget,
         vetted: &AllowedAddresses,
+        shown: Option<&ClientCertificate>,
         deadline: Instant,
     ) -> Result<CallbackConnection, ConnectError> {
         let (stream, peer) = self.connect_to_any(&vetted.addresses, deadline).await?;
         if target.is_https {
-            let stream = self.tls_handshake(target, stream, deadline).await?;
+            let stream = self.tls_handshake(target, shown, stream, deadline).await?;
             http_handshake(stream, peer).await
         } else {
             http_handshake(stream, peer).await
@@ -144,20 +147,34 @@ impl Connector {
         &self,
         target: &CallbackTarget,
         vetted: &AllowedAddresses,
+        shown: Option<&ClientCertificate>,
         deadline: Instant,
     ) -> Result<Option<CertificateDer<'static>>, ConnectError> {
         let (stream, _) = self.connect_to_any(&vetted.addresses, deadline).await?;
         if !target.is_https {
             return Ok(None);
         }
-        let stream = self.tls_handshake(target, stream, deadline).await?;
+        let stream = self.tls_handshake(target, shown, stream, deadline).await?;
         let chain = stream.get_ref().1.peer_certificates();
         Ok(chain.and_then(|chain| Some(chain.first()?.clone().into_owned())))
+    }
+
+    /// With a client certificate it is one of its own: a session that was resumed would be taken for that of the certificate that
+    /// was shown when it began.
+    fn tls_config(&self, shown: Option<&ClientCertificate>) -> Arc<ClientConfig> {
+        let Some(certificate) = shown else {
+            return self.tls_config.clone();
+        };
+        let mut config = ClientConfig::clone(&self.tls_config);
+        config.client_auth_cert_resolver = certificate.resolver();
+        config.resumption = Resumption::disabled();
+        Arc::new(config)
     }
 
     async fn tls_handshake(
         &self,
         target: &CallbackTarget,
+        shown: Option<&ClientCertificate>,
         stream: TcpStream,
         deadline: Instant,
     ) -> Result<TlsStream<TcpStream>, ConnectError> {
@@ -166,7 +183,7 @@ impl Connector {
                 .map_err(|cause| ConnectError::Tls(io::Error::other(cause)))?,
             CallbackHost::Address(address) => ServerName::from(*address),
         };
-        let connecting = TlsConnector::from(self.tls_config.clone()).connect(name, stream);
+        let connecting = TlsConnector::from(self.tls_config(shown)).connect(name, stream);
         match timeout_at(deadline, connecting).await {
             Ok(connected) => connected.map_err(ConnectError::Tls),
             Err(_) => Err(ConnectError::TimedOut(ConnectPhase::Tls)),

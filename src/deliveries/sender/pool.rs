@@ -11,6 +11,7 @@ use parking_lot::Mutex;
 use tokio::time::Instant;
 
 use super::connect::CallbackConnection;
+use crate::deliveries::endpoint::ClientCertificate;
 use crate::egress::{AllowedAddresses, CallbackHost, CallbackTarget};
 
 /// Several tenants may have callbacks at one receiver.
@@ -22,14 +23,17 @@ struct PoolKey {
     tls: bool,
     host: CallbackHost,
     port: u16,
+    /// A receiver takes whoever uses the connection for the owner of the certificate that was shown when it was opened.
+    client_certificate: Option<[u8; 32]>,
 }
 
-impl From<&CallbackTarget> for PoolKey {
-    fn from(target: &CallbackTarget) -> Self {
+impl PoolKey {
+    fn new(target: &CallbackTarget, shown: Option<&ClientCertificate>) -> Self {
         Self {
             tls: target.is_https,
             host: target.host.clone(),
             port: target.port,
+            client_certificate: shown.map(ClientCertificate::fingerprint),
         }
     }
 }
@@ -63,15 +67,17 @@ impl ConnectionPool {
         Self { idle_timeout, idle }
     }
 
-    /// The connection to one of these checked addresses that was used last.
+    /// The connection to one of these checked addresses that was used last, and that was opened with this client certificate, or
+    /// without one.
     pub(super) fn take_connection(
         &self,
         target: &CallbackTarget,
+        shown: Option<&ClientCertificate>,
         vetted: &AllowedAddresses,
     ) -> Option<CallbackConnection> {
         let mut lock = self.idle.lock();
         let kept = &mut *lock;
-        let waiting = kept.by_receiver.get_mut(&PoolKey::from(target))?;
+        let waiting = kept.by_receiver.get_mut(&PoolKey::new(target, shown))?;
         while let Some(last) = waiting.pop() {
             kept.count -= 1;
             let connection = last.connection;
@@ -86,12 +92,18 @@ impl ConnectionPool {
     }
 
     /// Keeps a connection whose last answer was read to its end.
-    pub(super) fn keep_connection(&self, target: &CallbackTarget, connection: CallbackConnection) {
+    pub(super) fn keep_connection(
+        &self,
+        target: &CallbackTarget,
+        shown: Option<&ClientCertificate>,
+        connection: CallbackConnection,
+    ) {
         let mut kept = self.idle.lock();
         if kept.count >= MAX_IDLE_CONNECTIONS || connection.request_sender.is_closed() {
             return;
         }
-        let waiting = kept.by_receiver.entry(PoolKey::from(target)).or_default();
+        let key = PoolKey::new(target, shown);
+        let waiting = kept.by_receiver.entry(key).or_default();
         if waiting.len() < MAX_IDLE_PER_RECEIVER {
             waiting.push(IdleConnection {
                 connection,

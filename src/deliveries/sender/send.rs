@@ -15,8 +15,9 @@ use super::failure::{self, AttemptError};
 use super::pool::ConnectionPool;
 use super::request;
 use super::retry_after;
+use crate::base::certificate::validity_period;
 use crate::base::clock::{Clock, Timestamp};
-use crate::deliveries::endpoint::WebhookEndpoint;
+use crate::deliveries::endpoint::{ClientCertificate, WebhookEndpoint};
 use crate::deliveries::job::DeliveryJob;
 use crate::deliveries::outcome::{AttemptOutcome, OutcomeClass};
 use crate::egress::{
@@ -110,9 +111,15 @@ impl Sender {
 
     /// Connects to a callback as for a delivery and closes the connection without a request. Uses no idle connection and
     /// changes no delivery. Ends within the timeout.
-    pub async fn probe_callback(&self, url: &str, allowed: &AllowList) -> ProbeOutcome {
+    pub async fn probe_callback(
+        &self,
+        url: &str,
+        allowed: &AllowList,
+        client_certificate: Option<&ClientCertificate>,
+    ) -> ProbeOutcome {
         let deadline = Instant::now() + self.timeout;
-        match self.probe_connection(url, allowed, deadline).await {
+        let probing = self.probe_connection(url, allowed, client_certificate, deadline);
+        match probing.await {
             Ok(certificate_ends_at) => ProbeOutcome::Reachable {
                 certificate_ends_at,
             },
@@ -129,10 +136,13 @@ impl Sender {
         &self,
         url: &str,
         allowed: &AllowList,
+        client_certificate: Option<&ClientCertificate>,
         deadline: Instant,
     ) -> Result<Option<Timestamp>, AttemptError> {
         let (target, vetted) = self.resolve_callback(url, allowed).await?;
-        let connecting = self.connector.fetch_certificate(&target, &vetted, deadline);
+        let connecting =
+            self.connector
+                .fetch_certificate(&target, &vetted, client_certificate, deadline);
         let certificate = connecting
             .await
             .map_err(|error| AttemptError::from_connect_error(error, &target))?;
@@ -176,14 +186,16 @@ impl Sender {
                 AttemptError::Refused(OutcomeClass::Blocked, detail)
             })
         };
-        let (connection, response) = self.send_request(&target, &vetted, build, deadline).await?;
+        let shown = endpoint.client_certificate.as_ref();
+        let sending = self.send_request(&target, &vetted, shown, build, deadline);
+        let (connection, response) = sending.await?;
         let code = response.status().as_u16();
         let asked = response.headers().get(RETRY_AFTER);
         let retry_after = asked.and_then(|asked| retry_after::parse_retry_after(asked, now));
         let location = failure::redirect_location(response.headers(), &job.callback_url);
         let (body, end) = read_body(response.into_body(), deadline).await;
         if end == BodyEnd::Complete {
-            self.pool.keep_connection(&target, connection);
+            self.pool.keep_connection(&target, shown, connection);
         }
         let excerpt = (!vetted.is_allow_listed).then(|| body_excerpt(&body));
         let (class, detail) = match (OutcomeClass::from_status(code), end) {
@@ -233,11 +245,12 @@ impl Sender {
         &self,
         target: &CallbackTarget,
         vetted: &AllowedAddresses,
+        shown: Option<&ClientCertificate>,
         build: impl Fn() -> Result<Request<Full<Bytes>>, AttemptError>,
         deadline: Instant,
     ) -> Result<(CallbackConnection, Response<Incoming>), AttemptError> {
         let late = |_| AttemptError::no_answer(target);
-        if let Some(mut idle) = self.pool.take_connection(target, vetted) {
+        if let Some(mut idle) = self.pool.take_connection(target, shown, vetted) {
             let sending = send_on_connection(&mut idle, build()?);
             match timeout_at(deadline, sending).await.map_err(late)? {
                 Ok(response) => return Ok((idle, response)),
@@ -248,7 +261,9 @@ impl Sender {
                 Err(_) => {}
             }
         }
-        let connecting = self.connector.open_connection(target, vetted, deadline);
+        let connecting = self
+            .connector
+            .open_connection(target, vetted, shown, deadline);
         let mut connection = connecting
             .await
             .map_err(|error| AttemptError::from_connect_error(error, target))?;
@@ -294,9 +309,7 @@ pub enum ProbeOutcome {
 
 fn certificate_expiry(certificate: &[u8]) -> Option<Timestamp> {
     let certificate = Certificate::from_der(certificate).ok()?;
-    let end = certificate.tbs_certificate().validity().not_after;
-    let millis = i64::try_from(end.to_unix_duration().as_millis()).ok()?;
-    Some(Timestamp::from_millis(millis))
+    Some(validity_period(&certificate).1)
 }
 
 async fn send_on_connection(

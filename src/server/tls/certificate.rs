@@ -13,9 +13,9 @@ use rustls::{InconsistentKeys, ServerConfig};
 use webpki::KeyUsage;
 use x509_cert::Certificate;
 use x509_cert::der::Decode as _;
-use x509_cert::time::Time;
 use zeroize::Zeroizing;
 
+use crate::base::certificate::validity_period;
 use crate::base::clock::Timestamp;
 use crate::crypto::redact::unreadable_file_message;
 use crate::crypto::token;
@@ -171,7 +171,6 @@ impl TlsCertificate {
         let (first, others) = parsed
             .split_first()
             .ok_or(TlsCertificateError::InvalidCertificatePem)?;
-        let first = first.tbs_certificate();
         let key = PrivateKeyDer::from_pem_slice(&texts.key)
             .map_err(|_| TlsCertificateError::InvalidKeyPem)?;
 
@@ -195,15 +194,14 @@ impl TlsCertificate {
             .iter()
             .zip(&parsed)
             .skip(1)
-            .filter(|(_, other)| other.tbs_certificate().subject() == first.issuer())
+            .filter(|(_, other)| {
+                other.tbs_certificate().subject() == first.tbs_certificate().issuer()
+            })
             .any(|(other, _)| is_issued_by(&chain[0], other, now));
         if !others.is_empty() && !issued {
             return Err(TlsCertificateError::ChainMismatch);
         }
-        let (not_before, not_after) = (
-            to_timestamp(first.validity().not_before),
-            to_timestamp(first.validity().not_after),
-        );
+        let (not_before, not_after) = validity_period(first);
         if not_after <= now {
             return Err(TlsCertificateError::Expired(not_after));
         }
@@ -293,9 +291,4 @@ fn is_issued_by(
         found,
         Err(webpki::Error::UnknownIssuer | webpki::Error::InvalidSignatureForPublicKey)
     )
-}
-
-fn to_timestamp(time: Time) -> Timestamp {
-    let millis = time.to_unix_duration().as_millis();
-    Timestamp::from_millis(i64::try_from(millis).unwrap_or(i64::MAX))
 }

@@ -298,6 +298,10 @@ impl DocRunner {
         let simulator = &self.world.simulator;
         let apple = simulator.apple().api_key();
         self.write_work_file("SubscriptionKey_2X9R4HXF34.p8", &apple.private_key);
+        let client = rcgen::generate_simple_self_signed(vec!["attesto".to_owned()])
+            .expect("a certificate with a name");
+        self.write_work_file("client.pem", &client.cert.pem());
+        self.write_work_file("client.key", &client.signing_key.serialize_pem());
         let account = simulator.google_service_account().to_string();
         self.write_note("service-account.json", &account);
         self.write_work_file("service-account.json", &account);
