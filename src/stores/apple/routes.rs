@@ -185,7 +185,7 @@ async fn send_consumption(
     State(state): State<VerifyState<AppleVerifier>>,
     caller: Caller,
     JsonBody(request): JsonBody<ConsumptionRequest>,
-) -> Result<axum::Json<SentConsumption>, Problem> {
+) -> Result<JsonAnswer<SentConsumption>, Problem> {
     let sending = state
         .verifier
         .answer_consumption_request(&caller.tenant, &request);
@@ -229,7 +229,7 @@ async fn finish_transaction(
     State(state): State<VerifyState<AppleVerifier>>,
     caller: Caller,
     JsonBody(request): JsonBody<FinishRequest>,
-) -> Result<axum::Json<FinishedTransaction>, Problem> {
+) -> Result<JsonAnswer<FinishedTransaction>, Problem> {
     let finishing = state.verifier.finish_transaction(&caller.tenant, &request);
     let purchase_id = || request.transaction_id.as_str().into();
     state
@@ -274,7 +274,7 @@ async fn set_app_account_token(
     State(state): State<VerifyState<AppleVerifier>>,
     caller: Caller,
     JsonBody(request): JsonBody<AppAccountTokenRequest>,
-) -> Result<axum::Json<BoundPurchase>, Problem> {
+) -> Result<JsonAnswer<BoundPurchase>, Problem> {
     let binding = state
         .verifier
         .set_app_account_token(&caller.tenant, &request);

@@ -312,7 +312,7 @@ async fn review_refund(
     State(state): State<VerifyState<GoogleVerifier>>,
     caller: Caller,
     JsonBody(request): JsonBody<RefundReviewRequest>,
-) -> Result<axum::Json<SentRefundReview>, Problem> {
+) -> Result<JsonAnswer<SentRefundReview>, Problem> {
     let review = state
         .verifier
         .answer_refund_review(&caller.tenant, &request);
