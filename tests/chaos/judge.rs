@@ -168,6 +168,24 @@ pub(crate) async fn judge(
         .filter(|(_, answers)| answers.len() > 1)
         .map(|(event, _)| event)
         .collect();
+    let unexpected: Vec<String> = taken
+        .keys()
+        .filter(|event| !accepted.contains_key(*event))
+        .cloned()
+        .collect();
+    // A state that was not known when its event was stored is told by an event of its own.
+    let unexpected: Vec<String> = sqlx::query_scalar(
+        "select one.id || coalesce(' (' || stored.platform_event || ')', ' (not stored)')
+            from unnest($1::text[]) one (id) left join webhook_events stored on stored.id = one.id
+            where stored.external_id is null or not exists (
+                select from unnest($2::text[]) accepted (id) where stored.external_id = 'state:' || accepted.id
+            )",
+    )
+    .bind(unexpected)
+    .bind(accepted.keys().cloned().collect::<Vec<_>>())
+    .fetch_all(stage.database.pool())
+    .await
+    .expect("the database is there again");
     let proofs =
         sealed_value_check::check_sealed_values(&stage.database, &stage.keyring(), i64::MAX)
             .await
@@ -183,11 +201,7 @@ pub(crate) async fn judge(
         accepted: accepted.len(),
         delivered: taken.len(),
         lost: missing(stage),
-        unexpected: taken
-            .keys()
-            .filter(|event| !accepted.contains_key(*event))
-            .cloned()
-            .collect(),
+        unexpected,
         duplicated: twice.len(),
         unexplained: twice
             .into_iter()
