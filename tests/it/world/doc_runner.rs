@@ -322,8 +322,8 @@ impl DocRunner {
             &simulator.apple().sign_transaction(&id).unwrap(),
         );
         self.write_work_file(
-            "purchases.txt",
-            &format!("{id} active\n1 TRANSACTION_NOT_FOUND\n"),
+            "purchases.csv",
+            &format!("reference,transactionId\nactive,{id}\nTRANSACTION_NOT_FOUND,1\n"),
         );
         let subscribed = simulator
             .google()
