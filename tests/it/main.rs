@@ -5,6 +5,7 @@
 mod access_control;
 mod admission;
 mod apple_answers;
+mod apple_app_transaction;
 mod apple_backfill;
 mod apple_credentials;
 mod apple_notifications;

@@ -5,10 +5,12 @@
 //! - [`mod@test_notification`] has `request-test-notification`
 //! - [`mod@backfill`] has `backfill`
 //! - [`mod@orders`] has `order` and `refunds`
+//! - [`mod@app_transaction`] has `app-transaction`
 //! - [`mod@consumption`] has `consumption`, `set-default-answer`, `remove-default-answer`
 //! - [`mod@transaction_actions`] has `finish` and `set-app-account-token`
 //! - [`mod@offers`] has `sign-offer`
 
+mod app_transaction;
 mod backfill;
 mod command;
 mod consumption;

@@ -47,11 +47,12 @@ const READING: [&str; 6] = [
 ];
 
 /// The error codes that each route may answer, by the contract.
-const ERRORS: [(&str, &[&str]); 18] = [
+const ERRORS: [(&str, &[&str]); 19] = [
     ("/health", &["INTERNAL_ERROR"]),
     ("/ready", &["INTERNAL_ERROR"]),
     ("/openapi.json", &["INTERNAL_ERROR"]),
     ("/v1/apple/verify", &ASKING_APPLE),
+    ("/v1/apple/app-transaction", &ASKING_APPLE),
     ("/v1/apple/consumption", &ASKING_APPLE),
     ("/v1/apple/finish", &ASKING_APPLE),
     ("/v1/apple/app-account-token", &ASKING_APPLE),
@@ -196,6 +197,7 @@ fn the_description_is_whole() {
         let security = &operation["security"][0];
         let expected = match path {
             "/v1/apple/verify"
+            | "/v1/apple/app-transaction"
             | "/v1/apple/consumption"
             | "/v1/apple/finish"
             | "/v1/apple/app-account-token"
@@ -427,6 +429,17 @@ async fn what_is_answered_is_as_described() {
             json!({ "signedTransaction": jws, "environment": "production" }),
         ),
         (400, "/v1/apple/verify", json!({})),
+        (
+            200,
+            "/v1/apple/app-transaction",
+            json!({ "transactionId": transaction.transaction_id }),
+        ),
+        (
+            200,
+            "/v1/apple/app-transaction",
+            json!({ "signedAppTransaction": jws }),
+        ),
+        (400, "/v1/apple/app-transaction", json!({})),
         (
             200,
             "/v1/google/verify",
