@@ -34,6 +34,7 @@ use super::state::apple_notifications::{
     NotificationHistoryQuery, SimulatedNotification, app_transaction_payload,
 };
 use super::state::fault::Fault;
+use super::state::json::object;
 use crate::base::clock::Timestamp;
 
 /// The required `aud`.
@@ -73,8 +74,8 @@ pub(super) fn handle_request(
             "transactions" | "subscriptions" | "lookup",
             id,
         ]
-        | ["inApps", "v2", "refund", "lookup", id]
         | ["inApps", "v1", "transactions", "appTransactions", id]
+        | ["inApps", "v2", "refund", "lookup", id]
         | ["inApps", "v2", "transactions", "consumption", id]
         | [
             "inApps",
@@ -126,10 +127,10 @@ fn route_request(
         ("GET", ["inApps", "v1", "transactions", id]) => {
             get_transaction(context, environment, &bundle_id, id)
         }
-        ("GET", ["inApps", "v1", "subscriptions", id]) => {
         ("GET", ["inApps", "v1", "transactions", "appTransactions", id]) => {
             get_app_transaction(context, environment, &bundle_id, id)
         }
+        ("GET", ["inApps", "v1", "subscriptions", id]) => {
             get_subscription_statuses(context, environment, &bundle_id, id, request)
         }
         ("GET", ["inApps", "v1", "lookup", order_id]) => {
@@ -197,7 +198,6 @@ fn get_transaction(
     }
 }
 
-fn get_subscription_statuses(
 fn get_app_transaction(
     context: &SimulatorContext,
     environment: SimulatedEnvironment,
@@ -229,6 +229,7 @@ fn get_app_transaction(
     }
 }
 
+fn get_subscription_statuses(
     context: &SimulatorContext,
     environment: SimulatedEnvironment,
     bundle_id: &str,
@@ -602,8 +603,8 @@ fn error_message(code: u32) -> &'static str {
             "Either the test notification token is expired or the notification and status are not yet available."
         }
         4_040_010 => "Transaction id not found.",
-        4_290_000 => "Rate limit exceeded.",
         4_040_019 => "No app transaction exists for the customer.",
+        4_290_000 => "Rate limit exceeded.",
         5_000_000 => "An unknown error occurred.",
         5_000_001 => "An unknown error occurred. Please try again.",
         _ => "Simulated error.",

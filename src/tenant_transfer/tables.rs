@@ -83,7 +83,7 @@ macro_rules! needed_event_filter {
 }
 
 /// The exported tables, in the order in which their references allow to import them.
-pub const TRANSFERRED_TABLES: [TransferTable; 16] = [
+pub const TRANSFERRED_TABLES: [TransferTable; 17] = [
     TransferTable {
         tenant_column: "id",
         ..transfer_table("tenants", ALL_ROWS, ConflictPolicy::Overwrite)
@@ -140,6 +140,11 @@ pub const TRANSFERRED_TABLES: [TransferTable; 16] = [
         match_condition: "(here.source, here.question_hash) = (line.source, line.question_hash)",
         ..transfer_table("refund_questions", ALL_ROWS, ConflictPolicy::KeepExisting)
     },
+    // What was refunded is known where the events are.
+    TransferTable {
+        match_condition: "here.refund_hash = line.refund_hash",
+        ..transfer_table("voided_purchases", ALL_ROWS, ConflictPolicy::KeepExisting)
+    },
     // The number of a subject's next event continues from this row.
     TransferTable {
         match_condition: "(here.source, here.key_hash) = (line.source, line.key_hash)",
@@ -175,7 +180,11 @@ pub const TRANSFERRED_TABLES: [TransferTable; 16] = [
 ];
 
 /// The tables that are not exported, and why.
-pub const EXCLUDED_TABLES: [(&str, &str); 19] = [
+pub const EXCLUDED_TABLES: [(&str, &str); 20] = [
+    (
+        "google_voided_reads",
+        "is begun anew: the refunds of the last week are read after the import",
+    ),
     (
         "apple_history_reads",
         "is begun anew: the history of the last week is read after the import",

@@ -41,6 +41,7 @@ mod event_batches;
 mod event_feed;
 mod failover;
 mod google_answers;
+mod google_backfill;
 mod google_credentials;
 mod google_notifications;
 mod google_refund_review;
