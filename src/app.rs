@@ -181,18 +181,7 @@ impl App {
             },
         );
         let google_keys = GoogleKeys::new(&upstream, stores.google_jwks_url.clone(), clock.clone());
-        let google = GoogleVerifier::new(
-            database,
-            keyring,
-            &changes,
-            upstream,
-            clock,
-            google::GoogleSettings {
-                play_url: stores.google_play_url.clone(),
-                token_url: stores.google_token_url.clone(),
-                credential_ttl: settings.credential_cache_ttl,
-            },
-        );
+        let google = build_google(settings, database, &changes, upstream, clock);
         let wake = WorkNotifier::from_changes(&changes);
         let feed = EventFeed::new(database, clock);
         let record = build_recorder(database, clock, &wake, &feed).with_metrics(&registry);
@@ -655,6 +644,28 @@ fn build_recorder(
     let (wake, feed) = (wake.clone(), feed.clone());
     EventRecorder::new(database, clock, move |tenant| wake.notify_work(tenant))
         .with_stored_hook(move |tenant| feed.notify_stored(tenant))
+}
+
+fn build_google(
+    settings: &AppSettings,
+    database: &Database,
+    changes: &ChangeListener,
+    upstream: Upstream,
+    clock: &Clock,
+) -> GoogleVerifier {
+    let stores = &settings.stores;
+    GoogleVerifier::new(
+        database,
+        &settings.keyring,
+        changes,
+        upstream,
+        clock,
+        google::GoogleSettings {
+            play_url: stores.google_play_url.clone(),
+            token_url: stores.google_token_url.clone(),
+            credential_ttl: settings.credential_cache_ttl,
+        },
+    )
 }
 
 fn build_jobs(

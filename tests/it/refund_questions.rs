@@ -273,6 +273,8 @@ async fn a_refusal_for_good_is_shown_and_not_tried_again() {
     assert!(message.contains("4000047"), "{message}");
     // The backend may still answer.
     assert_eq!(tell(world, &shop.tenant, &used(&id)).await.status, 200);
+    assert_eq!(doctor(world).await["status"], "ok");
+    assert_eq!(outcomes(world).await[0].0.as_deref(), Some("answered"));
 }
 
 #[tokio::test]

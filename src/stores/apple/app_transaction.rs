@@ -251,9 +251,12 @@ impl AppleVerifier {
                 (expected, Cow::Borrowed(jws.as_str()), false)
             }
         };
-        let untrusted = |error| match is_from_store {
-            true => AppleVerifyError::UntrustedResponse(error),
-            false => AppleVerifyError::InvalidSignature(error),
+        let untrusted = |error| {
+            if is_from_store {
+                AppleVerifyError::UntrustedResponse(error)
+            } else {
+                AppleVerifyError::InvalidSignature(error)
+            }
         };
         let payload = self.verify_jws(&jws).await.map_err(untrusted)?;
         let read: AppTransactionPayload =

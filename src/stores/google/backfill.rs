@@ -31,7 +31,7 @@ use crate::db::Error;
 use crate::events::EventRecorder;
 
 /// Google lists no refund that is older. A minute less, so that the request is not late.
-const LISTED_FOR: Duration = Duration::from_secs(30 * 24 * 3600 - 60);
+const LISTED_FOR: Duration = Duration::from_mins(30 * 24 * 60 - 1);
 /// How often the job reads a list. Spread, so that the lists of many tenants are not read at the same time.
 const READ_INTERVAL: Duration = Duration::from_hours(20);
 /// What was read before is read again for so long: Google may list a refund later than it has made it.
