@@ -181,25 +181,17 @@ impl App {
             },
         );
         let google_keys = GoogleKeys::new(&upstream, stores.google_jwks_url.clone(), clock.clone());
-        let google = GoogleVerifier::new(
-            database,
-            keyring,
-            &changes,
-            upstream,
-            clock,
-            google::GoogleSettings {
-                play_url: stores.google_play_url.clone(),
-                token_url: stores.google_token_url.clone(),
-                credential_ttl: settings.credential_cache_ttl,
-            },
-        );
+        let google = build_google(settings, database, &changes, upstream, clock);
         let wake = WorkNotifier::from_changes(&changes);
         let feed = EventFeed::new(database, clock);
         let record = build_recorder(database, clock, &wake, &feed).with_metrics(&registry);
         let sender = build_sender(settings, database, clock)?;
         let presence = build_heartbeat(settings, database, clock, &certificate_expiries);
         let intake = build_intake(settings, clock, refusals, &presence);
-        let apple_backfill = apple::AppleBackfill::new(&apple, record.clone());
+        let backfills = (
+            apple::AppleBackfill::new(&apple, record.clone()),
+            google::GoogleBackfill::new(&google, record.clone()),
+        );
         let apple_notifications =
             apple::AppleNotifications::new(&apple, record.clone(), &changes, refusals, &intake);
         let google_notifications = google::GoogleNotifications::new(
@@ -243,7 +235,7 @@ impl App {
             dispatch_status,
             wake,
             webhooks: settings.webhooks,
-            jobs: build_jobs(settings, database, clock, apple_backfill),
+            jobs: build_jobs(settings, database, clock, backfills),
             shutdown_grace: settings.shutdown_grace,
             tls: None,
             trace_metrics: None,
@@ -483,6 +475,11 @@ impl App {
         apple::AppleBackfill::new(&self.apple, self.recorder.clone())
     }
 
+    /// What reads Google's lists of refunds.
+    pub fn build_google_backfill(&self) -> google::GoogleBackfill {
+        google::GoogleBackfill::new(&self.google, self.recorder.clone())
+    }
+
     /// What tells tenants which Google purchases they must acknowledge soon. It runs where the periodic jobs do.
     pub fn build_acknowledgement_watch(&self) -> google::AcknowledgementWatch {
         let told = self.acknowledgements_due.clone();
@@ -612,6 +609,7 @@ pub fn build_job_tools(settings: &AppSettings, database: &Database, clock: &Cloc
         keyring: Some(settings.keyring.clone()),
         sender: build_sender(settings, database, clock).ok(),
         apple_backfill: None,
+        google_backfill: None,
         clock: clock.clone(),
         intervals: settings
             .job_intervals
@@ -648,15 +646,38 @@ fn build_recorder(
         .with_stored_hook(move |tenant| feed.notify_stored(tenant))
 }
 
+fn build_google(
+    settings: &AppSettings,
+    database: &Database,
+    changes: &ChangeListener,
+    upstream: Upstream,
+    clock: &Clock,
+) -> GoogleVerifier {
+    let stores = &settings.stores;
+    GoogleVerifier::new(
+        database,
+        &settings.keyring,
+        changes,
+        upstream,
+        clock,
+        google::GoogleSettings {
+            play_url: stores.google_play_url.clone(),
+            token_url: stores.google_token_url.clone(),
+            credential_ttl: settings.credential_cache_ttl,
+        },
+    )
+}
+
 fn build_jobs(
     settings: &AppSettings,
     database: &Database,
     clock: &Clock,
-    apple_backfill: apple::AppleBackfill,
+    (apple_backfill, google_backfill): (apple::AppleBackfill, google::GoogleBackfill),
 ) -> Option<JobScheduler> {
     settings.job_intervals.is_enabled.then(|| {
         let tools = JobContext {
             apple_backfill: Some(apple_backfill),
+            google_backfill: Some(google_backfill),
             ..build_job_tools(settings, database, clock)
         };
         JobScheduler::new(&tools, all_jobs(&tools))

@@ -37,6 +37,7 @@ pub(super) fn all_checks() -> Vec<Check> {
     checks.extend(database_checks());
     checks.extend(key_and_process_checks());
     checks.extend(tenant_checks());
+    checks.extend(tenant_age_checks());
     checks.extend(delivery_checks());
     checks.extend(drift_checks());
     checks.extend(log_checks());
@@ -171,7 +172,7 @@ fn key_and_process_checks() -> [Check; 5] {
 
 fn tenant_checks() -> Vec<Check> {
     let group = CheckGroup::Tenants;
-    let mut checks = vec![
+    vec![
         Check::judged(
             group,
             "tenants.count",
@@ -252,8 +253,13 @@ fn tenant_checks() -> Vec<Check> {
             |c| LiveReplicas::load(&c.database).boxed(),
             |live, _| tenants::judge_intake(&live),
         ),
-    ];
-    checks.extend([
+    ]
+}
+
+/// How old and how used the credentials and keys of tenants are.
+fn tenant_age_checks() -> [Check; 3] {
+    let group = CheckGroup::Tenants;
+    [
         Check::judged(
             group,
             "tenants.apple_age",
@@ -275,8 +281,7 @@ fn tenant_checks() -> Vec<Check> {
             |due, _| due.map(|due| tenants::judge_credential_age(&due)),
         )
         .in_job(EXPIRY_JOB, CredentialKind::ApiKey.as_str()),
-    ]);
-    checks
+    ]
 }
 
 fn delivery_checks() -> [Check; 9] {

@@ -17,6 +17,7 @@ use crate::events::EventRecorder;
 use crate::jobs::backfill::BACKFILL_JOB;
 use crate::jobs::{self, Job, JobContext, JobOutcome, JobRun, JobRunError, LastJobRun};
 use crate::stores::apple::AppleBackfill;
+use crate::stores::google::GoogleBackfill;
 
 #[derive(Debug, clap::Subcommand)]
 pub(crate) enum JobsCommand {
@@ -38,7 +39,7 @@ pub(crate) async fn run(
         JobsCommand::Run { name } => {
             let mut job_context = build_job_context(context).await?;
             if name == BACKFILL_JOB && job_context.keyring.is_some() {
-                job_context.apple_backfill = Some(build_apple_backfill(context).await?);
+                add_backfills(&mut job_context, context).await?;
             }
             let ran = run_job(&job_context, &name, context).await?;
             print_job_run(&ran, context)
@@ -139,6 +140,7 @@ pub(super) async fn build_job_context(
     Ok(JobContext {
         sender: Sender::new(sending, &context.clock).ok(),
         apple_backfill: None,
+        google_backfill: None,
         database,
         keyring: context.find_configured_keyring()?.map(Arc::new),
         clock: context.clock.clone(),
@@ -153,11 +155,17 @@ pub(super) async fn build_job_context(
 }
 
 /// What it stores is found by the dispatchers of the service at their next poll.
-async fn build_apple_backfill(context: &CommandContext) -> Result<AppleBackfill, CommandError> {
+async fn add_backfills(
+    job_context: &mut JobContext,
+    context: &CommandContext,
+) -> Result<(), CommandError> {
     let dependencies = VerifyDependencies::load(context).await?;
     let recorder = EventRecorder::new(&dependencies.database, &context.clock, |_| {});
     let apple = dependencies.build_apple(context)?;
-    Ok(AppleBackfill::new(&apple, recorder))
+    job_context.apple_backfill = Some(AppleBackfill::new(&apple, recorder.clone()));
+    let google = dependencies.build_google(context);
+    job_context.google_backfill = Some(GoogleBackfill::new(&google, recorder));
+    Ok(())
 }
 
 pub(super) async fn run_job(

@@ -287,7 +287,7 @@ async fn verify_google(
 }
 
 /// The content of a file without surrounding blanks and line ends.
-fn read_single_line(path: &std::path::Path) -> Result<String, CommandError> {
+pub(super) fn read_single_line(path: &std::path::Path) -> Result<String, CommandError> {
     let text = input_file::read_text(path)?;
     let text = text.trim();
     if text.is_empty() {

@@ -1,4 +1,4 @@
-//! The job `backfill`: fetches from Apple the notifications that did not arrive.
+//! The job `backfill`: fetches from Apple the notifications that did not arrive, and from Google the refunds.
 //!
 //! Each tenant's history is read about once a day, and at once after this installation was down: a run notices that by the time
 //! since the one before it. After a restore of a backup that time is long too, because the runs since then are missing.
@@ -26,7 +26,7 @@ pub(crate) fn backfill_job(tools: &JobContext) -> Job {
     let work = tools.clone();
     Job {
         name: BACKFILL_JOB,
-        description: "fetches notifications of Apple's that did not arrive",
+        description: "fetches notifications of Apple's and refunds of Google's that did not arrive",
         interval: tools.intervals.backfill,
         run_fn: Arc::new(move |stop| run_backfill_job(work.clone(), stop).boxed()),
     }
@@ -56,5 +56,11 @@ async fn run_backfill_job(tools: JobContext, stop: CancellationToken) -> anyhow:
     let report = round
         .read_due_histories(was_down || tools.is_forced)
         .await?;
-    Ok(json!({ "afterDowntime": was_down, "apple": report }))
+    let google = tools
+        .google_backfill
+        .context("this process cannot call Google: set ATTESTO_ENCRYPTION_KEY")?;
+    let refunds = google
+        .read_due_lists(was_down || tools.is_forced, tools.retention.events, &stop)
+        .await?;
+    Ok(json!({ "afterDowntime": was_down, "apple": report, "google": refunds }))
 }

@@ -9,6 +9,7 @@ use crate::crypto::keyring::Keyring;
 use crate::db::Database;
 use crate::deliveries::Sender;
 use crate::stores::apple::AppleBackfill;
+use crate::stores::google::GoogleBackfill;
 
 /// The input of jobs.
 #[derive(Clone)]
@@ -21,6 +22,8 @@ pub struct JobContext {
     pub sender: Option<Sender>,
     /// Reads Apple's history of notifications. `None` if no encryption key is configured: the job `backfill` fails.
     pub apple_backfill: Option<AppleBackfill>,
+    /// Reads Google's lists of refunds. `None` as above.
+    pub google_backfill: Option<GoogleBackfill>,
     /// The clock for ages that are not computed by the database.
     pub clock: Clock,
     /// How often each job runs.

@@ -5,6 +5,7 @@
 //! | a wrong client token | 401 without a body, as from Apple; the reason is in the request log |
 //! | production, for an app that was never released | the same |
 //! | `GET …/inApps/v1/transactions/{id}` | `{signedTransactionInfo}`; 400 `4000006` for a malformed id; 400 `4000048` for an app transaction's id; 404 `4040010` when unknown, of the other environment or of another app |
+//! | `GET …/inApps/v1/transactions/appTransactions/{id}` | `{signedAppTransactionInfo}`, by the id of a transaction or of the app transaction; 400 `4000006` and 404 `4040010` as above |
 //! | `GET …/inApps/v1/subscriptions/{id}` | `{environment, bundleId, appAppleId, data}`, the latest transaction and renewal information |
 //! | `GET …/inApps/v1/lookup/{orderId}` | `{status, signedTransactions}`: 0 and the transaction, or 1 and none, as always in the sandbox; the order id of a transaction is `M` and its id |
 //! | `GET …/inApps/v2/refund/lookup/{id}` | `{signedTransactions, revision, hasMore}`, the refunded transactions of the purchase, twenty on a page; 400 `4000006` and 404 `4040010` as above, 400 `4000005` for a malformed `revision` |
@@ -29,8 +30,11 @@ use super::notification_push;
 use super::request::{SimulatorRequest, SimulatorResponse, parse_json_body};
 use super::state::SimulatorError;
 use super::state::apple::{SimulatedEnvironment, is_transaction_id};
-use super::state::apple_notifications::{NotificationHistoryQuery, SimulatedNotification};
+use super::state::apple_notifications::{
+    NotificationHistoryQuery, SimulatedNotification, app_transaction_payload,
+};
 use super::state::fault::Fault;
+use super::state::json::object;
 use crate::base::clock::Timestamp;
 
 /// The required `aud`.
@@ -70,6 +74,7 @@ pub(super) fn handle_request(
             "transactions" | "subscriptions" | "lookup",
             id,
         ]
+        | ["inApps", "v1", "transactions", "appTransactions", id]
         | ["inApps", "v2", "refund", "lookup", id]
         | ["inApps", "v2", "transactions", "consumption", id]
         | [
@@ -121,6 +126,9 @@ fn route_request(
     match (request.method.as_str(), below) {
         ("GET", ["inApps", "v1", "transactions", id]) => {
             get_transaction(context, environment, &bundle_id, id)
+        }
+        ("GET", ["inApps", "v1", "transactions", "appTransactions", id]) => {
+            get_app_transaction(context, environment, &bundle_id, id)
         }
         ("GET", ["inApps", "v1", "subscriptions", id]) => {
             get_subscription_statuses(context, environment, &bundle_id, id, request)
@@ -187,6 +195,37 @@ fn get_transaction(
             SimulatorResponse::json(200, &json!({ "signedTransactionInfo": signed }))
         }
         None => error_response(4_040_010, "Transaction id not found."),
+    }
+}
+
+fn get_app_transaction(
+    context: &SimulatorContext,
+    environment: SimulatedEnvironment,
+    bundle_id: &str,
+    id: &str,
+) -> SimulatorResponse {
+    if !is_transaction_id(id) {
+        return error_response(4_000_006, error_message(4_000_006));
+    }
+    let payload = {
+        let state = context.lock_state();
+        let apple = &state.stores.apple;
+        let found = apple
+            .find_any_transaction(id)
+            .filter(|one| one.environment == environment && one.bundle_id == bundle_id);
+        found.map(|one| {
+            let app = apple.get_app(bundle_id);
+            let mut payload = app_transaction_payload(&app, environment, context.now());
+            payload["appTransactionId"] = json!(one.app_transaction_id());
+            object(payload)
+        })
+    };
+    match payload {
+        Some(payload) => {
+            let signed = context.identity.certificate_authority().sign_jws(&payload);
+            SimulatorResponse::json(200, &json!({ "signedAppTransactionInfo": signed }))
+        }
+        None => error_response(4_040_010, error_message(4_040_010)),
     }
 }
 
@@ -564,6 +603,7 @@ fn error_message(code: u32) -> &'static str {
             "Either the test notification token is expired or the notification and status are not yet available."
         }
         4_040_010 => "Transaction id not found.",
+        4_040_019 => "No app transaction exists for the customer.",
         4_290_000 => "Rate limit exceeded.",
         5_000_000 => "An unknown error occurred.",
         5_000_001 => "An unknown error occurred. Please try again.",

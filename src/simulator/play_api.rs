@@ -11,7 +11,7 @@
 //! | `GET …/purchases/productsv2/tokens/{token}` | the product, by its token alone; the same for a subscription's token |
 //! | `GET …/orders/{orderId}` | the order of a purchase or a renewal; 404 `orderNotFound` for one that is not known |
 //! | `POST …/orders/{orderId}:reviewrefund` | `{}`; 400 `invalidPendingRefundToken` for a token that is not of the order, `badRequest` for a wrong body, `refundReviewClosed` (`FAILED_PRECONDITION`) after the first answer and after 24 hours |
-//! | `GET …/purchases/voidedpurchases` | the refunds, all on one page; `type=1` with subscriptions |
+//! | `GET …/purchases/voidedpurchases` | the refunds of 30 days, twenty on a page unless `maxResults` says otherwise; `type=1` with subscriptions; 400 `invalid` for an earlier `startTime` |
 //! | `POST …:acknowledge`, `…:consume` | 204; 400 `productNotOwnedByUser` where it is not possible. A subscription that names no user takes one from `externalAccountIds` |
 //! | a malformed purchase token | 400 `invalid` |
 //! | an unknown one | 404 `purchaseTokenNotFound` |
@@ -41,6 +41,10 @@ const REQUIRED_SCOPE: &str = "https://www.googleapis.com/auth/androidpublisher";
 /// The real token endpoint: a key file may name it while the simulator answers in its place.
 const REAL_TOKEN_URL: &str = "https://oauth2.googleapis.com/token";
 const JWT_BEARER_GRANT_TYPE: &str = "urn:ietf:params:oauth:grant-type:jwt-bearer";
+/// Refunds on a page, where the request does not say.
+const VOIDED_PAGE_SIZE: usize = 20;
+/// Play lists no refund that is older, and refuses to be asked for one.
+const VOIDED_LISTED_FOR: Duration = Duration::from_hours(30 * 24);
 /// For assertions and access tokens.
 const TOKEN_TTL_SECONDS: i64 = 3600;
 const MAX_CLOCK_SKEW_SECONDS: i64 = 60;
@@ -283,7 +287,18 @@ fn list_voided(
         with_subscriptions: request.query_parameter("type") == Some("1"),
         with_partial_refunds: request.query_parameter("includeQuantityBasedPartialRefund")
             == Some("true"),
+        max_results: number("maxResults")
+            .and_then(|count| usize::try_from(count).ok())
+            .unwrap_or(VOIDED_PAGE_SIZE),
+        skip: request
+            .query_parameter("token")
+            .and_then(|token| token.strip_prefix("voided-")?.parse().ok())
+            .unwrap_or_default(),
     };
+    let oldest = context.now().minus(VOIDED_LISTED_FOR).as_millis();
+    if query.start.is_some_and(|start: i64| start < oldest) {
+        return Some(error_for_reason("invalid"));
+    }
     let list = context
         .lock_state()
         .stores

@@ -145,6 +145,11 @@ pub const TRANSFERRED_TABLES: [TransferTable; 17] = [
         match_condition: "(here.source, here.question_hash) = (line.source, line.question_hash)",
         ..transfer_table("refund_questions", ALL_ROWS, ConflictPolicy::KeepExisting)
     },
+    // What was refunded is known where the events are.
+    TransferTable {
+        match_condition: "here.refund_hash = line.refund_hash",
+        ..transfer_table("voided_purchases", ALL_ROWS, ConflictPolicy::KeepExisting)
+    },
     // The number of a subject's next event continues from this row.
     TransferTable {
         match_condition: "(here.source, here.key_hash) = (line.source, line.key_hash)",
@@ -180,7 +185,11 @@ pub const TRANSFERRED_TABLES: [TransferTable; 17] = [
 ];
 
 /// The tables that are not exported, and why.
-pub const EXCLUDED_TABLES: [(&str, &str); 20] = [
+pub const EXCLUDED_TABLES: [(&str, &str); 21] = [
+    (
+        "google_voided_reads",
+        "is begun anew: the refunds of the last week are read after the import",
+    ),
     (
         "apple_history_reads",
         "is begun anew: the history of the last week is read after the import",

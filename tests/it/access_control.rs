@@ -32,11 +32,12 @@ async fn each_route_answers_each_caller_as_the_table_says() {
     let redeliver = format!("{event}/redeliver");
     let subject = "/v1/subjects/apple/1";
     let asking = [401, 401, 400, 200];
-    let table: [(&str, &str, Option<&Value>, [u16; 4]); 16] = [
+    let table: [(&str, &str, Option<&Value>, [u16; 4]); 17] = [
         ("/health", "GET", None, [200, 200, 200, 200]),
         ("/ready", "GET", None, [200, 200, 200, 200]),
         ("/openapi.json", "GET", None, [200, 200, 200, 200]),
         ("/v1/apple/verify", "POST", Some(&apple), asking),
+        ("/v1/apple/app-transaction", "POST", Some(&apple), asking),
         ("/v1/apple/consumption", "POST", Some(&used), asking),
         ("/v1/apple/finish", "POST", Some(&apple), asking),
         ("/v1/apple/app-account-token", "POST", Some(&bound), asking),

@@ -518,7 +518,9 @@ fn every_json_block_matches_the_api() {
         }
         for (_, block) in blocks(&text).0.iter().filter(|(it, _)| it == "json") {
             let told: serde_json::Value = serde_json::from_str(block).unwrap();
-            let schema = if told.get("signedTransaction").is_some() {
+            let schema = if told.get("signedAppTransaction").is_some() {
+                "apple.AppTransactionRequest"
+            } else if told.get("signedTransaction").is_some() {
                 "apple.VerifyRequest"
             } else if told.get("offerId").is_some() {
                 "apple.OfferRequest"
@@ -774,6 +776,7 @@ fn every_error_code_is_documented_with_its_fix() {
     let mut known = BTreeSet::new();
     for file in [
         "src/stores/apple/action_error.rs",
+        "src/stores/apple/app_transaction.rs",
         "src/stores/apple/error.rs",
         "src/stores/google/error_response.rs",
         "src/stores/google/refund_review.rs",

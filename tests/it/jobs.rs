@@ -42,6 +42,7 @@ impl Office {
             keyring: None,
             sender: None,
             apple_backfill: None,
+            google_backfill: None,
             clock: Clock::fixed(Timestamp::from_millis(0)),
             intervals: JobIntervals {
                 is_enabled: true,

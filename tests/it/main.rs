@@ -5,6 +5,7 @@
 mod access_control;
 mod admission;
 mod apple_answers;
+mod apple_app_transaction;
 mod apple_backfill;
 mod apple_credentials;
 mod apple_notifications;
@@ -41,6 +42,7 @@ mod event_batches;
 mod event_feed;
 mod failover;
 mod google_answers;
+mod google_backfill;
 mod google_credentials;
 mod google_notifications;
 mod google_refund_review;

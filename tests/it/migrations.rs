@@ -11,7 +11,7 @@ use crate::world::shell::Shell;
 
 /// Rows that exist before the migrations after the file's number. Add a file together with a
 /// migration whose tables later ones will change.
-const SAMPLE_ROWS: [(i64, &str); 21] = [
+const SAMPLE_ROWS: [(i64, &str); 22] = [
     (1, include_str!("sample_rows/0001.sql")),
     (2, include_str!("sample_rows/0002.sql")),
     (3, include_str!("sample_rows/0003.sql")),
@@ -32,6 +32,7 @@ const SAMPLE_ROWS: [(i64, &str); 21] = [
     (28, include_str!("sample_rows/0028.sql")),
     (29, include_str!("sample_rows/0029.sql")),
     (30, include_str!("sample_rows/0030.sql")),
+    (32, include_str!("sample_rows/0032.sql")),
     (38, include_str!("sample_rows/0038.sql")),
 ];
 

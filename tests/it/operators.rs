@@ -492,6 +492,7 @@ async fn every_table_is_audited_or_has_a_reason_not_to_be() {
             "google_previous_credentials",
             "what a noted change of google_credentials put aside",
         ),
+        ("google_voided_reads", "written by itself"),
         ("job_runs", "written by itself"),
         ("operator_audit", "this is it"),
         ("owed_acknowledgements", "the stores' doing"),
@@ -505,6 +506,7 @@ async fn every_table_is_audited_or_has_a_reason_not_to_be() {
         ("validation_audit_keys", "written by itself"),
         ("subjects", "the stores' doing"),
         ("unresolved_states", "written by itself"),
+        ("voided_purchases", "the stores' doing"),
         ("webhook_events", "the stores' doing"),
         ("webhook_health", "the dispatcher's doing"),
     ];

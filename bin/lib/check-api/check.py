@@ -75,6 +75,7 @@ def ask_everything(stage, tools):
     seen = {(line["path"], line["status"]) for line in stage.requests()}
     for path, statuses in {
         "/v1/apple/verify": (200, 400, 401, 405),
+        "/v1/apple/app-transaction": (200, 400, 401, 405),
         "/v1/apple/consumption": (200, 400, 401, 405),
         "/v1/apple/finish": (200, 400, 401, 405),
         "/v1/apple/app-account-token": (200, 400, 401, 405),

@@ -47,12 +47,21 @@ pub(crate) struct AppleBackfillArgs {
 
 /// The value of `--since`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Since {
+pub(in crate::cli) enum Since {
     Ago(Duration),
     At(Timestamp),
 }
 
-fn parse_since(text: &str) -> Result<Since, String> {
+impl Since {
+    pub(in crate::cli) fn to_time(self, now: Timestamp) -> Timestamp {
+        match self {
+            Self::Ago(ago) => now.minus(ago),
+            Self::At(time) => time,
+        }
+    }
+}
+
+pub(in crate::cli) fn parse_since(text: &str) -> Result<Since, String> {
     if let Ok(ago) = duration::parse_duration(text) {
         return Ok(Since::Ago(ago));
     }
@@ -149,10 +158,9 @@ pub(super) async fn backfill_notifications(
     let run = BackfillRun {
         backfill: AppleBackfill::new(&dependencies.build_apple(context)?, recorder),
         context,
-        since: arguments.since.map(|since| match since {
-            Since::Ago(ago) => context.clock.now().minus(ago),
-            Since::At(time) => time,
-        }),
+        since: arguments
+            .since
+            .map(|since| since.to_time(context.clock.now())),
         kept_since: events_kept_since(database, retention.events, context.clock.now()).await?,
         mode: if arguments.dry_run {
             BackfillMode::Count
@@ -181,7 +189,10 @@ pub(super) async fn backfill_notifications(
     }
 }
 
-async fn ensure_can_backfill(database: &Database, tenant: &TenantId) -> Result<(), CommandError> {
+pub(in crate::cli) async fn ensure_can_backfill(
+    database: &Database,
+    tenant: &TenantId,
+) -> Result<(), CommandError> {
     let found = find_tenant(database, tenant).await?;
     let found = found.ok_or_else(|| TenantChangeError::TenantNotFound(tenant.clone()))?;
     if !found.is_active {

@@ -1,6 +1,7 @@
 //! The commands of `attesto apple`.
 
 use super::super::context::{CommandContext, CommandError};
+use super::app_transaction::{self, AppTransactionArgs};
 use super::backfill::{self, AppleBackfillArgs};
 use super::consumption::{self, ConsumptionArgs, SetAppleDefaultArgs};
 use super::credentials::{self, SetAppleCredentialsArgs};
@@ -32,6 +33,8 @@ pub(crate) enum AppleCommand {
     Order(AppleOrderArgs),
     /// Ask Apple what a customer was refunded
     Refunds(AppleRefundsArgs),
+    /// Verify an app transaction: when and in which version a customer obtained the app
+    AppTransaction(AppTransactionArgs),
     /// Tell Apple how a purchase was used, for its decision on a refund
     Consumption(ConsumptionArgs),
     /// Set what Apple is told about a refund that the backend does not answer in time
@@ -65,6 +68,9 @@ pub(crate) async fn run(
         }
         AppleCommand::RequestTestNotification(arguments) => {
             test_notification::request_test_notification(arguments, context).await
+        }
+        AppleCommand::AppTransaction(arguments) => {
+            app_transaction::verify_app_transaction(arguments, context).await
         }
         AppleCommand::Consumption(arguments) => {
             consumption::send_consumption(arguments, context).await

@@ -2,6 +2,7 @@
 
 use super::super::context::{CommandContext, CommandError};
 use super::answers::{self, AcknowledgeArgs, ConsumeArgs};
+use super::backfill::{self, GoogleBackfillArgs};
 use super::credentials::{self, SetGoogleCredentialsArgs};
 use super::orders::{self, GoogleOrderArgs};
 use super::refund_review::{self, RefundReviewArgs, SetGoogleDefaultArgs};
@@ -34,6 +35,8 @@ pub(crate) enum GoogleCommand {
         /// The tenant's id, `tenant_…`
         tenant: TenantId,
     },
+    /// Read Google's list of refunds, and store and deliver what is missing
+    Backfill(GoogleBackfillArgs),
     /// Ask Google what an order paid for, and what became of it
     Order(GoogleOrderArgs),
 }
@@ -65,6 +68,7 @@ pub(crate) async fn run(
         GoogleCommand::RemoveDefaultAnswer { tenant } => {
             refund_review::remove_default_answer(&tenant, context).await
         }
+        GoogleCommand::Backfill(arguments) => backfill::backfill_refunds(arguments, context).await,
         GoogleCommand::Order(arguments) => orders::show_order(arguments, context).await,
     }
 }

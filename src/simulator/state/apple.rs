@@ -486,6 +486,15 @@ impl AppleState {
         all
     }
 
+    /// A transaction by its own id, or any by the `appTransactionId` of its customer.
+    pub(crate) fn find_any_transaction(&self, id: &str) -> Option<&SimulatedTransaction> {
+        let named = self.transactions.get(id);
+        named.or_else(|| {
+            let mut all = self.transactions.values();
+            all.find(|transaction| transaction.app_transaction_id == id)
+        })
+    }
+
     /// Whether this is an `appTransactionId`: the id of an app's download, not of a purchase.
     pub(crate) fn is_app_transaction(&self, id: &str) -> bool {
         self.transactions
@@ -936,6 +945,11 @@ impl SimulatedTransaction {
         }));
         override_fields(&mut payload, &bought.fields);
         payload
+    }
+
+    /// The id of the app transaction of its customer.
+    pub fn app_transaction_id(&self) -> &str {
+        &self.app_transaction_id
     }
 
     fn price(&self) -> i64 {

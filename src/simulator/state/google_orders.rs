@@ -161,10 +161,14 @@ pub(crate) struct VoidedQuery {
     pub(crate) end: Option<i64>,
     pub(crate) with_subscriptions: bool,
     pub(crate) with_partial_refunds: bool,
+    /// Refunds on a page.
+    pub(crate) max_results: usize,
+    /// Refunds on the pages before.
+    pub(crate) skip: usize,
 }
 
 impl GoogleState {
-    /// The answer of Play's `purchases.voidedpurchases.list`, the oldest refund first, all on one page.
+    /// The answer of Play's `purchases.voidedpurchases.list`, the oldest refund first.
     pub(crate) fn list_voided(&self, package: &str, query: VoidedQuery) -> Value {
         let products = self.list_products().into_iter().filter_map(|one| {
             let at = one.refunded_at.filter(|_| one.package_name == package)?;
@@ -200,8 +204,15 @@ impl GoogleState {
             .filter(|(at, _)| is_wanted(*at))
             .collect();
         voided.sort_by_key(|(at, _)| *at);
-        let voided: Vec<Value> = voided.into_iter().map(|(_, voided)| voided).collect();
-        json!({ "voidedPurchases": voided })
+        let end = query.skip.saturating_add(query.max_results);
+        let is_more = voided.len() > end;
+        let page = voided.into_iter().skip(query.skip).take(query.max_results);
+        let page: Vec<Value> = page.map(|(_, voided)| voided).collect();
+        let mut list = json!({ "voidedPurchases": page });
+        if is_more {
+            list["tokenPagination"] = json!({ "nextPageToken": format!("voided-{end}") });
+        }
+        list
     }
 }
 

@@ -36,9 +36,9 @@ use url::Url;
 
 use super::account::{AppleCredentials, AppleEnvironment, ClientTokenSource};
 use super::payload::{
-    AppleErrorBody, CheckTestNotificationResponse, NotificationHistoryResponse,
-    OrderLookupResponse, RefundHistoryResponse, SendTestNotificationResponse,
-    SubscriptionStatusesResponse, TransactionInfoResponse,
+    AppTransactionInfoResponse, AppleErrorBody, CheckTestNotificationResponse,
+    NotificationHistoryResponse, OrderLookupResponse, RefundHistoryResponse,
+    SendTestNotificationResponse, SubscriptionStatusesResponse, TransactionInfoResponse,
 };
 use crate::base::clock::{Clock, Timestamp};
 use crate::base::id::TenantId;
@@ -192,6 +192,22 @@ impl AppStoreClient {
             )
             .await?;
         Ok(parse_transaction_info(body.as_bytes())?)
+    }
+
+    /// Get App Transaction Info, by the id of any transaction of the customer or of the app transaction: returns
+    /// `signedAppTransactionInfo`, whose signature is not checked here.
+    pub(super) async fn get_app_transaction_info(
+        &self,
+        tenant: &TenantId,
+        credentials: &Arc<AppleCredentials>,
+        environment: AppleEnvironment,
+        transaction_id: &str,
+    ) -> Result<String, TransactionLookupError> {
+        let base = self.base_url(environment);
+        let url = endpoint_url(base, "transactions/appTransactions", transaction_id);
+        let body = self.look_up(tenant, credentials, url).await?;
+        let info: AppTransactionInfoResponse = parse_body(&body)?;
+        Ok(info.signed_app_transaction_info)
     }
 
     /// Get All Subscription Statuses, by the id of any transaction of the subscription. The signatures in the answer are not

@@ -16,6 +16,7 @@
 //! - [`api`]: calls to the App Store Server API, and the meaning of each response
 //! - [`error`]: why a request has no verdict or receipt, and the HTTP answer to each reason
 //! - [`verify`]: verifies a transaction
+//! - `app_transaction`: verifies an app transaction, which proves the purchase of the app itself
 //! - `offers`: signs an offer of a subscription
 //! - `consumption`: tells Apple how a purchase was used, for a decision on a refund
 //! - `transaction_actions`: finishes a transaction, or names the user of a purchase
@@ -33,6 +34,7 @@
 pub mod account;
 mod action_error;
 pub mod api;
+mod app_transaction;
 pub mod backfill;
 mod chains;
 pub mod check_credentials;
@@ -60,6 +62,7 @@ pub mod translate;
 pub mod trust;
 pub mod verify;
 
+pub(crate) use app_transaction::{AppTransactionRef, AppTransactionRequest};
 pub use backfill::AppleBackfill;
 pub(crate) use consumption::{
     AppleRefundPreference, ConsumptionInformation, ConsumptionRequest, DeliveryStatus,

@@ -13,6 +13,7 @@ use utoipa::{IntoResponses, ToSchema};
 use super::account::EnvironmentChoice;
 use super::action_error::AppleActionError;
 use super::api::AppleApiError;
+use super::app_transaction::{AppTransactionError, VerifiedAppTransaction};
 use super::consumption::{AppleRefundPreference, DeliveryStatus, SentConsumption};
 use super::error::{AppleNotificationError, AppleVerifyError, NotificationRejection};
 use super::offers::OfferRequest;
@@ -77,6 +78,92 @@ pub(super) struct VerifySignedSchema {
     expected_app_user_id: Option<String>,
     #[schema(schema_with = refresh, required = false)]
     refresh: Option<bool>,
+}
+
+/// A question about an app transaction: exactly one of `transactionId` and `signedAppTransaction`.
+#[derive(ToSchema)]
+#[schema(as = apple::AppTransactionRequest, rename_all = "camelCase")]
+#[expect(
+    dead_code,
+    reason = "describes what `AppTransactionRequest::from_json` reads"
+)]
+pub(super) struct AppTransactionRequestSchema {
+    /// Any transaction of the customer, or the app transaction's own id: Apple is asked.
+    #[schema(min_length = 1, max_length = 128, examples("2000000123456789"))]
+    transaction_id: Option<String>,
+    /// The app transaction as StoreKit 2 gives it to your app, which is verified here: `VerificationResult<AppTransaction>.jwsRepresentation`.
+    #[schema(
+        min_length = 1,
+        max_length = 16_000,
+        examples("eyJhbGciOiJFUzI1NiIsIng1YyI6Wy….eyJyZWNlaXB0VHlwZSI….MEUCIQDf…")
+    )]
+    signed_app_transaction: Option<String>,
+    environment: Option<EnvironmentChoice>,
+}
+
+/// What is answered when there is a verdict.
+#[derive(ToSchema)]
+#[schema(as = apple::AppTransactionAnswer)]
+#[serde(untagged)]
+#[expect(
+    dead_code,
+    reason = "describes `VerifiedAppTransaction` and `Problem` together"
+)]
+pub(super) enum AppTransactionResponseSchema {
+    Verified(Box<VerifiedAppTransaction>),
+    Rejected(AppTransactionRejectionSchema),
+}
+
+/// A "no": it proves nothing.
+#[derive(ToSchema)]
+#[schema(as = apple::AppTransactionRefused, rename_all = "camelCase")]
+#[expect(dead_code, reason = "describes `Problem`")]
+pub(super) struct AppTransactionRejectionSchema {
+    #[schema(schema_with = always_false)]
+    valid: bool,
+    #[schema(schema_with = app_transaction_rejection_codes)]
+    error: String,
+    /// What it means, in a sentence for people. It may change from release to release.
+    #[schema(examples("Apple knows no transaction with this id."))]
+    message: String,
+    /// Facts for a program, as those of the verify route. Left out when there are none.
+    #[schema(value_type = Option<Object>, required = false, nullable = false)]
+    details: Option<Value>,
+    /// The same as the header `X-Request-Id`. The log has a line with it.
+    #[schema(examples("req_01J9ZQ4T5W6X7Y8Z9A0B1C2D3E"))]
+    request_id: String,
+}
+
+fn app_transaction_rejection_codes() -> Schema {
+    string_enum_schema(
+        "Why not.",
+        &[
+            ("TRANSACTION_NOT_FOUND", "Apple knows no such transaction."),
+            (
+                "APP_TRANSACTION_NOT_FOUND",
+                "Apple knows the transaction, and no app transaction of its customer.",
+            ),
+            ("SIGNATURE_INVALID", "Apple did not sign it."),
+            (
+                "NOT_AN_APP_TRANSACTION",
+                "Apple signed it, and it is something else; `details.found` says what.",
+            ),
+            ("BUNDLE_ID_MISMATCH", "it is genuine, and of another app."),
+            (
+                "APP_APPLE_ID_MISMATCH",
+                "it is genuine, and of an app with another Apple id than the tenant's. In production only.",
+            ),
+            (
+                "ENVIRONMENT_MISMATCH",
+                "it is genuine, and of another environment than the one asked about.",
+            ),
+        ],
+    )
+}
+
+/// A "no" about an app transaction, as it is answered.
+pub(super) fn app_transaction_rejection_example(error: impl Into<AppTransactionError>) -> Value {
+    api_docs::error_example(&error.into().into())
 }
 
 /// How a purchase was used.

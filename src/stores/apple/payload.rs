@@ -160,6 +160,14 @@ pub struct TransactionInfoResponse {
     pub signed_transaction_info: String,
 }
 
+/// Apple's answer to Get App Transaction Info.
+#[derive(Clone, Debug, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct AppTransactionInfoResponse {
+    /// The app transaction as a JWS.
+    pub signed_app_transaction_info: String,
+}
+
 /// Apple's answer to Look Up Order ID.
 #[derive(Clone, Debug, Default, Deserialize)]
 #[serde(rename_all = "camelCase", default)]

@@ -68,9 +68,8 @@ impl AppleRefundAnswers {
             environment: environment.and_then(EnvironmentChoice::parse),
             information,
         };
-        let cause = match self.apple.send_consumption(tenant, &request).await {
-            Ok(_) => return DefaultAnswer::Sent,
-            Err(error) => error,
+        let Err(cause) = self.apple.send_consumption(tenant, &request).await else {
+            return DefaultAnswer::Sent;
         };
         match &cause {
             AppleActionError::NotAccepted { .. }

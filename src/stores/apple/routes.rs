@@ -1,4 +1,4 @@
-//! `POST /v1/apple/verify`, what Apple is told (`consumption`, `finish`, `app-account-token`), `POST /v1/apple/offers/sign` and
+//! `POST /v1/apple/verify`, `POST /v1/apple/app-transaction`, what Apple is told (`consumption`, `finish`, `app-account-token`), `POST /v1/apple/offers/sign` and
 //! `POST /v1/webhooks/apple/{tenantId}`.
 
 use std::sync::Arc;
@@ -10,16 +10,17 @@ use utoipa_axum::routes;
 use super::account::AppleEnvironment;
 use super::action_error::{AppleActionError, NotAcceptedReason};
 use super::api::AppleNotFound;
+use super::app_transaction::{AppTransactionError, AppTransactionRequest, VerifiedAppTransaction};
 use super::consumption::{ConsumptionRequest, SentConsumption};
 use super::error::AppleVerifyError;
 use super::inspection::SignedDataKind;
 use super::notifications::{AppleNotifications, SignedNotification};
 use super::offers::{OfferRequest, SignedOffer};
 use super::openapi::{
-    self, AppAccountTokenResponseSchema, AppleNotificationErrorResponses, AppleOfferErrorResponses,
-    AppleOfferRequestSchema, AppleVerifyErrorResponses, AppleVerifyRequestSchema,
-    AppleVerifyResponseSchema, ConsumptionRequestSchema, ConsumptionResponseSchema,
-    FinishResponseSchema,
+    self, AppAccountTokenResponseSchema, AppTransactionRequestSchema, AppTransactionResponseSchema,
+    AppleNotificationErrorResponses, AppleOfferErrorResponses, AppleOfferRequestSchema,
+    AppleVerifyErrorResponses, AppleVerifyRequestSchema, AppleVerifyResponseSchema,
+    ConsumptionRequestSchema, ConsumptionResponseSchema, FinishResponseSchema,
 };
 use super::request_body::{ApplePushBody, MAX_PUSH_BYTES};
 use super::transaction_actions::{
@@ -70,6 +71,7 @@ pub fn openapi_document() -> utoipa::openapi::OpenApi {
 fn verify_openapi_router() -> OpenApiRouter<VerifyState<AppleVerifier>> {
     OpenApiRouter::new()
         .routes(routes!(verify_purchase))
+        .routes(routes!(verify_app_transaction))
         .routes(routes!(send_consumption))
         .routes(routes!(finish_transaction))
         .routes(routes!(set_app_account_token))
@@ -130,6 +132,63 @@ async fn verify_purchase(
     JsonBody(request): JsonBody<AppleVerifyRequest>,
 ) -> Result<JsonAnswer<VerifiedTransaction>, Problem> {
     let verification = state.verifier.verify_purchase(&caller.tenant, &request);
+    let purchase_id = || request.audit_identifier();
+    state
+        .answer(
+            EventSource::Apple,
+            &caller.tenant,
+            purchase_id,
+            verification,
+        )
+        .await
+}
+
+/// Is this app transaction real: did this customer obtain the app?
+///
+/// For an app that is paid for up front, or was once: `originalApplicationVersion` and `originalPurchaseDate` say what the customer has bought.
+/// Ask by `signedAppTransaction`, and the signature is checked here; or by the id of any transaction of the customer, and Apple is asked. A 200 is
+/// a verdict, any other status is none.
+#[utoipa::path(
+    post,
+    path = "/v1/apple/app-transaction",
+    operation_id = "verifyAppleAppTransaction",
+    tag = "verify",
+    security(("apiKey" = [])),
+    request_body(
+        content = AppTransactionRequestSchema,
+        description = "Which app transaction. At most 16 KB.",
+        examples(
+            ("signed" = (summary = "As StoreKit signed it", value = json!({
+                "signedAppTransaction": "eyJhbGciOiJFUzI1NiIsIng1YyI6Wy….eyJyZWNlaXB0VHlwZSI….MEUCIQDf…",
+            }))),
+            ("byId" = (summary = "By a transaction of the customer", value = json!({
+                "transactionId": "2000000123456789",
+            }))),
+        ),
+    ),
+    responses(
+        (
+            status = 200,
+            description = "A verdict: the app transaction, or `valid: false` and why not",
+            body = AppTransactionResponseSchema,
+            examples(
+                ("genuine" = (summary = "A customer of this app.", value = json!(VerifiedAppTransaction::example_json()))),
+                ("NOT_AN_APP_TRANSACTION" = (summary = "Apple signed it, and it is a transaction.", value = json!(openapi::app_transaction_rejection_example(AppTransactionError::NotAnAppTransaction(SignedDataKind::Transaction))))),
+                ("APP_TRANSACTION_NOT_FOUND" = (summary = "The customer has none.", value = json!(openapi::app_transaction_rejection_example(AppTransactionError::NotFound)))),
+                ("APP_APPLE_ID_MISMATCH" = (summary = "It is of an app with another Apple id.", value = json!(openapi::app_transaction_rejection_example(AppTransactionError::AppAppleIdMismatch { expected: 1_234_567_890, found: Some(9_876_543_210) })))),
+            ),
+        ),
+        AppleVerifyErrorResponses,
+    ),
+)]
+async fn verify_app_transaction(
+    State(state): State<VerifyState<AppleVerifier>>,
+    caller: Caller,
+    JsonBody(request): JsonBody<AppTransactionRequest>,
+) -> Result<axum::Json<VerifiedAppTransaction>, Problem> {
+    let verification = state
+        .verifier
+        .verify_app_transaction(&caller.tenant, &request);
     let purchase_id = || request.audit_identifier();
     state
         .answer(

@@ -631,8 +631,8 @@ fn check_owner(
     }
 }
 
-/// What a JWS without a transaction is.
-fn signed_kind(jws: &str) -> SignedDataKind {
+/// What a JWS is that is not what was asked for.
+pub(super) fn signed_kind(jws: &str) -> SignedDataKind {
     let payload = trust::decode_unverified_payload(jws);
     let object: Option<Map<String, Value>> =
         payload.and_then(|json| serde_json::from_slice(&json).ok());
@@ -696,7 +696,7 @@ struct VerifiedState {
 }
 
 /// Writes a JWS without looking for characters to escape: it has none, and it is most of an answer's bytes.
-fn without_escaping<S: Serializer>(jws: &str, serializer: S) -> Result<S::Ok, S::Error> {
+pub(super) fn without_escaping<S: Serializer>(jws: &str, serializer: S) -> Result<S::Ok, S::Error> {
     match RawValue::from_string(format!("\"{jws}\"")) {
         Ok(quoted) => quoted.serialize(serializer),
         // Only a text that was not verified as a JWS can come here.

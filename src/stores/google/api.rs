@@ -45,7 +45,7 @@ use super::api_error::{
 };
 use super::payload::{
     ExternalAccountIds, GoogleErrorBody, Order, ProductPurchase, ProductPurchaseV2,
-    SubscriptionPurchase,
+    SubscriptionPurchase, VoidedPurchasesResponse,
 };
 use crate::base::clock::{Clock, Timestamp};
 use crate::base::id::TenantId;
@@ -76,6 +76,18 @@ pub(crate) struct PurchaseResponse<T> {
     pub(crate) raw: Box<RawValue>,
     /// When Google was asked.
     pub(crate) fetched_at: Timestamp,
+}
+
+/// Which refunds are asked for.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct VoidedPurchasesQuery<'a> {
+    /// At most 30 days ago.
+    pub(super) since: Timestamp,
+    pub(super) until: Timestamp,
+    /// Otherwise only those of one-time products.
+    pub(super) with_subscriptions: bool,
+    /// Of the page before. `None`: the first page.
+    pub(super) page_token: Option<&'a str>,
 }
 
 impl PlayClient {
@@ -143,6 +155,29 @@ impl PlayClient {
     ) -> Result<PurchaseResponse<Order>, PurchaseLookupError> {
         let path = ["orders", order_id];
         self.get_json(tenant, account, package_name, &path).await
+    }
+
+    /// Calls Google's `purchases.voidedpurchases.list`: one page.
+    pub(super) async fn list_voided_purchases(
+        &self,
+        tenant: &TenantId,
+        account: &Arc<GoogleServiceAccount>,
+        package_name: &str,
+        query: &VoidedPurchasesQuery<'_>,
+    ) -> Result<VoidedPurchasesResponse, PurchaseLookupError> {
+        let path = ["purchases", "voidedpurchases"];
+        let mut url =
+            endpoint_url(&self.base_url, package_name, &path).ok_or(GoogleNotFound::Malformed)?;
+        let (since, until) = (query.since.as_millis(), query.until.as_millis());
+        url.query_pairs_mut()
+            .append_pair("startTime", &since.to_string())
+            .append_pair("endTime", &until.to_string())
+            .append_pair("type", if query.with_subscriptions { "1" } else { "0" })
+            .append_pair("includeQuantityBasedPartialRefund", "true")
+            .extend_pairs(query.page_token.map(|token| ("token", token)));
+        let body = self.send_request(tenant, account, url).await?;
+        serde_json::from_slice(&body)
+            .map_err(|error| GoogleApiError::Unreadable(describe_json_error(&error)).into())
     }
 
     /// Calls Google's `orders.reviewrefund`: the first answer counts.

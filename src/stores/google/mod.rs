@@ -24,6 +24,7 @@
 //! - [`late_state`]: what the purchase of a stored event is worth, where that was not known when it was received
 //! - [`owed`]: purchases that must be acknowledged soon, of which their tenants are told
 //! - [`purchase_lookup`]: what Google says of the purchase that a notification or a verify request is about
+//! - [`backfill`]: fetches refunds whose notification did not arrive; [`voided`]: which refunds are known
 //! - [`check_credentials`]: a use case, for an operator: does Google accept these credentials
 //! - [`routes`]: these in HTTP; [`request_body`], [`response_body`] and [`error_response`] read and write what is
 //!   sent
@@ -34,6 +35,7 @@ pub mod account;
 mod acknowledge;
 pub(crate) mod api;
 mod api_error;
+mod backfill;
 mod chain;
 pub(crate) mod check_credentials;
 mod error_response;
@@ -55,8 +57,11 @@ mod subject_source;
 pub mod translate;
 pub mod trust;
 pub(crate) mod verify;
+mod voided;
 
 pub(crate) use api_error::GoogleApiError;
+pub use backfill::GoogleBackfill;
+pub(crate) use backfill::RefundsReport;
 pub(crate) use late_state::GoogleStates;
 pub(crate) use notifications::GoogleNotifications;
 pub use owed::AcknowledgementWatch;

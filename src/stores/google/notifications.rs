@@ -29,6 +29,7 @@ use super::store::GoogleCredentials;
 use super::translate::{self, GoogleTranslation, ReplacedPurchase};
 use super::trust::{GoogleKeys, PushToken, PushTokenError};
 use super::verify::GoogleVerifier;
+use super::voided::KnownRefund;
 use crate::base::clock::Timestamp;
 use crate::base::id::TenantId;
 use crate::base::json_text::check_storable;
@@ -56,6 +57,13 @@ pub(crate) struct GoogleNotifications {
     active_tenants: ActiveTenants,
     lookups: TenantLookups,
     refused_tokens: RefusedTokens,
+    acceptor: NotificationAcceptor,
+}
+
+/// Stores Google's messages as events, however they arrived.
+#[derive(Clone)]
+pub(super) struct NotificationAcceptor {
+    google: GoogleVerifier,
     recorder: EventRecorder,
 }
 
@@ -104,9 +112,9 @@ impl GoogleNotifications {
             active_tenants: ActiveTenants::new(database, clock, changes, &lookups, intake),
             lookups,
             refused_tokens: RefusedTokens::new(&google.clock, changes),
+            acceptor: NotificationAcceptor::new(google, recorder),
             google: google.clone(),
             keys,
-            recorder,
         }
     }
 
@@ -183,8 +191,30 @@ impl GoogleNotifications {
     ) -> Result<AcceptedNotification, GoogleNotificationError> {
         let tenant = push.intake.tenant();
         push.intake.charge(message.raw.get().len());
+        self.acceptor
+            .accept_message(tenant, &push.credentials, message, false)
+            .await
+    }
+}
+
+impl NotificationAcceptor {
+    pub(super) fn new(google: &GoogleVerifier, recorder: EventRecorder) -> Self {
+        Self {
+            google: google.clone(),
+            recorder,
+        }
+    }
+
+    /// Stores a message of Google's for a tenant. When this returns, the event is committed.
+    pub(super) async fn accept_message(
+        &self,
+        tenant: &TenantId,
+        credentials: &Arc<GoogleCredentials>,
+        mut message: PubsubMessage,
+        is_recovered: bool,
+    ) -> Result<AcceptedNotification, GoogleNotificationError> {
         let decoded = decode_message(message.data.as_deref());
-        let expected = &push.credentials.package_name;
+        let expected = &credentials.package_name;
         if let Some(found) = &decoded.notification.package_name
             && found != expected
         {
@@ -199,28 +229,36 @@ impl GoogleNotifications {
                 expected: expected.clone(),
             });
         }
-        let purchase = PurchaseLookup::new(&self.google, tenant, &push.credentials)
+        let purchase = PurchaseLookup::new(&self.google, tenant, credentials)
             .load_context(&decoded.notification)
             .await;
+        let database = &self.google.database;
+        let failed = |error| GoogleNotificationError::Database(Arc::new(error));
+        // A refund that Google's list has told before becomes no second event.
+        if let Some(refund) = KnownRefund::of_notification(&decoded.notification) {
+            let noted = refund.note(database, tenant, &message.id).await;
+            message.id = noted.map_err(failed)?;
+        }
         let external_id = message.id.clone();
         let owed = owed_acknowledgement(&decoded.notification, &purchase);
         // Before the event: where that is stored, this is too.
         if let Some(owed) = owed {
-            owed.list(&self.google.database, tenant, self.google.clock.now())
+            owed.list(database, tenant, self.google.clock.now())
                 .await
-                .map_err(|error| GoogleNotificationError::Database(Arc::new(error)))?;
+                .map_err(failed)?;
         }
         let asked = decoded
             .notification
             .pending_refund_review_notification
             .clone();
         let received = self.google.clock.now();
-        let event = build_event(tenant.clone(), message, decoded, &purchase, received);
+        let mut event = build_event(tenant.clone(), message, decoded, &purchase, received);
+        event.is_recovered = is_recovered;
         if let Some(question) = asked.and_then(|asked| refund_question(asked, event.answer_by)) {
             question
-                .list(&self.google.database, tenant, received)
+                .list(database, tenant, received)
                 .await
-                .map_err(|error| GoogleNotificationError::Database(Arc::new(error)))?;
+                .map_err(failed)?;
         }
         let recorded = self.recorder.record_event(&event).await?;
         Ok(AcceptedNotification::new(recorded, external_id))

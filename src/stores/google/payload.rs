@@ -10,6 +10,7 @@ use std::fmt;
 
 use serde::de::{self, Deserializer, Visitor};
 use serde::{Deserialize, Serialize, Serializer};
+use serde_json::value::RawValue;
 
 use crate::base::clock::Timestamp;
 
@@ -405,10 +406,44 @@ pub struct OneTimeProductNotification {
 pub struct VoidedPurchaseNotification {
     /// The purchase's token.
     pub purchase_token: Option<String>,
+    /// The order that was refunded.
+    pub order_id: Option<String>,
     /// 1 subscription, 2 one-time product.
     pub product_type: Option<Int64>,
     /// 1 full, 2 some of the quantity.
     pub refund_type: Option<Int64>,
+}
+
+/// A page of Google's list of voided purchases.
+#[derive(Debug, Default, Deserialize)]
+#[serde(rename_all = "camelCase", default)]
+pub struct VoidedPurchasesResponse {
+    /// Each a [`VoidedPurchase`].
+    pub voided_purchases: Vec<Box<RawValue>>,
+    /// Absent on the last page.
+    pub token_pagination: Option<TokenPagination>,
+}
+
+/// Where the next page is.
+#[derive(Clone, Debug, Default, Deserialize)]
+#[serde(rename_all = "camelCase", default)]
+pub struct TokenPagination {
+    /// What the next page is asked for with.
+    pub next_page_token: Option<String>,
+}
+
+/// A refund of Google's list.
+#[derive(Clone, Debug, Default, Deserialize)]
+#[serde(rename_all = "camelCase", default)]
+pub struct VoidedPurchase {
+    /// The purchase's token.
+    pub purchase_token: Option<String>,
+    /// The order that was refunded.
+    pub order_id: Option<String>,
+    /// When it was refunded.
+    pub voided_time_millis: Option<Int64>,
+    /// How many of the quantity were refunded. Absent where all of the order was.
+    pub voided_quantity: Option<i64>,
 }
 
 /// Google asks about a refund.

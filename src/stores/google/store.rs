@@ -221,6 +221,20 @@ pub async fn set_acknowledge_policy(
     .map(drop)
 }
 
+/// The active tenants with credentials.
+pub(crate) async fn list_active_tenants(database: &Database) -> Result<Vec<TenantId>, db::Error> {
+    sqlx::query_scalar!(
+        r#"
+        select tenant.id as "id: TenantId"
+          from tenants tenant join google_credentials stored on stored.tenant_id = tenant.id
+         where tenant.is_active
+         order by tenant.id
+        "#
+    )
+    .fetch_all(database.pool())
+    .await
+}
+
 /// What Google is told about a refund where the tenant's backend says nothing. `None`: nothing.
 pub(super) async fn find_default_review(
     database: &Database,

@@ -47,11 +47,12 @@ const READING: [&str; 6] = [
 ];
 
 /// The error codes that each route may answer, by the contract.
-const ERRORS: [(&str, &[&str]); 18] = [
+const ERRORS: [(&str, &[&str]); 19] = [
     ("/health", &["INTERNAL_ERROR"]),
     ("/ready", &["INTERNAL_ERROR"]),
     ("/openapi.json", &["INTERNAL_ERROR"]),
     ("/v1/apple/verify", &ASKING_APPLE),
+    ("/v1/apple/app-transaction", &ASKING_APPLE),
     ("/v1/apple/consumption", &ASKING_APPLE),
     ("/v1/apple/finish", &ASKING_APPLE),
     ("/v1/apple/app-account-token", &ASKING_APPLE),
@@ -196,6 +197,7 @@ fn the_description_is_whole() {
         let security = &operation["security"][0];
         let expected = match path {
             "/v1/apple/verify"
+            | "/v1/apple/app-transaction"
             | "/v1/apple/consumption"
             | "/v1/apple/finish"
             | "/v1/apple/app-account-token"
@@ -378,42 +380,13 @@ fn every_answer_has_an_example_and_every_example_is_true() {
     assert!(wrong.is_empty(), "{wrong:#?}");
 }
 
-/// Every answer is described field by field, and every described field is answered.
-#[tokio::test]
-async fn what_is_answered_is_as_described() {
-    let world = World::new().await;
-    let (tenant, stranger) = (world.tenant().await, world.stranger().await);
-    let (apple, google) = (world.simulator.apple(), world.simulator.google());
-    let transaction = apple
-        .create_transaction(NewTransaction::default())
-        .expect("a purchase");
-    let jws = apple
-        .sign_transaction(&transaction.transaction_id)
-        .expect("its JWS");
-    let subscription = google
-        .buy_subscription(NewSubscription::default())
-        .expect("one");
-    let product = google.buy_product(NewProduct::default()).expect("one");
-    let bought =
-        |token: &str, kind| json!({ "packageName": APP, "purchaseToken": token, "type": kind });
-    let mut a_product = bought(&product.purchase_token, "product");
-    a_product["productId"] = json!(product.product_id);
-    let to_consume = a_product.clone();
-    let asked = google
-        .ask_refund_review(&product.purchase_token)
-        .expect("a question");
-    let to_review = json!({
-        "packageName": APP, "orderId": asked.order_id, "pendingRefundToken": asked.pending_refund_token,
-        "sampleContentProvided": false, "refundPreference": "DECLINE", "consumptionUsageEvents": [{ "ipAddress": "192.0.2.7" }],
-    });
-    let mut to_acknowledge = bought(&subscription.purchase_token, "subscription");
-    to_acknowledge["externalAccountIds"] = json!({ "obfuscatedAccountId": "user-1" });
-    let questions = [
-        (
-            200,
-            "/v1/apple/verify",
-            json!({ "transactionId": transaction.transaction_id }),
-        ),
+/// A request, and the status that a tenant with credentials gets.
+type Question = (u16, &'static str, Value);
+
+/// Questions about the transaction of this id and JWS.
+fn apple_verify_questions(id: &str, jws: &str) -> Vec<Question> {
+    vec![
+        (200, "/v1/apple/verify", json!({ "transactionId": id })),
         (200, "/v1/apple/verify", json!({ "signedTransaction": jws })),
         (
             200,
@@ -429,17 +402,26 @@ async fn what_is_answered_is_as_described() {
         (400, "/v1/apple/verify", json!({})),
         (
             200,
-            "/v1/google/verify",
-            bought(&subscription.purchase_token, "subscription"),
+            "/v1/apple/app-transaction",
+            json!({ "transactionId": id }),
         ),
-        (200, "/v1/google/verify", a_product),
-        (200, "/v1/google/verify", bought("unknown", "subscription")),
-        (400, "/v1/google/verify", json!({})),
+        (
+            200,
+            "/v1/apple/app-transaction",
+            json!({ "signedAppTransaction": jws }),
+        ),
+        (400, "/v1/apple/app-transaction", json!({})),
+    ]
+}
+
+/// What Apple is told about the transaction of this id, and signed for.
+fn apple_answers(id: &str) -> Vec<Question> {
+    vec![
         (
             200,
             "/v1/apple/consumption",
             json!({
-                "transactionId": transaction.transaction_id, "customerConsented": true, "sampleContentProvided": false,
+                "transactionId": id, "customerConsented": true, "sampleContentProvided": false,
                 "deliveryStatus": "DELIVERED", "consumptionPercentage": 50_000, "refundPreference": "GRANT_PRORATED",
             }),
         ),
@@ -455,18 +437,14 @@ async fn what_is_answered_is_as_described() {
             "/v1/apple/consumption",
             json!({ "customerConsented": false }),
         ),
-        (
-            200,
-            "/v1/apple/finish",
-            json!({ "transactionId": transaction.transaction_id }),
-        ),
+        (200, "/v1/apple/finish", json!({ "transactionId": id })),
         (200, "/v1/apple/finish", json!({ "transactionId": "9" })),
         (400, "/v1/apple/finish", json!({})),
         (
             200,
             "/v1/apple/app-account-token",
             json!({
-                "originalTransactionId": transaction.transaction_id,
+                "originalTransactionId": id,
                 "appAccountToken": "7e3fb204-2b0d-4d70-a0c2-6d8a3f6c1e55",
             }),
         ),
@@ -487,6 +465,38 @@ async fn what_is_answered_is_as_described() {
             json!({ "type": "introductory", "productId": "pro", "transactionId": "7", "allowIntroductoryOffer": true }),
         ),
         (400, "/v1/apple/offers/sign", json!({})),
+    ]
+}
+
+fn google_questions(world: &World) -> Vec<Question> {
+    let google = world.simulator.google();
+    let subscription = google
+        .buy_subscription(NewSubscription::default())
+        .expect("one");
+    let product = google.buy_product(NewProduct::default()).expect("one");
+    let bought =
+        |token: &str, kind| json!({ "packageName": APP, "purchaseToken": token, "type": kind });
+    let mut a_product = bought(&product.purchase_token, "product");
+    a_product["productId"] = json!(product.product_id);
+    let to_consume = a_product.clone();
+    let asked = google
+        .ask_refund_review(&product.purchase_token)
+        .expect("a question");
+    let to_review = json!({
+        "packageName": APP, "orderId": asked.order_id, "pendingRefundToken": asked.pending_refund_token,
+        "sampleContentProvided": false, "refundPreference": "DECLINE", "consumptionUsageEvents": [{ "ipAddress": "192.0.2.7" }],
+    });
+    let mut to_acknowledge = bought(&subscription.purchase_token, "subscription");
+    to_acknowledge["externalAccountIds"] = json!({ "obfuscatedAccountId": "user-1" });
+    vec![
+        (
+            200,
+            "/v1/google/verify",
+            bought(&subscription.purchase_token, "subscription"),
+        ),
+        (200, "/v1/google/verify", a_product),
+        (200, "/v1/google/verify", bought("unknown", "subscription")),
+        (400, "/v1/google/verify", json!({})),
         (200, "/v1/google/acknowledge", to_acknowledge.clone()),
         (200, "/v1/google/acknowledge", to_acknowledge),
         (200, "/v1/google/acknowledge", bought("unknown", "product")),
@@ -501,10 +511,30 @@ async fn what_is_answered_is_as_described() {
         (200, "/v1/google/refund-review", to_review.clone()),
         (200, "/v1/google/refund-review", to_review),
         (400, "/v1/google/refund-review", json!({})),
+    ]
+}
+
+/// Every answer is described field by field, and every described field is answered.
+#[tokio::test]
+async fn what_is_answered_is_as_described() {
+    let world = World::new().await;
+    let (tenant, stranger) = (world.tenant().await, world.stranger().await);
+    let apple = world.simulator.apple();
+    let transaction = apple
+        .create_transaction(NewTransaction::default())
+        .expect("a purchase");
+    let jws = apple
+        .sign_transaction(&transaction.transaction_id)
+        .expect("its JWS");
+    let id = &transaction.transaction_id;
+    let questions = [
+        apple_verify_questions(id, &jws),
+        apple_answers(id),
+        google_questions(&world),
     ];
     let description = app::openapi_document();
     let operations = operations(&description);
-    for (status, path, question) in questions {
+    for (status, path, question) in questions.into_iter().flatten() {
         let keys = [None, Some(&stranger), Some(&tenant)];
         for key in keys {
             let answer = world

@@ -235,6 +235,15 @@ impl World {
             .build_apple_backfill()
     }
 
+    /// What reads Google's lists of refunds, in one more process.
+    pub(crate) fn google_backfill(&self) -> google::GoogleBackfill {
+        let database = Database::open(&self.fresh.settings);
+        let service = App::build(&self.settings, &database, &self.clock);
+        service
+            .expect("the service is built")
+            .build_google_backfill()
+    }
+
     /// What tells which purchases must be acknowledged soon, in one more process.
     pub(crate) fn acknowledgement_watch(&self) -> google::AcknowledgementWatch {
         let database = Database::open(&self.fresh.settings);
@@ -271,6 +280,7 @@ impl World {
         let tools = attesto::app::build_job_tools(&self.settings, self.database(), &self.clock);
         let tools = JobContext {
             apple_backfill: Some(self.apple_backfill()),
+            google_backfill: Some(self.google_backfill()),
             ..tools
         };
         let jobs = attesto::app::all_jobs(&tools);

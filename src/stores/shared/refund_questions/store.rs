@@ -159,7 +159,7 @@ impl BegunAnswer {
             with open as (
                 select question_hash, coalesce(leased_until > attesto_now(), false) as is_leased
                 from refund_questions
-                where tenant_id = $1 and source = $2 and purchase_id = $3 and outcome is null
+                where tenant_id = $1 and source = $2 and purchase_id = $3 and (outcome is null or outcome = 'refused')
                     and ($4::text is null or refund_token = $4)
                 for update
             ), begun as (

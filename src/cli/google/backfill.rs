@@ -1,0 +1,114 @@
+//! `attesto google backfill`: fetches the refunds whose notification did not arrive.
+
+use serde::Serialize;
+use tokio_util::sync::CancellationToken;
+
+use super::super::apple::{Since, ensure_can_backfill, parse_since};
+use super::super::context::{CommandContext, CommandError};
+use super::super::verify::VerifyDependencies;
+use crate::base::id::TenantId;
+use crate::config::groups::RetentionSettings;
+use crate::deliveries::WorkNotifier;
+use crate::events::EventRecorder;
+use crate::stores::google::{GoogleBackfill, RefundsReport, store};
+
+#[derive(Debug, clap::Args)]
+#[command(
+    after_help = "Examples:\n  attesto google backfill --since 3d\n  attesto google backfill --tenant tenant_01J9ZQ4T5W6X7Y8Z9A0B1C2D3E \\\n    --since 2026-04-01 --dry-run"
+)]
+pub(crate) struct GoogleBackfillArgs {
+    /// Only this tenant [default: every active tenant with Google Play credentials]
+    #[arg(long, value_name = "TENANT")]
+    tenant: Option<TenantId>,
+
+    /// How far back: 12h, 7d, or from 2026-04-01 or 2026-04-01T14:22:10Z [default: as far as Google lists refunds, 30 days, and
+    /// events are kept here]
+    #[arg(long, value_name = "DURATION|DATE", value_parser = parse_since)]
+    since: Option<Since>,
+
+    /// Count what is missing, and store nothing
+    #[arg(long)]
+    dry_run: bool,
+}
+
+/// The output for a tenant.
+#[derive(Serialize)]
+#[serde(rename_all = "camelCase")]
+struct BackfillRow<'a> {
+    tenant_id: &'a TenantId,
+    dry_run: bool,
+    #[serde(flatten)]
+    report: &'a RefundsReport,
+}
+
+pub(super) async fn backfill_refunds(
+    arguments: GoogleBackfillArgs,
+    context: &CommandContext,
+) -> Result<(), CommandError> {
+    let dependencies = VerifyDependencies::load(context).await?;
+    let database = &dependencies.database;
+    let tenants = match arguments.tenant {
+        Some(tenant) => {
+            ensure_can_backfill(database, &tenant).await?;
+            vec![tenant]
+        }
+        None => store::list_active_tenants(database).await?,
+    };
+    let wake = WorkNotifier::default();
+    let notify = wake.clone();
+    let recorder = EventRecorder::new(database, &context.clock, move |tenant| {
+        notify.notify_work(tenant);
+    });
+    let retention = context.read_settings(RetentionSettings::from_raw)?.events;
+    let backfill = GoogleBackfill::new(&dependencies.build_google(context), recorder);
+    let since = arguments
+        .since
+        .map(|since| since.to_time(context.clock.now()));
+    let is_dry_run = arguments.dry_run;
+    let reading = async {
+        let mut failures = Vec::new();
+        for tenant in &tenants {
+            let read = backfill.read_refunds(tenant, since, retention, is_dry_run);
+            match read.await {
+                Ok(report) => write_report(tenant, &report, is_dry_run, context)?,
+                Err(error) => failures.push(format!("{tenant}: {error}.")),
+            }
+        }
+        Ok::<_, CommandError>(failures)
+    };
+    let (stop, _waiting) = context.cancel_on_signal()?;
+    let failures = tokio::select! {
+        failures = reading => failures?,
+        // Wakes the dispatchers of the service.
+        () = wake.run_remote_notifications(database, CancellationToken::new()) => Vec::new(),
+        () = stop.cancelled() => vec!["Stopped before everything was read. Run it again.".to_owned()],
+    };
+    if tenants.is_empty() {
+        context
+            .output
+            .write_note("No active tenant has Google Play credentials.")?;
+    }
+    match failures.as_slice() {
+        [] => Ok(()),
+        failures => Err(CommandError::failed(failures.join("\n"))),
+    }
+}
+
+fn write_report(
+    tenant: &TenantId,
+    report: &RefundsReport,
+    is_dry_run: bool,
+    context: &CommandContext,
+) -> Result<(), CommandError> {
+    let stored = if is_dry_run { "missing" } else { "recovered" };
+    let text = format!(
+        "{tenant}, refunds from {} to {}: {} read, {} already known, {} {stored}.",
+        report.since, report.until, report.read, report.known, report.recovered
+    );
+    let row = BackfillRow {
+        tenant_id: tenant,
+        dry_run: is_dry_run,
+        report,
+    };
+    Ok(context.output.write_json_or_text(&row, &text)?)
+}

@@ -1,0 +1,334 @@
+//! Fetches refunds whose notification did not arrive, from Google's list of voided purchases, which reaches back 30 days.
+//!
+//! Google lists nothing else: a renewal or a cancellation whose notification was lost is known when the purchase is verified next, or by
+//! its next notification.
+//!
+//! A missing refund takes the way of a push: the same lookup of the purchase, the same event, marked as recovered. One that a push
+//! tells as well becomes one event, whichever comes first.
+
+use std::collections::HashSet;
+use std::time::Duration;
+
+use base64::Engine as _;
+use base64::engine::general_purpose::STANDARD;
+use serde::Serialize;
+use serde_json::json;
+use serde_json::value::RawValue;
+use time::OffsetDateTime;
+use tokio_util::sync::CancellationToken;
+
+use super::api::VoidedPurchasesQuery;
+use super::error_response::{GoogleNotificationError, GoogleVerifyError};
+use super::notifications::{NotificationAcceptor, PubsubMessage};
+use super::payload::{Int64, VoidedPurchase};
+use super::store::GoogleCredentials;
+use super::verify::GoogleVerifier;
+use super::voided::{self, KnownRefund};
+use crate::base::backoff::spread;
+use crate::base::clock::Timestamp;
+use crate::base::id::TenantId;
+use crate::db::Error;
+use crate::events::EventRecorder;
+
+/// Google lists no refund that is older. A minute less, so that the request is not late.
+const LISTED_FOR: Duration = Duration::from_mins(30 * 24 * 60 - 1);
+/// How often the job reads a list. Spread, so that the lists of many tenants are not read at the same time.
+const READ_INTERVAL: Duration = Duration::from_hours(20);
+/// What was read before is read again for so long: Google may list a refund later than it has made it.
+const OVERLAP: Duration = Duration::from_hours(24);
+/// How far back the job's first reading begins at most.
+const FIRST_PERIOD: Duration = Duration::from_hours(7 * 24);
+/// When a reading is tried again that failed.
+const RETRY_DELAY: Duration = Duration::from_mins(15);
+
+/// Reads Google's lists of refunds.
+#[derive(Clone)]
+pub struct GoogleBackfill {
+    google: GoogleVerifier,
+    acceptor: NotificationAcceptor,
+}
+
+/// What a reading has done.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "camelCase")]
+pub(crate) struct RefundsReport {
+    /// From when on refunds were asked for.
+    pub(crate) since: Timestamp,
+    pub(crate) until: Timestamp,
+    /// Refunds that Google listed.
+    pub(crate) read: u64,
+    /// Those that were known.
+    pub(crate) known: u64,
+    /// Those that were missing, and are stored now unless they are only counted.
+    pub(crate) recovered: u64,
+    /// Calls of the list.
+    pub(crate) calls: u64,
+}
+
+/// What a round of the job has done.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "camelCase")]
+pub(crate) struct RefundsRound {
+    pub(crate) tenants: u64,
+    pub(crate) read: u64,
+    pub(crate) recovered: u64,
+    /// Readings that failed.
+    pub(crate) failed: u64,
+}
+
+/// Why a list is not read to its end.
+#[derive(Clone, Debug, thiserror::Error)]
+pub(crate) enum GoogleBackfillError {
+    #[error(transparent)]
+    List(#[from] GoogleVerifyError),
+    #[error(transparent)]
+    Notification(#[from] GoogleNotificationError),
+    #[error(transparent)]
+    Database(std::sync::Arc<Error>),
+}
+
+impl From<Error> for GoogleBackfillError {
+    fn from(error: Error) -> Self {
+        Self::Database(std::sync::Arc::new(error))
+    }
+}
+
+impl GoogleBackfill {
+    pub(crate) fn new(google: &GoogleVerifier, recorder: EventRecorder) -> Self {
+        Self {
+            google: google.clone(),
+            acceptor: NotificationAcceptor::new(google, recorder),
+        }
+    }
+
+    /// Reads a tenant's list from `since` on, or as far as it reaches back. With `is_dry_run` nothing is stored.
+    /// What is older than `retention` may have been pruned here, and is left out.
+    pub(crate) async fn read_refunds(
+        &self,
+        tenant: &TenantId,
+        since: Option<Timestamp>,
+        retention: Option<Duration>,
+        is_dry_run: bool,
+    ) -> Result<RefundsReport, GoogleBackfillError> {
+        let credentials = self.google.require_credentials(tenant).await?;
+        let now = self.google.clock.now();
+        let reach = LISTED_FOR.min(retention.unwrap_or(LISTED_FOR));
+        let mut report = RefundsReport {
+            since: since.unwrap_or(now.minus(reach)).max(now.minus(reach)),
+            until: now,
+            read: 0,
+            known: 0,
+            recovered: 0,
+            calls: 0,
+        };
+        // The list does not say what kind of purchase it is about, and can be had without subscriptions.
+        let mut products = HashSet::new();
+        for refund in self.list(tenant, &credentials, &mut report, false).await? {
+            products.extend(refund.purchase.purchase_token);
+        }
+        for refund in self.list(tenant, &credentials, &mut report, true).await? {
+            let Some(token) = &refund.purchase.purchase_token else {
+                continue;
+            };
+            let is_product = products.contains(token);
+            report.read += 1;
+            let is_partial = refund.purchase.voided_quantity.is_some();
+            let order_id = refund.purchase.order_id.as_deref().unwrap_or_default();
+            let known = KnownRefund::new(token, order_id, is_partial);
+            let is_missing = !known.is_known(&self.google.database, tenant).await?
+                && (is_dry_run
+                    || self
+                        .recover(tenant, &credentials, &refund, &known, is_product)
+                        .await?);
+            if is_missing {
+                report.recovered += 1;
+            } else {
+                report.known += 1;
+            }
+        }
+        Ok(report)
+    }
+
+    /// All pages of the list.
+    async fn list(
+        &self,
+        tenant: &TenantId,
+        credentials: &GoogleCredentials,
+        report: &mut RefundsReport,
+        with_subscriptions: bool,
+    ) -> Result<Vec<ListedRefund>, GoogleBackfillError> {
+        let mut all = Vec::new();
+        let mut page_token: Option<String> = None;
+        loop {
+            let query = VoidedPurchasesQuery {
+                since: report.since,
+                until: report.until,
+                with_subscriptions,
+                page_token: page_token.as_deref(),
+            };
+            let package_name = &credentials.package_name;
+            let page = self
+                .google
+                .play
+                .list_voided_purchases(tenant, &credentials.account, package_name, &query)
+                .await
+                .map_err(|error| GoogleVerifyError::from_lookup(error, package_name))?;
+            report.calls += 1;
+            for raw in page.voided_purchases {
+                let purchase = serde_json::from_str(raw.get()).unwrap_or_default();
+                all.push(ListedRefund { purchase, raw });
+            }
+            let next = page.token_pagination.and_then(|next| next.next_page_token);
+            let Some(next) = next.filter(|next| Some(next) != page_token.as_ref()) else {
+                return Ok(all);
+            };
+            page_token = Some(next);
+        }
+    }
+
+    /// Stores a refund as the notification that Google has sent of it, or was to send. False: a push has told it meanwhile.
+    async fn recover(
+        &self,
+        tenant: &TenantId,
+        credentials: &std::sync::Arc<GoogleCredentials>,
+        refund: &ListedRefund,
+        known: &KnownRefund,
+        is_product: bool,
+    ) -> Result<bool, GoogleNotificationError> {
+        let purchase = &refund.purchase;
+        let voided_at = purchase.voided_time_millis.map(|Int64(millis)| millis);
+        let voided_at = voided_at.map(Timestamp::from_millis);
+        let notification = json!({
+            "version": "1.0",
+            "packageName": credentials.package_name,
+            "eventTimeMillis": voided_at.map(|time| time.as_millis().to_string()),
+            "voidedPurchaseNotification": {
+                "purchaseToken": purchase.purchase_token,
+                "orderId": purchase.order_id,
+                "productType": if is_product { 2 } else { 1 },
+                "refundType": if purchase.voided_quantity.is_some() { 2 } else { 1 },
+            },
+        });
+        let message = PubsubMessage {
+            id: known.external_id(),
+            data: Some(STANDARD.encode(notification.to_string())),
+            publish_time: voided_at,
+            raw: refund.raw.clone(),
+        };
+        let accepted = self
+            .acceptor
+            .accept_message(tenant, credentials, message, true)
+            .await?;
+        Ok(accepted.is_new)
+    }
+
+    /// Reads every list that is due; with `is_all_due` all of them. One after the other.
+    pub(crate) async fn read_due_lists(
+        &self,
+        is_all_due: bool,
+        retention: Option<Duration>,
+        stop: &CancellationToken,
+    ) -> Result<RefundsRound, Error> {
+        voided::remove_old(&self.google.database).await?;
+        let now = self.google.clock.now();
+        let due = sqlx::query!(
+            r#"
+            select tenant.id as "tenant: TenantId", tenant.created_at, list.read_until as "read_until?"
+            from tenants tenant
+            join google_credentials stored on stored.tenant_id = tenant.id
+            left join google_voided_reads list on list.tenant_id = tenant.id
+            where tenant.is_active and ($2 or list.next_read_at is null or list.next_read_at <= $1)
+            order by list.next_read_at nulls first, tenant.id
+            "#,
+            OffsetDateTime::from(now),
+            is_all_due,
+        )
+        .fetch_all(self.google.database.pool())
+        .await?;
+        let mut round = RefundsRound::default();
+        for list in due {
+            if stop.is_cancelled() {
+                break;
+            }
+            let first = now.minus(FIRST_PERIOD).max(list.created_at.into());
+            let read_until = list.read_until.map(Timestamp::from);
+            let since = read_until.map_or(first, |until| until.minus(OVERLAP));
+            let read = self
+                .read_refunds(&list.tenant, Some(since), retention, false)
+                .await;
+            round.tenants += 1;
+            match &read {
+                Ok(report) => {
+                    round.read += report.read;
+                    round.recovered += report.recovered;
+                }
+                Err(_) => round.failed += 1,
+            }
+            self.record_reading(&list.tenant, read_until.unwrap_or(first), read)
+                .await?;
+        }
+        Ok(round)
+    }
+
+    async fn record_reading(
+        &self,
+        tenant: &TenantId,
+        read_until: Timestamp,
+        read: Result<RefundsReport, GoogleBackfillError>,
+    ) -> Result<(), Error> {
+        let now = self.google.clock.now();
+        let (read_until, recovered, error, pause) = match read {
+            Ok(report) => {
+                if report.recovered > 0 {
+                    tracing::warn!(
+                        tenantId = %tenant,
+                        recovered = report.recovered,
+                        hint = "the notifications of these refunds had not arrived; they are delivered now",
+                        "google_refunds_recovered"
+                    );
+                }
+                let pause = spread(READ_INTERVAL, fastrand::f64());
+                (report.until, report.recovered, None, pause)
+            }
+            Err(error) => {
+                let error = error.to_string();
+                tracing::warn!(
+                    tenantId = %tenant,
+                    cause = error,
+                    causeClass = "google list of refunds",
+                    hint = "it is tried again after a quarter of an hour",
+                    "google_refunds_not_read"
+                );
+                (read_until, 0, Some(error), RETRY_DELAY)
+            }
+        };
+        sqlx::query!(
+            "
+            insert into google_voided_reads as list (tenant_id, read_until, last_success_at, next_read_at, error, recovered)
+            values ($1, $2, $3, $4, $5, $6)
+            on conflict (tenant_id) do update set
+                read_until = excluded.read_until,
+                last_success_at = coalesce(excluded.last_success_at, list.last_success_at),
+                next_read_at = excluded.next_read_at,
+                error = excluded.error,
+                recovered = list.recovered + excluded.recovered
+            ",
+            tenant.as_str(),
+            OffsetDateTime::from(read_until),
+            error.is_none().then(|| OffsetDateTime::from(now)),
+            OffsetDateTime::from(now.plus(pause)),
+            error,
+            i64::try_from(recovered).unwrap_or(i64::MAX),
+        )
+        .execute(self.google.database.pool())
+        .await
+        .map(drop)
+    }
+}
+
+/// A refund of Google's list.
+struct ListedRefund {
+    purchase: VoidedPurchase,
+    /// As Google sent it.
+    raw: Box<RawValue>,
+}

@@ -1,0 +1,187 @@
+//! Refunds whose notification did not arrive, read from Google's list: `attesto google backfill`, and the job `backfill`.
+
+use std::time::Duration;
+
+use attesto::simulator::Fault;
+use attesto::simulator::state::google::{NewProduct, ProductChange, SubscriptionChange};
+use serde_json::{Value, json};
+
+use crate::google_state::{Shop, users};
+use crate::world::attesto::{Tenant, World};
+use crate::world::log::Warnings;
+
+const MINUTE: Duration = Duration::from_mins(1);
+const DAY: Duration = Duration::from_hours(24);
+
+/// Sells and refunds a product; Play publishes a message, which is not pushed.
+fn refund_product(shop: &Shop) -> String {
+    let bought = shop.play().buy_product(NewProduct::default()).unwrap();
+    let token = bought.purchase_token;
+    let refund = ProductChange::Refund {};
+    shop.play().change_product(&token, &refund).unwrap();
+    token
+}
+
+fn refund_subscription(shop: &Shop) -> String {
+    let token = shop.subscribe(users());
+    let revoke = SubscriptionChange::Revoke {};
+    shop.play().change_subscription(&token, &revoke).unwrap();
+    token
+}
+
+/// What the callback is sent of refunds, in the order in which they were stored.
+async fn refunds(world: &World, tenant: &Tenant) -> Vec<Value> {
+    let key = Some(tenant.key.expose());
+    let answer = world.ask("GET", "/v1/events?limit=100", key, None).await;
+    let mut events = answer.body["events"].as_array().unwrap().clone();
+    events.retain(|event| event["platformEvent"] == "google.voided");
+    events
+}
+
+/// What the job did for Google: tenants, recovered, failed.
+async fn run_job(world: &World) -> (i64, i64, i64) {
+    let report = world.run_job("backfill").await;
+    let number = |name: &str| report["google"][name].as_i64().unwrap();
+    (number("tenants"), number("recovered"), number("failed"))
+}
+
+#[tokio::test]
+async fn a_lost_refund_is_recovered_once_and_a_push_that_tells_it_later_is_a_repeat() {
+    let shop = Shop::open().await;
+    let (world, tenant) = (&shop.world, &shop.tenant);
+    let product = refund_product(&shop);
+    let lost = shop.play().published_messages().pop().unwrap();
+    let subscription = refund_subscription(&shop);
+    let pushed = refund_product(&shop);
+    shop.push_newest().await;
+    assert_eq!(run_job(world).await, (1, 2, 0));
+    let found = refunds(world, tenant).await;
+    assert_eq!(found.len(), 3);
+    for (token, event, recovered) in [
+        (&pushed, "product.refunded", Value::Null),
+        (&product, "product.refunded", json!(true)),
+        (&subscription, "subscription.refunded", json!(true)),
+    ] {
+        let told = found.iter().find(|it| it["subject"]["key"] == **token);
+        let told = told.unwrap();
+        assert_eq!(
+            (&told["event"], &told["reason"]),
+            (&json!(event), &json!("full"))
+        );
+        assert_eq!(told["recovered"], recovered);
+        assert_eq!(told["state"]["entitled"], false, "{told}");
+        let voided = &told["data"]["voidedPurchaseNotification"];
+        assert_eq!(voided["purchaseToken"], **token);
+        if recovered == true {
+            assert_eq!(told["raw"]["kind"], "androidpublisher#voidedPurchase");
+        }
+    }
+    // The push comes after all, and the job runs as ever.
+    let late = shop.play().push_message(&lost.message_id).await.unwrap();
+    assert_eq!((late.status, &late.body["isNew"]), (200, &json!(false)));
+    for _ in 0..3 {
+        world.pass(DAY).await;
+        assert_eq!(run_job(world).await.1, 0);
+    }
+    assert_eq!(refunds(world, tenant).await.len(), 3);
+}
+
+#[tokio::test]
+async fn every_page_is_read_and_a_part_of_a_quantity_is_told_as_one() {
+    let shop = Shop::open().await;
+    let (world, tenant) = (&shop.world, &shop.tenant);
+    for _ in 0..25 {
+        refund_product(&shop);
+    }
+    for _ in 0..3 {
+        refund_subscription(&shop);
+    }
+    let several = NewProduct {
+        quantity: Some(5),
+        ..NewProduct::default()
+    };
+    let several = shop.play().buy_product(several).unwrap().purchase_token;
+    let some = ProductChange::RefundQuantity { quantity: 2 };
+    shop.play().change_product(&several, &some).unwrap();
+    assert_eq!(run_job(world).await, (1, 29, 0));
+    let found = refunds(world, tenant).await;
+    let partial = found
+        .iter()
+        .find(|it| it["subject"]["key"] == *several)
+        .unwrap();
+    assert_eq!(partial["reason"], "partial");
+    assert_eq!(partial["state"]["entitled"], true);
+    // A second part is pushed: it has an event of its own.
+    shop.play().change_product(&several, &some).unwrap();
+    let event = shop.push_newest().await;
+    assert_eq!(event["reason"], "partial");
+    assert_eq!(refunds(world, tenant).await.len(), 30);
+}
+
+#[tokio::test]
+async fn the_list_is_read_daily_and_at_once_after_a_downtime_and_again_after_a_failure() {
+    let shop = Shop::open().await;
+    let world = &shop.world;
+    let log = Warnings::listen();
+    assert_eq!(run_job(world).await, (1, 0, 0));
+    world.pass(MINUTE * 14).await;
+    assert_eq!(run_job(world).await, (0, 0, 0), "not due yet");
+    refund_product(&shop);
+    world.pass(MINUTE * 16).await;
+    assert_eq!(run_job(world).await, (1, 1, 0), "after a downtime");
+    assert_eq!(log.of("google_refunds_recovered").len(), 1);
+    refund_product(&shop);
+    let away = Fault::at_place("google/play").status(503).times(0);
+    world.simulator.add_fault(away).unwrap();
+    world.pass(MINUTE * 16).await;
+    assert_eq!(run_job(world).await, (1, 0, 1));
+    assert_eq!(log.of("google_refunds_not_read").len(), 1);
+    world.simulator.clear_faults();
+    world.pass(MINUTE * 16).await;
+    assert_eq!(run_job(world).await, (1, 1, 0));
+    // Another tenant has its own list; one without credentials has none.
+    world.stranger().await;
+    world.tenant().await;
+    assert_eq!(run_job(world).await.0, 1);
+}
+
+#[tokio::test]
+async fn the_command_counts_recovers_and_keeps_to_the_tenant() {
+    let world = World::today().await;
+    let (tenant, stranger) = (world.tenant().await, world.stranger().await);
+    let play = world.simulator.google();
+    let token = play
+        .buy_product(NewProduct::default())
+        .unwrap()
+        .purchase_token;
+    play.change_product(&token, &ProductChange::Refund {})
+        .unwrap();
+    let shell = world.shell_with_stores();
+    let run = async |more: &[&str]| {
+        let words = [&["google", "backfill"], more].concat();
+        shell.run_async(&words, "").await
+    };
+    let id = tenant.id.as_str();
+    let counted = run(&["--dry-run"]).await.rows();
+    assert_eq!(counted.len(), 1, "{counted:?}");
+    assert_eq!(
+        (&counted[0]["tenantId"], &counted[0]["recovered"]),
+        (&json!(id), &json!(1))
+    );
+    assert_eq!(refunds(&world, &tenant).await.len(), 0);
+    for (recovered, known) in [(1, 0), (0, 1)] {
+        let row = run(&["--tenant", id, "--since", "3d"])
+            .await
+            .rows()
+            .remove(0);
+        assert_eq!(
+            (&row["recovered"], &row["known"], &row["read"]),
+            (&json!(recovered), &json!(known), &json!(1))
+        );
+    }
+    assert_eq!(refunds(&world, &tenant).await.len(), 1);
+    let none = run(&["--tenant", stranger.id.as_str()]).await;
+    assert_eq!(none.exit, 1, "{none:?}");
+    assert!(none.complained.contains("credentials"), "{none:?}");
+    assert_eq!(run(&["--since", "yesterday"]).await.exit, 2);
+}
