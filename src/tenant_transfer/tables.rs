@@ -83,7 +83,7 @@ macro_rules! needed_event_filter {
 }
 
 /// The exported tables, in the order in which their references allow to import them.
-pub const TRANSFERRED_TABLES: [TransferTable; 17] = [
+pub const TRANSFERRED_TABLES: [TransferTable; 18] = [
     TransferTable {
         tenant_column: "id",
         ..transfer_table("tenants", ALL_ROWS, ConflictPolicy::Overwrite)

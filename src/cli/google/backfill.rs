@@ -9,7 +9,7 @@ use super::super::verify::VerifyDependencies;
 use crate::base::id::TenantId;
 use crate::config::groups::RetentionSettings;
 use crate::deliveries::WorkNotifier;
-use crate::events::EventRecorder;
+use crate::events::{EventRecorder, events_kept_since};
 use crate::stores::google::{GoogleBackfill, RefundsReport, store};
 
 #[derive(Debug, clap::Args)]
@@ -64,11 +64,12 @@ pub(super) async fn backfill_refunds(
     let since = arguments
         .since
         .map(|since| since.to_time(context.clock.now()));
+    let kept_since = events_kept_since(database, retention, context.clock.now()).await?;
     let is_dry_run = arguments.dry_run;
     let reading = async {
         let mut failures = Vec::new();
         for tenant in &tenants {
-            let read = backfill.read_refunds(tenant, since, retention, is_dry_run);
+            let read = backfill.read_refunds(tenant, since, kept_since, is_dry_run);
             match read.await {
                 Ok(report) => write_report(tenant, &report, is_dry_run, context)?,
                 Err(error) => failures.push(format!("{tenant}: {error}.")),

@@ -185,7 +185,7 @@ async fn verify_app_transaction(
     State(state): State<VerifyState<AppleVerifier>>,
     caller: Caller,
     JsonBody(request): JsonBody<AppTransactionRequest>,
-) -> Result<axum::Json<VerifiedAppTransaction>, Problem> {
+) -> Result<JsonAnswer<VerifiedAppTransaction>, Problem> {
     let verification = state
         .verifier
         .verify_app_transaction(&caller.tenant, &request);

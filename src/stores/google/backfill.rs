@@ -28,7 +28,7 @@ use crate::base::backoff::spread;
 use crate::base::clock::Timestamp;
 use crate::base::id::TenantId;
 use crate::db::Error;
-use crate::events::EventRecorder;
+use crate::events::{EventRecorder, events_kept_since};
 
 /// Google lists no refund that is older. A minute less, so that the request is not late.
 const LISTED_FOR: Duration = Duration::from_mins(30 * 24 * 60 - 1);
@@ -102,19 +102,20 @@ impl GoogleBackfill {
     }
 
     /// Reads a tenant's list from `since` on, or as far as it reaches back. With `is_dry_run` nothing is stored.
-    /// What is older than `retention` may have been pruned here, and is left out.
+    /// What is older than `kept_since` may have been pruned here, and is left out.
     pub(crate) async fn read_refunds(
         &self,
         tenant: &TenantId,
         since: Option<Timestamp>,
-        retention: Option<Duration>,
+        kept_since: Option<Timestamp>,
         is_dry_run: bool,
     ) -> Result<RefundsReport, GoogleBackfillError> {
         let credentials = self.google.require_credentials(tenant).await?;
         let now = self.google.clock.now();
-        let reach = LISTED_FOR.min(retention.unwrap_or(LISTED_FOR));
+        let listed_since = now.minus(LISTED_FOR);
+        let earliest = kept_since.map_or(listed_since, |kept| kept.max(listed_since));
         let mut report = RefundsReport {
-            since: since.unwrap_or(now.minus(reach)).max(now.minus(reach)),
+            since: since.map_or(earliest, |since| since.max(earliest)),
             until: now,
             read: 0,
             known: 0,
@@ -231,6 +232,7 @@ impl GoogleBackfill {
     ) -> Result<RefundsRound, Error> {
         voided::remove_old(&self.google.database).await?;
         let now = self.google.clock.now();
+        let kept_since = events_kept_since(&self.google.database, retention, now).await?;
         let due = sqlx::query!(
             r#"
             select tenant.id as "tenant: TenantId", tenant.created_at, list.read_until as "read_until?"
@@ -254,7 +256,7 @@ impl GoogleBackfill {
             let read_until = list.read_until.map(Timestamp::from);
             let since = read_until.map_or(first, |until| until.minus(OVERLAP));
             let read = self
-                .read_refunds(&list.tenant, Some(since), retention, false)
+                .read_refunds(&list.tenant, Some(since), kept_since, false)
                 .await;
             round.tenants += 1;
             match &read {
