@@ -16,7 +16,7 @@ use tokio_util::sync::CancellationToken;
 use super::expiry::CredentialKind;
 use super::jobs::drift_labels;
 use super::store;
-use crate::base::clock::Clock;
+use crate::base::clock::{Clock, Timestamp};
 use crate::credentials::age;
 use crate::crypto::keyring::Keyring;
 use crate::db::{Database, Error, error_class};
@@ -112,14 +112,7 @@ impl DatabaseGauges {
         certificates: &CertificateExpiries,
         registry: &MetricsRegistry,
     ) -> Self {
-        registry
-            .register_gauge_vec(
-                "attesto_build_info",
-                "Always 1; the label is the release of this process.",
-                ["version"],
-            )
-            .with_label_values([crate::VERSION])
-            .set(1.0);
+        register_build_info(registry);
         register_process_metrics(registry, clock);
         let pool = database.clone();
         registry.register_observable(
@@ -209,10 +202,7 @@ impl DatabaseGauges {
                 "attesto_unresolved_states_oldest_seconds",
                 "How long the oldest of them has been waiting for its state.",
             ),
-            client_certificate_expiry: registry.register_gauge(
-                "attesto_client_certificate_expiry_timestamp_seconds",
-                "When the first client certificate of an active callback expires, in seconds since the Unix epoch; 0: there is none.",
-            ),
+            client_certificate_expiry: register_client_certificate_expiry(registry),
             history_gauges: HistoryGauges::new(registry),
             job_gauges: JobGauges::new(keyring, registry),
         }
@@ -294,7 +284,7 @@ impl DatabaseGauges {
         }
         let expiry = store::load_first_client_certificate_expiry(&self.database).await?;
         self.client_certificate_expiry
-            .set(count_to_f64(expiry.map_or(0, |expiry| expiry.as_secs())));
+            .set(count_to_f64(expiry.map_or(0, Timestamp::as_secs)));
         self.last_audit_seq.set(count_to_f64(
             crate::audit::store::last_operator_audit_seq(&self.database).await?,
         ));
@@ -303,6 +293,24 @@ impl DatabaseGauges {
         }
         Ok(())
     }
+}
+
+fn register_build_info(registry: &MetricsRegistry) {
+    registry
+        .register_gauge_vec(
+            "attesto_build_info",
+            "Always 1; the label is the release of this process.",
+            ["version"],
+        )
+        .with_label_values([crate::VERSION])
+        .set(1.0);
+}
+
+fn register_client_certificate_expiry(registry: &MetricsRegistry) -> Gauge {
+    registry.register_gauge(
+        "attesto_client_certificate_expiry_timestamp_seconds",
+        "When the first client certificate of an active callback expires, in seconds since the Unix epoch; 0: there is none.",
+    )
 }
 
 impl JobGauges {

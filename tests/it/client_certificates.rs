@@ -32,6 +32,7 @@ use crate::world::connect_proxy::{ConnectProxy, Manner};
 use crate::world::log::Warnings;
 use crate::world::wait::HANG_LIMIT;
 
+const SERIES: &str = "attesto_client_certificate_expiry_timestamp_seconds";
 const DAY: Duration = Duration::from_hours(24);
 
 fn client(name: &str) -> CertificateParams {
@@ -413,7 +414,6 @@ async fn the_command_says_what_is_wrong_with_a_pair_and_changes_nothing() {
 async fn a_client_certificate_that_expires_soon_is_told_by_metric_job_and_doctor() {
     let world = World::with(&[("METRICS_ADDRESS", "127.0.0.1:0")]).await;
     let tenant = world.stranger().await.id;
-    const SERIES: &str = "attesto_client_certificate_expiry_timestamp_seconds";
     assert_eq!(count(&world.metrics().await, SERIES), 0);
 
     let mut params = client("attesto");
