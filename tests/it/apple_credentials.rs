@@ -103,7 +103,7 @@ async fn stored_credentials_are_shown_without_the_key() {
             "environment": "auto",
             "appAppleId": 1_234_567_890,
             "hasPrivateKey": true,
-            "keyFingerprint": shown["keyFingerprint"],
+            "keyFingerprint": shown["keyFingerprint"], "defaultConsumption": null,
             "updatedAt": shown["updatedAt"],
             "previous": null,
         })

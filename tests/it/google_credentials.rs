@@ -86,7 +86,7 @@ async fn stored_credentials_are_shown_without_the_key() {
             "packageName": "com.example.app",
             "clientEmail": "attesto@project.iam.example",
             "hasPrivateKey": true,
-            "acknowledge": "never",
+            "acknowledge": "never", "defaultRefundReview": null,
             "keyFingerprint": shown["keyFingerprint"],
             "pubsubAudience": null,
             "pubsubServiceAccount": null,

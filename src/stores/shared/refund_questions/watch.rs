@@ -67,14 +67,24 @@ pub(crate) struct RefundAnswerMetrics {
 }
 
 impl RefundAnswerMetrics {
+    /// Every series exists from the start, so that the first question is an increase.
     pub(crate) fn new(registry: &MetricsRegistry) -> Self {
-        Self {
-            outcomes: registry.register_counter_vec(
-                "attesto_refund_questions_total",
-                "Questions of stores about refunds that the backend had not answered when their deadline came near, by what became of them.",
-                ["store", "outcome"],
-            ),
+        let outcomes = registry.register_counter_vec(
+            "attesto_refund_questions_total",
+            "Questions of stores about refunds that the backend had not answered when their deadline came near, by what became of them.",
+            ["store", "outcome"],
+        );
+        let all = [
+            RefundOutcome::DefaultSent,
+            RefundOutcome::Refused,
+            RefundOutcome::Missed,
+        ];
+        for source in [EventSource::Apple, EventSource::Google] {
+            for outcome in all {
+                outcomes.with_label_values([source.as_str(), outcome.into()]);
+            }
         }
+        Self { outcomes }
     }
 
     fn count(&self, source: EventSource, outcome: RefundOutcome) {
