@@ -316,11 +316,11 @@ async fn load_table_size(
 /// Locks out other processes that migrate, until the end of the transaction. `false`: this transaction is to be rolled back and the
 /// lock to be tried again.
 ///
-/// In an empty database there is no table to lock. Creating it has the same effect: a second process that creates it waits for the
-/// first, and then finds it.
+/// In an empty database the table is created first. It is locked then too: another process may have created it since it was looked
+/// for, and nothing is created then.
 async fn lock_migrations(connection: &mut PgConnection) -> Result<bool, MigrationError> {
-    let locked = if is_migrations_table_there(connection).await? {
-        connection.execute(LOCK_MIGRATIONS_SQL).await.map(drop)
+    let created = if is_migrations_table_there(connection).await? {
+        Ok(())
     } else {
         match connection.ensure_migrations_table(MIGRATIONS_TABLE).await {
             Err(MigrateError::Execute(error)) => Err(error),
@@ -328,8 +328,12 @@ async fn lock_migrations(connection: &mut PgConnection) -> Result<bool, Migratio
             Ok(()) => Ok(()),
         }
     };
+    let locked = match created {
+        Ok(()) => connection.execute(LOCK_MIGRATIONS_SQL).await,
+        Err(error) => Err(error),
+    };
     match locked {
-        Ok(()) => Ok(true),
+        Ok(_) => Ok(true),
         Err(error) => match sqlstate_code(&error).as_deref() {
             // Another process has created the table meanwhile, or the table's row type.
             Some("23505" | "42P07" | "42710") => Ok(false),

@@ -15,6 +15,7 @@ use tokio::net::TcpStream;
 use tokio::runtime::Handle;
 use tokio::time::{Instant, sleep, timeout};
 use tokio_util::task::TaskTracker;
+use tokio_util::task::task_tracker::TaskTrackerToken;
 
 use super::activity::ActiveRequest;
 use super::connection_table::OpenConnection;
@@ -75,6 +76,8 @@ struct FinishedWork<F: Future<Output: Send> + Send + 'static> {
     /// `None` once it is finished.
     work: Option<Pin<Box<F>>>,
     tasks: TaskTracker,
+    /// Keeps the server from stopping before this: streams of HTTP/2 have tasks that are not tracked.
+    _tracked: TaskTrackerToken,
 }
 
 impl<F: Future<Output: Send> + Send + 'static> Future for FinishedWork<F> {
@@ -154,6 +157,7 @@ async fn serve_requests(stream: TcpStream, open: Arc<OpenConnection>, server: Ar
         let answer = FinishedWork {
             work: Some(Box::pin(work)),
             tasks: server.tasks.clone(),
+            _tracked: server.tasks.token(),
         };
         let keep_alive = server.keep_alive.clone();
         async move {

@@ -271,7 +271,14 @@ async fn a_refusal_for_good_is_shown_and_not_tried_again() {
     assert!(error.unwrap().contains("4000047"));
     let message = doctor(world).await["message"].to_string();
     assert!(message.contains("4000047"), "{message}");
-    // The backend may still answer.
+    // The backend may still answer; if the store is away, the refused answer is not sent again.
+    let away = Fault::at_place("apple/sandbox").status(503).times(0);
+    world.simulator.add_fault(away).unwrap();
+    assert_eq!(tell(world, &shop.tenant, &used(&id)).await.status, 502);
+    world.simulator.clear_faults();
+    world.pass(MINUTE * 2).await;
+    assert_eq!(watch.tick().await.unwrap().claimed, 0);
+    assert_eq!(outcomes(world).await[0].0.as_deref(), Some("refused"));
     assert_eq!(tell(world, &shop.tenant, &used(&id)).await.status, 200);
     assert_eq!(doctor(world).await["status"], "ok");
     assert_eq!(outcomes(world).await[0].0.as_deref(), Some("answered"));

@@ -125,6 +125,13 @@ async fn each_row_gets_the_answer_of_the_verify_route_once() {
     assert_eq!(ran.json()["alreadyAnswered"], 2);
     assert_eq!(desk.answers().len(), 3);
 
+    // Another file is left as it is.
+    let key = desk.write("key", "one line without an end");
+    let ran = desk.verify(&[&file, "--answers-path", &key], "").await;
+    assert_eq!(ran.exit, 1, "{ran:?}");
+    assert!(ran.complained.contains("not a file of answers"), "{ran:?}");
+    assert_eq!(std::fs::read_to_string(&key).unwrap().len(), 23);
+
     // Answers of other rows are not taken for these.
     let file = desk.write("purchases.csv", &rows.replace("2000000999999999", "1"));
     let ran = desk.verify(&[&file, "--answers-path", &answers], "").await;

@@ -66,10 +66,11 @@ pub(super) async fn backfill_refunds(
         .map(|since| since.to_time(context.clock.now()));
     let kept_since = events_kept_since(database, retention, context.clock.now()).await?;
     let is_dry_run = arguments.dry_run;
+    let until = context.clock.now();
     let reading = async {
         let mut failures = Vec::new();
         for tenant in &tenants {
-            let read = backfill.read_refunds(tenant, since, kept_since, is_dry_run);
+            let read = backfill.read_refunds(tenant, since, until, kept_since, is_dry_run);
             match read.await {
                 Ok(report) => write_report(tenant, &report, is_dry_run, context)?,
                 Err(error) => failures.push(format!("{tenant}: {error}.")),

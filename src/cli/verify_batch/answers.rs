@@ -10,6 +10,9 @@ use serde::Deserialize;
 
 use super::rows::BatchRow;
 
+/// How each line begins.
+const LINE_BEGIN: &str = "{\"line\":";
+
 /// An answer file that is open for appending.
 pub(super) struct AnswerFile {
     file: File,
@@ -44,16 +47,20 @@ impl AnswerFile {
         loop {
             line.clear();
             let length = reader.read_until(b'\n', &mut line)?;
+            let other_file = || {
+                let text = "it is not a file of answers of this command";
+                io::Error::new(io::ErrorKind::InvalidData, text)
+            };
             if !line.ends_with(b"\n") {
+                let begin = LINE_BEGIN.as_bytes();
+                let is_answer = line.starts_with(begin) || begin.starts_with(&line);
+                if !is_answer {
+                    return Err(other_file());
+                }
                 break;
             }
             whole += length as u64;
-            let row: AnsweredRow = serde_json::from_slice(&line).map_err(|_| {
-                io::Error::new(
-                    io::ErrorKind::InvalidData,
-                    "it is not a file of answers of this command",
-                )
-            })?;
+            let row: AnsweredRow = serde_json::from_slice(&line).map_err(|_| other_file())?;
             answered.insert(row.line, row.input_hash);
         }
         file.set_len(whole)?;

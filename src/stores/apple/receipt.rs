@@ -12,8 +12,6 @@ use der::{Decode as _, EncodingRules, Header, Reader, Sequence, SliceReader, Tag
 
 /// The most base64 characters of a receipt. Apple's grow with each purchase; those of apps with many are several hundred KB.
 pub const MAX_RECEIPT_CHARS: usize = 2 * 1024 * 1024;
-/// The most purchases that are read of a receipt.
-const MAX_PURCHASES: usize = 10_000;
 const SIGNED_DATA: ObjectIdentifier = ObjectIdentifier::new_unwrap("1.2.840.113549.1.7.2");
 const IN_APP_PURCHASE: u64 = 17;
 const TRANSACTION_ID: u64 = 1703;
@@ -83,7 +81,7 @@ struct Attribute {
 fn read_purchases(container: &[u8]) -> der::Result<Vec<ReceiptPurchase>> {
     let mut purchases = Vec::new();
     for attribute in read_attributes(&read_content(container)?)? {
-        if attribute.kind == IN_APP_PURCHASE && purchases.len() < MAX_PURCHASES {
+        if attribute.kind == IN_APP_PURCHASE {
             purchases.extend(read_purchase(attribute.value.as_bytes())?);
         }
     }

@@ -35,8 +35,9 @@ impl AppleVerifier {
         };
         let begun = BegunAnswer::begin(&self.database, tenant, key).await?;
         let sent = self.send_consumption(tenant, request).await;
-        if sent.is_err() {
-            begun.cancel(&self.database).await;
+        match &sent {
+            Ok(_) => begun.finish(&self.database).await?,
+            Err(_) => begun.cancel(&self.database).await,
         }
         sent
     }

@@ -24,7 +24,7 @@
 //! - [`late_state`]: what the purchase of a stored event is worth, where that was not known when it was received
 //! - [`owed`]: purchases that must be acknowledged soon, of which their tenants are told
 //! - [`purchase_lookup`]: what Google says of the purchase that a notification or a verify request is about
-//! - [`backfill`]: fetches refunds whose notification did not arrive; [`voided`]: which refunds are known
+//! - `refunds`: which refunds are known, and fetches those whose notification did not arrive
 //! - [`check_credentials`]: a use case, for an operator: does Google accept these credentials
 //! - [`routes`]: these in HTTP; [`request_body`], [`response_body`] and [`error_response`] read and write what is
 //!   sent
@@ -35,7 +35,6 @@ pub mod account;
 mod acknowledge;
 pub(crate) mod api;
 mod api_error;
-mod backfill;
 mod chain;
 pub(crate) mod check_credentials;
 mod error_response;
@@ -47,6 +46,7 @@ pub mod payload;
 mod purchase_lookup;
 mod refund_answers;
 mod refund_review;
+mod refunds;
 mod refused_tokens;
 mod request_body;
 mod response_body;
@@ -57,11 +57,8 @@ mod subject_source;
 pub mod translate;
 pub mod trust;
 pub(crate) mod verify;
-mod voided;
 
 pub(crate) use api_error::GoogleApiError;
-pub use backfill::GoogleBackfill;
-pub(crate) use backfill::RefundsReport;
 pub(crate) use late_state::GoogleStates;
 pub(crate) use notifications::GoogleNotifications;
 pub use owed::AcknowledgementWatch;
@@ -70,6 +67,8 @@ pub(crate) use refund_answers::GoogleRefundAnswers;
 pub(crate) use refund_review::{
     GoogleRefundPreference, MAX_CONSUMPTION_MILLIUNITS, RefundReview, RefundReviewRequest,
 };
+pub use refunds::backfill::GoogleBackfill;
+pub(crate) use refunds::backfill::RefundsReport;
 pub(crate) use request_body::AcknowledgeRequest;
 pub use request_body::GoogleVerifyRequest;
 pub use routes::verify_routes;

@@ -32,8 +32,9 @@ impl GoogleVerifier {
         };
         let begun = BegunAnswer::begin(&self.database, tenant, key).await?;
         let sent = self.review_refund(tenant, request).await;
-        if sent.is_err() {
-            begun.cancel(&self.database).await;
+        match &sent {
+            Ok(_) => begun.finish(&self.database).await?,
+            Err(_) => begun.cancel(&self.database).await,
         }
         sent
     }

@@ -156,7 +156,7 @@ impl BackfillRound<'_> {
             position,
             error: None,
             recovered,
-            is_app_known: true,
+            is_app_known: is_complete.then_some(true),
         };
         store::record_progress(self.database, &due.tenant, due.environment, &progress).await
     }
@@ -218,7 +218,7 @@ impl BackfillRound<'_> {
             position,
             error: Some(cause),
             recovered,
-            is_app_known: !error.is_app_unknown(),
+            is_app_known: error.is_app_unknown().then_some(false),
         };
         store::record_progress(self.database, &due.tenant, due.environment, &progress).await
     }

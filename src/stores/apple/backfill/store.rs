@@ -33,8 +33,8 @@ pub(super) struct HistoryProgress {
     pub(super) next_read_at: Timestamp,
     pub(super) position: Option<Value>,
     pub(super) error: Option<String>,
-    /// Whether Apple knows the app in this environment.
-    pub(super) is_app_known: bool,
+    /// Whether Apple knows the app in this environment. `None`: Apple did not say.
+    pub(super) is_app_known: Option<bool>,
     pub(super) recovered: u64,
 }
 
@@ -103,7 +103,7 @@ pub(super) async fn record_progress(
         "
         insert into apple_history_reads as history
             (tenant_id, environment, read_until, last_success_at, next_read_at, position, error, recovered, is_app_known)
-        values ($1, $2, $3, $4, $5, $6, $7, $8, $9)
+        values ($1, $2, $3, $4, $5, $6, $7, $8, coalesce($9, true))
         on conflict (tenant_id, environment) do update set
             read_until = excluded.read_until,
             last_success_at = coalesce(excluded.last_success_at, history.last_success_at),
@@ -111,7 +111,7 @@ pub(super) async fn record_progress(
             position = excluded.position,
             error = excluded.error,
             recovered = history.recovered + excluded.recovered,
-            is_app_known = excluded.is_app_known,
+            is_app_known = coalesce($9, history.is_app_known),
             written_at = now()
         ",
         tenant.as_str(),
@@ -147,8 +147,11 @@ pub(crate) async fn load_history_stats(
         select coalesce(extract(epoch from $1 - min(coalesce(history.last_success_at, history.read_until))
                 filter (where history.is_app_known)), 0)::float8 as "age!",
             coalesce(sum(history.recovered), 0)::bigint as "recovered!"
-        from apple_history_reads history join tenants tenant on tenant.id = history.tenant_id
-        where tenant.is_active
+        from apple_history_reads history
+        join tenants tenant on tenant.id = history.tenant_id
+        join apple_credentials stored on stored.tenant_id = tenant.id
+        where tenant.is_active and stored.environment in ('auto', history.environment)
+            and (history.environment = 'sandbox' or stored.app_apple_id is not null)
         "#,
         OffsetDateTime::from(now),
     )

@@ -15,7 +15,7 @@ const MAX_NOTICE: Duration = Duration::from_hours(2);
 const LEASE_TTL: Duration = Duration::from_mins(1);
 /// How long after its deadline a question is kept, so that an operator can see what became of it.
 const KEPT_AFTER_DEADLINE: Duration = Duration::from_hours(7 * 24);
-/// When a backend should repeat an answer that meets the default answer.
+/// When a backend should repeat an answer that meets another one.
 const IN_FLIGHT_RETRY_AFTER: Duration = Duration::from_secs(30);
 /// The longest reason of a refusal that is kept, in characters.
 const MAX_ERROR_CHARS: usize = 500;
@@ -78,20 +78,22 @@ pub(super) enum RefundOutcome {
     Missed,
 }
 
-/// Questions that a backend answers. Nothing is sent by itself about them, unless [`BegunAnswer::cancel`] says that the store has not
-/// taken the answer.
+/// Questions that a backend answers. For [`LEASE_TTL`] no other answer to them is sent; after it they are open again, because the process
+/// has ended.
 #[derive(Debug)]
 pub(crate) struct BegunAnswer {
     tenant: TenantId,
     source: EventSource,
     question_hashes: Vec<Vec<u8>>,
+    /// The end of the lease, which tells this answer from others.
+    lease: time::OffsetDateTime,
 }
 
 /// Why a backend's answer is not sent now.
 #[derive(Debug, thiserror::Error)]
 pub(crate) enum BeginAnswerError {
-    /// A process is sending the answer of the tenant's settings.
-    #[error("the answer of the tenant's settings is being sent")]
+    /// Another answer is being sent: that of the tenant's settings, or one of the backend's.
+    #[error("another answer to the question is being sent")]
     InFlight,
     #[error(transparent)]
     Database(#[from] Error),
@@ -102,7 +104,7 @@ impl From<&BeginAnswerError> for Problem {
         match error {
             BeginAnswerError::InFlight => Self::new(
                 ErrorCode::Unavailable,
-                "The tenant's default answer to this question is being sent right now. Repeat the request when Retry-After says.",
+                "Another answer to this question is being sent right now. Repeat the request when Retry-After says.",
             )
             .with_retry_after(IN_FLIGHT_RETRY_AFTER),
             BeginAnswerError::Database(error) => error.into(),
@@ -148,7 +150,7 @@ impl NewRefundQuestion {
 }
 
 impl BegunAnswer {
-    /// Notes that the backend answers these questions, before the store is told.
+    /// Keeps other answers away while the backend's is sent.
     pub(crate) async fn begin(
         database: &Database,
         tenant: &TenantId,
@@ -164,19 +166,22 @@ impl BegunAnswer {
                 for update
             ), begun as (
                 update refund_questions question
-                set outcome = 'answered', next_check_at = null
+                set leased_until = attesto_now() + make_interval(secs => $5),
+                    next_check_at = greatest(question.next_check_at, attesto_now() + make_interval(secs => $5))
                 from open
                 where question.tenant_id = $1 and question.source = $2 and question.question_hash = open.question_hash
                     and not exists (select from open where is_leased)
-                returning question.question_hash
+                returning question.question_hash, question.leased_until
             )
             select exists (select from open where is_leased) as "is_in_flight!",
-                array(select question_hash from begun) as "question_hashes!: Vec<Vec<u8>>"
+                array(select question_hash from begun) as "question_hashes!: Vec<Vec<u8>>",
+                coalesce((select max(leased_until) from begun), attesto_now()) as "lease!"
             "#,
             tenant.as_str(),
             key.source.as_str(),
             key.purchase_id,
             key.refund_token,
+            LEASE_TTL.as_secs_f64(),
         )
         .fetch_one(database.pool())
         .await?;
@@ -187,35 +192,56 @@ impl BegunAnswer {
             tenant: tenant.clone(),
             source: key.source,
             question_hashes: found.question_hashes,
+            lease: found.lease,
         })
     }
 
-    /// The store has not taken the answer: the questions are open again.
+    /// The store has taken the answer: no other one is sent.
+    pub(crate) async fn finish(self, database: &Database) -> Result<(), BeginAnswerError> {
+        if self.question_hashes.is_empty() {
+            return Ok(());
+        }
+        sqlx::query!(
+            "update refund_questions \
+                set outcome = 'answered', next_check_at = null, leased_until = null \
+              where tenant_id = $1 and source = $2 and question_hash = any($3) and leased_until = $4",
+            self.tenant.as_str(),
+            self.source.as_str(),
+            &self.question_hashes,
+            self.lease,
+        )
+        .execute(database.pool())
+        .await?;
+        Ok(())
+    }
+
+    /// The store has not taken the answer: the questions are as before.
     pub(crate) async fn cancel(self, database: &Database) {
         if self.question_hashes.is_empty() {
             return;
         }
-        let reopened = sqlx::query!(
+        let released = sqlx::query!(
             "update refund_questions \
-                set outcome = null, \
-                    next_check_at = greatest( \
-                        answer_by - least(make_interval(secs => $4), (answer_by - created_at) / 2), attesto_now()) \
-              where tenant_id = $1 and source = $2 and question_hash = any($3) and outcome = 'answered'",
+                set leased_until = null, \
+                    next_check_at = case when outcome is null then greatest( \
+                        answer_by - least(make_interval(secs => $4), (answer_by - created_at) / 2), attesto_now()) end \
+              where tenant_id = $1 and source = $2 and question_hash = any($3) and leased_until = $5",
             self.tenant.as_str(),
             self.source.as_str(),
             &self.question_hashes,
             MAX_NOTICE.as_secs_f64(),
+            self.lease,
         )
         .execute(database.pool())
         .await;
-        if let Err(error) = reopened {
+        if let Err(error) = released {
             tracing::warn!(
                 tenantId = %self.tenant,
                 store = self.source.as_str(),
                 cause = %error,
                 causeClass = crate::db::error_class(&error),
-                hint = "the store has not taken the backend's answer; the default answer is not sent either: the backend must repeat its request",
-                "refund_question_not_reopened"
+                hint = "the store has not taken the backend's answer; another answer can be sent after a minute",
+                "refund_question_not_released"
             );
         }
     }

@@ -14,16 +14,16 @@ use base64::engine::general_purpose::STANDARD;
 use serde::Serialize;
 use serde_json::json;
 use serde_json::value::RawValue;
-use time::OffsetDateTime;
 use tokio_util::sync::CancellationToken;
 
-use super::api::VoidedPurchasesQuery;
-use super::error_response::{GoogleNotificationError, GoogleVerifyError};
-use super::notifications::{NotificationAcceptor, PubsubMessage};
-use super::payload::{Int64, VoidedPurchase};
-use super::store::GoogleCredentials;
-use super::verify::GoogleVerifier;
-use super::voided::{self, KnownRefund};
+use super::super::api::VoidedPurchasesQuery;
+use super::super::error_response::{GoogleNotificationError, GoogleVerifyError};
+use super::super::notifications::{NotificationAcceptor, PubsubMessage};
+use super::super::payload::{Int64, VoidedPurchase};
+use super::super::store::GoogleCredentials;
+use super::super::verify::GoogleVerifier;
+use super::known_refund::KnownRefund;
+use super::store::{self, ReadingProgress};
 use crate::base::backoff::spread;
 use crate::base::clock::Timestamp;
 use crate::base::id::TenantId;
@@ -38,6 +38,8 @@ const READ_INTERVAL: Duration = Duration::from_hours(20);
 const OVERLAP: Duration = Duration::from_hours(24);
 /// How far back the job's first reading begins at most.
 const FIRST_PERIOD: Duration = Duration::from_hours(7 * 24);
+/// How long the notification of a refund has to arrive by itself: the job's readings end so long ago.
+const ARRIVAL_TIME: Duration = Duration::from_mins(5);
 /// When a reading is tried again that failed.
 const RETRY_DELAY: Duration = Duration::from_mins(15);
 
@@ -101,12 +103,13 @@ impl GoogleBackfill {
         }
     }
 
-    /// Reads a tenant's list from `since` on, or as far as it reaches back. With `is_dry_run` nothing is stored.
+    /// Reads a tenant's list from `since` on, or as far as it reaches back, until `until`. With `is_dry_run` nothing is stored.
     /// What is older than `kept_since` may have been pruned here, and is left out.
     pub(crate) async fn read_refunds(
         &self,
         tenant: &TenantId,
         since: Option<Timestamp>,
+        until: Timestamp,
         kept_since: Option<Timestamp>,
         is_dry_run: bool,
     ) -> Result<RefundsReport, GoogleBackfillError> {
@@ -115,8 +118,10 @@ impl GoogleBackfill {
         let listed_since = now.minus(LISTED_FOR);
         let earliest = kept_since.map_or(listed_since, |kept| kept.max(listed_since));
         let mut report = RefundsReport {
-            since: since.map_or(earliest, |since| since.max(earliest)),
-            until: now,
+            since: since
+                .map_or(earliest, |since| since.max(earliest))
+                .min(until),
+            until,
             read: 0,
             known: 0,
             recovered: 0,
@@ -230,33 +235,25 @@ impl GoogleBackfill {
         retention: Option<Duration>,
         stop: &CancellationToken,
     ) -> Result<RefundsRound, Error> {
-        voided::remove_old(&self.google.database).await?;
+        store::remove_old(&self.google.database).await?;
         let now = self.google.clock.now();
         let kept_since = events_kept_since(&self.google.database, retention, now).await?;
-        let due = sqlx::query!(
-            r#"
-            select tenant.id as "tenant: TenantId", tenant.created_at, list.read_until as "read_until?"
-            from tenants tenant
-            join google_credentials stored on stored.tenant_id = tenant.id
-            left join google_voided_reads list on list.tenant_id = tenant.id
-            where tenant.is_active and ($2 or list.next_read_at is null or list.next_read_at <= $1)
-            order by list.next_read_at nulls first, tenant.id
-            "#,
-            OffsetDateTime::from(now),
-            is_all_due,
-        )
-        .fetch_all(self.google.database.pool())
-        .await?;
+        let due = store::list_due_lists(&self.google.database, now, is_all_due).await?;
         let mut round = RefundsRound::default();
         for list in due {
             if stop.is_cancelled() {
                 break;
             }
-            let first = now.minus(FIRST_PERIOD).max(list.created_at.into());
-            let read_until = list.read_until.map(Timestamp::from);
-            let since = read_until.map_or(first, |until| until.minus(OVERLAP));
+            let first = now.minus(FIRST_PERIOD).max(list.tenant_created_at);
+            let since = list.read_until.map_or(first, |until| until.minus(OVERLAP));
             let read = self
-                .read_refunds(&list.tenant, Some(since), kept_since, false)
+                .read_refunds(
+                    &list.tenant,
+                    Some(since),
+                    now.minus(ARRIVAL_TIME),
+                    kept_since,
+                    false,
+                )
                 .await;
             round.tenants += 1;
             match &read {
@@ -266,7 +263,7 @@ impl GoogleBackfill {
                 }
                 Err(_) => round.failed += 1,
             }
-            self.record_reading(&list.tenant, read_until.unwrap_or(first), read)
+            self.record_reading(&list.tenant, list.read_until.unwrap_or(first), read)
                 .await?;
         }
         Ok(round)
@@ -304,27 +301,14 @@ impl GoogleBackfill {
                 (read_until, 0, Some(error), RETRY_DELAY)
             }
         };
-        sqlx::query!(
-            "
-            insert into google_voided_reads as list (tenant_id, read_until, last_success_at, next_read_at, error, recovered)
-            values ($1, $2, $3, $4, $5, $6)
-            on conflict (tenant_id) do update set
-                read_until = excluded.read_until,
-                last_success_at = coalesce(excluded.last_success_at, list.last_success_at),
-                next_read_at = excluded.next_read_at,
-                error = excluded.error,
-                recovered = list.recovered + excluded.recovered
-            ",
-            tenant.as_str(),
-            OffsetDateTime::from(read_until),
-            error.is_none().then(|| OffsetDateTime::from(now)),
-            OffsetDateTime::from(now.plus(pause)),
+        let progress = ReadingProgress {
+            read_until,
+            succeeded_at: error.is_none().then_some(now),
+            next_read_at: now.plus(pause),
             error,
-            i64::try_from(recovered).unwrap_or(i64::MAX),
-        )
-        .execute(self.google.database.pool())
-        .await
-        .map(drop)
+            recovered,
+        };
+        store::record_reading(&self.google.database, tenant, &progress).await
     }
 }
 

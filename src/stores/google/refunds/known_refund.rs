@@ -1,8 +1,7 @@
 //! Refunds that are known: the table `voided_purchases`. A refund that both a push and Google's list tell becomes one event.
 
-use std::time::Duration;
-
-use super::payload::{DeveloperNotification, Int64};
+use super::super::payload::{DeveloperNotification, Int64};
+use super::store;
 use crate::base::id::TenantId;
 use crate::crypto::token;
 use crate::db::{Database, Error};
@@ -11,12 +10,10 @@ use crate::db::{Database, Error};
 const FULL_REFUND: i64 = 1;
 /// Google's `refundType` of a refund of a part of a quantity.
 const PARTIAL_REFUND: i64 = 2;
-/// How long a refund is remembered: Google lists it for 30 days, and Pub/Sub repeats a message for 31.
-const KEPT_FOR: Duration = Duration::from_hours(65 * 24);
 
 /// A refund of an order.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub(super) struct KnownRefund {
+pub(in super::super) struct KnownRefund {
     hash: [u8; 32],
     is_partial: bool,
 }
@@ -35,7 +32,7 @@ impl KnownRefund {
     }
 
     /// The refund that a notification tells.
-    pub(super) fn of_notification(notification: &DeveloperNotification) -> Option<Self> {
+    pub(in super::super) fn of_notification(notification: &DeveloperNotification) -> Option<Self> {
         let details = notification.voided_purchase_notification.as_ref()?;
         let is_partial = match details.refund_type {
             Some(Int64(FULL_REFUND)) => false,
@@ -52,56 +49,26 @@ impl KnownRefund {
         format!("voided:{}", token::encode_hex(&self.hash))
     }
 
+    /// Whether an event tells it.
     pub(super) async fn is_known(
         &self,
         database: &Database,
         tenant: &TenantId,
     ) -> Result<bool, Error> {
-        sqlx::query_scalar!(
-            r#"select exists (
-                select from voided_purchases where tenant_id = $1 and refund_hash = $2
-            ) as "known!""#,
-            tenant.as_str(),
-            self.hash.as_slice(),
-        )
-        .fetch_one(database.pool())
-        .await
+        store::is_refund_told(database, tenant, &self.hash).await
     }
 
     /// Notes that an event with `external_id` tells the refund. Returns the external id of the event that tells it: another one where
     /// one was noted before. A message about a part of a quantity always has an event of its own, because an order may have several.
-    pub(super) async fn note(
+    pub(in super::super) async fn note(
         &self,
         database: &Database,
         tenant: &TenantId,
         external_id: &str,
     ) -> Result<String, Error> {
-        let noted = sqlx::query_scalar!(
-            r#"
-            insert into voided_purchases as noted (tenant_id, refund_hash, external_id)
-            select id, $2, $3 from tenants where id = $1
-            on conflict (tenant_id, refund_hash) do update set external_id = noted.external_id
-            returning external_id
-            "#,
-            tenant.as_str(),
-            self.hash.as_slice(),
-            external_id,
-        )
-        .fetch_optional(database.pool())
-        .await?;
+        let noted = store::note_refund(database, tenant, &self.hash, external_id).await?;
         Ok(noted
             .filter(|_| !self.is_partial)
             .unwrap_or_else(|| external_id.to_owned()))
     }
-}
-
-/// Forgets refunds that neither Google's list nor a push can tell any more.
-pub(super) async fn remove_old(database: &Database) -> Result<(), Error> {
-    sqlx::query!(
-        "delete from voided_purchases where created_at <= attesto_now() - make_interval(secs => $1)",
-        KEPT_FOR.as_secs_f64(),
-    )
-    .execute(database.pool())
-    .await
-    .map(drop)
 }
