@@ -1,5 +1,6 @@
 //! One connection, from its first byte to its last.
 
+use std::convert::Infallible;
 use std::pin::{Pin, pin};
 use std::sync::Arc;
 use std::task::{Context, Poll, ready};
@@ -14,6 +15,7 @@ use hyper_util::server::conn::auto;
 use tokio::net::TcpStream;
 use tokio::runtime::Handle;
 use tokio::time::{Instant, sleep, timeout};
+use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 use tokio_util::task::task_tracker::TaskTrackerToken;
 
@@ -76,6 +78,8 @@ struct FinishedWork<F: Future<Output: Send> + Send + 'static> {
     /// `None` once it is finished.
     work: Option<Pin<Box<F>>>,
     tasks: TaskTracker,
+    /// Ends what goes on in a task of its own.
+    abort: CancellationToken,
     /// Keeps the server from stopping before this: streams of HTTP/2 have tasks that are not tracked.
     _tracked: TaskTrackerToken,
 }
@@ -95,7 +99,9 @@ impl<F: Future<Output: Send> + Send + 'static> Drop for FinishedWork<F> {
     fn drop(&mut self) {
         // Without a runtime, the process is ending.
         if let (Some(work), Ok(runtime)) = (self.work.take(), Handle::try_current()) {
-            self.tasks.spawn_on(work, &runtime);
+            let abort = self.abort.clone();
+            self.tasks
+                .spawn_on(abort.run_until_cancelled_owned(work), &runtime);
         }
     }
 }
@@ -150,26 +156,20 @@ async fn serve_requests(stream: TcpStream, open: Arc<OpenConnection>, server: Ar
         request.extensions_mut().insert(open.info.clone());
         let is_http_1 = request.version() < Version::HTTP_2;
         let layer = server.request_layer.clone();
-        let work = server
-            .abort
-            .clone()
-            .run_until_cancelled_owned(layer.handle_request(request.map(Body::new)));
         let answer = FinishedWork {
-            work: Some(Box::pin(work)),
+            work: Some(Box::pin(layer.handle_request(request.map(Body::new)))),
             tasks: server.tasks.clone(),
+            abort: server.abort.clone(),
             _tracked: server.tasks.token(),
         };
         let keep_alive = server.keep_alive.clone();
         async move {
-            let answer = answer.await;
+            let mut answer = answer.await;
             drop(held);
-            let Some(mut answer) = answer else {
-                return Err("the server has stopped");
-            };
             if let Some(keep_alive) = keep_alive.filter(|_| is_http_1) {
                 answer.headers_mut().insert(KEEP_ALIVE_HEADER, keep_alive);
             }
-            Ok(answer)
+            Ok::<_, Infallible>(answer)
         }
     });
     let mut connection = pin!(
