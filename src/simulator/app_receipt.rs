@@ -14,7 +14,7 @@ const SIGNED_DATA: ObjectIdentifier = ObjectIdentifier::new_unwrap("1.2.840.1135
 pub struct ListedPurchase<'a> {
     /// Its `transaction_id`; empty when it has none.
     pub transaction_id: &'a str,
-    /// Its `original_transaction_id`.
+    /// The `original_transaction_id` of its subscription, or its own.
     pub original_transaction_id: &'a str,
     /// As RFC 3339, in UTC.
     pub purchase_date: &'a str,

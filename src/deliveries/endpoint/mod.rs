@@ -2,8 +2,8 @@
 //! private networks that an operator has allowed for it.
 //!
 //! Guarantees: a secret signs until the end of its overlap, however often newer secrets are set; a retired or expired secret
-//! signs nothing, by the database's clock at each attempt; no secret is printed, except a generated one, once, and no key of a
-//! client certificate.
+//! signs nothing, by the database's clock at each attempt; no secret is printed, except a generated one, once, and no
+//! key of a client certificate.
 //!
 //! - [`client_certificate`]: [`ClientCertificate`], for receivers that ask for one
 //! - [`secret`]: [`SigningSecret`], and [`SigningSecrets`] in the order in which they sign

@@ -123,8 +123,8 @@ pub(super) struct Connector {
 }
 
 impl Connector {
-    /// Connects to one of the checked addresses and to nothing else. `shown` is what a receiver gets that asks for a client
-    /// certificate.
+    /// Connects to one of the checked addresses and to nothing else. `shown` is what a receiver gets that asks
+    /// for a client certificate.
     pub(super) async fn open_connection(
         &self,
         target: &CallbackTarget,

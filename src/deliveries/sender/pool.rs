@@ -23,7 +23,7 @@ struct PoolKey {
     tls: bool,
     host: CallbackHost,
     port: u16,
-    /// A receiver takes whoever uses the connection for the owner of the certificate that was shown when it was opened.
+    /// To the receiver, all requests of a connection are of the owner of the certificate that was shown when it was opened.
     client_certificate: Option<[u8; 32]>,
 }
 
@@ -67,8 +67,8 @@ impl ConnectionPool {
         Self { idle_timeout, idle }
     }
 
-    /// The connection to one of these checked addresses that was used last, and that was opened with this client certificate, or
-    /// without one.
+    /// The connection to one of these checked addresses that was used last, and that was opened with this
+    /// client certificate, or without one.
     pub(super) fn take_connection(
         &self,
         target: &CallbackTarget,

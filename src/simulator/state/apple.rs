@@ -362,7 +362,7 @@ pub struct SentConsumptionInfo {
     pub transaction_id: String,
     /// When it was sent.
     pub sent_at: Timestamp,
-    /// The body.
+    /// The body as the developer sent it.
     pub information: Value,
 }
 

@@ -19,7 +19,7 @@ pub(crate) enum AppleActionError {
     #[error("Apple does not take it: error {code}")]
     NotAccepted {
         reason: NotAcceptedReason,
-        /// Apple's `errorCode`.
+        /// The `errorCode` of Apple's answer.
         code: i64,
     },
     #[error(transparent)]

@@ -21,9 +21,9 @@ const ORIGINAL_TRANSACTION_ID: u64 = 1705;
 /// The newest transaction of a subscription or other purchase, by its `purchase_date`.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct ReceiptPurchase {
-    /// Its `transaction_id`.
+    /// The `transaction_id` of the newest transaction.
     pub transaction_id: String,
-    /// Its `original_transaction_id`.
+    /// The `original_transaction_id`, which all its transactions have in common.
     pub original_transaction_id: String,
     /// As RFC 3339, in UTC.
     purchase_date: String,

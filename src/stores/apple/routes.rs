@@ -1,5 +1,5 @@
-//! `POST /v1/apple/verify`, `POST /v1/apple/app-transaction`, what Apple is told (`consumption`, `finish`, `app-account-token`), `POST /v1/apple/offers/sign` and
-//! `POST /v1/webhooks/apple/{tenantId}`.
+//! `POST /v1/apple/verify`, `POST /v1/apple/app-transaction`, what Apple is told (`consumption`, `finish`, `app-account-token`),
+//! `POST /v1/apple/offers/sign` and `POST /v1/webhooks/apple/{tenantId}`.
 
 use std::sync::Arc;
 

@@ -26,7 +26,7 @@ use crate::stores::shared::refund_questions::BeginAnswerError;
 pub(super) const ANSWER_PERIOD: Duration = Duration::from_hours(24);
 /// All of a purchase, in thousandths of a percent.
 pub(crate) const MAX_CONSUMPTION_MILLIUNITS: u32 = 100_000;
-/// Google's limit.
+/// Google takes no more events of usage.
 const MAX_USAGE_EVENTS: usize = 1000;
 
 /// What Google is told about a refund.

@@ -1,5 +1,5 @@
-//! `POST /v1/google/verify`, `/v1/google/acknowledge`, `/v1/google/consume`, `/v1/google/refund-review` and
-//! `/v1/webhooks/google/{tenantId}`.
+//! `POST /v1/google/verify`, `/v1/google/acknowledge`,
+//! `/v1/google/consume`, `/v1/google/refund-review` and `/v1/webhooks/google/{tenantId}`.
 
 use std::sync::Arc;
 

@@ -1,8 +1,8 @@
 //! Questions of the stores about refunds: Apple's `CONSUMPTION_REQUEST` and Google's pending refund review.
 //!
 //! Guarantees: a question is listed before its notification is answered; the answer of the tenant's settings is sent when the deadline
-//! comes near, and not if the backend has sent one, or is sending it; a store's refusal is kept, anything else is tried again until
-//! the deadline.
+//! comes near, and not if the backend has sent one, or is sending it; a store's refusal is kept, anything else is
+//! tried again until the deadline.
 //!
 //! - [`store`]: the list of questions
 //! - [`watch`]: the loop that sends the answers of tenants' settings

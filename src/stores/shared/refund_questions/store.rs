@@ -78,8 +78,8 @@ pub(super) enum RefundOutcome {
     Missed,
 }
 
-/// Questions that a backend answers. For [`LEASE_TTL`] no other answer to them is sent; after it they are open again, because the process
-/// has ended.
+/// Questions that a backend answers. For [`LEASE_TTL`] no other answer to them is sent; after it they are open again,
+/// because the process has ended.
 #[derive(Debug)]
 pub(crate) struct BegunAnswer {
     tenant: TenantId,

@@ -3,8 +3,8 @@
 //!
 //! A question is on the list since its notification was received. Two hours before its deadline, or after half of the time that it
 //! has, and unless the backend has answered it, the tenant's default answer is sent. While the store gives no answer it is tried again
-//! every minute, until the deadline. A tenant without a default answer is named in the log, once when a question is due and once when it
-//! is over.
+//! every minute, until the deadline. A tenant without a default answer is named in the log, once when a question is due and
+//! once when it is over.
 
 use std::sync::Arc;
 use std::time::Duration;
