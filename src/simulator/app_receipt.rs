@@ -22,25 +22,25 @@ pub struct ListedPurchase<'a> {
 
 /// A receipt that lists these purchases, in base64.
 pub fn build_receipt(purchases: &[ListedPurchase<'_>]) -> String {
-    let context = Tag::ContextSpecific {
+    let explicit = Tag::ContextSpecific {
         constructed: true,
         number: TagNumber(0),
     };
     let content = encode_value(Tag::OctetString, &encode_content(purchases));
     let encapsulated = [
         encode_value(Tag::ObjectIdentifier, DATA.as_bytes()),
-        encode_value(context, &content),
+        encode_value(explicit, &content),
     ];
     let signed = [
         encode_value(Tag::Integer, &[1]),
         encode_value(Tag::Set, &[]),
         encode_value(Tag::Sequence, &encapsulated.concat()),
-        encode_value(context, &[0; 1024]),
+        encode_value(explicit, &[0; 1024]),
     ];
     let signed = encode_value(Tag::Sequence, &signed.concat());
     let info = [
         encode_value(Tag::ObjectIdentifier, SIGNED_DATA.as_bytes()),
-        encode_value(context, &signed),
+        encode_value(explicit, &signed),
     ];
     STANDARD.encode(encode_value(Tag::Sequence, &info.concat()))
 }

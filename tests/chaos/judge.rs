@@ -107,6 +107,31 @@ impl fmt::Display for Verdict {
     }
 }
 
+/// Delivered events that no notification was accepted for. A state that was not known when its event was stored is told by an event
+/// of its own, which is expected.
+async fn find_unexpected<A>(
+    stage: &Stage,
+    taken: &HashMap<String, Vec<Instant>>,
+    accepted: &HashMap<String, A>,
+) -> Vec<String> {
+    let others: Vec<&String> = taken
+        .keys()
+        .filter(|event| !accepted.contains_key(*event))
+        .collect();
+    sqlx::query_scalar(
+        "select one.id || coalesce(' (' || stored.platform_event || ')', ' (not stored)')
+            from unnest($1::text[]) one (id) left join webhook_events stored on stored.id = one.id
+            where stored.external_id is null or not exists (
+                select from unnest($2::text[]) accepted (id) where stored.external_id = 'state:' || accepted.id
+            )",
+    )
+    .bind(others)
+    .bind(accepted.keys().collect::<Vec<_>>())
+    .fetch_all(stage.database.pool())
+    .await
+    .expect("the database is there again")
+}
+
 /// Waits until every accepted event has arrived or the time is over, then counts. With `hurry`,
 /// refused deliveries are retried at once.
 pub(crate) async fn judge(
@@ -168,24 +193,7 @@ pub(crate) async fn judge(
         .filter(|(_, answers)| answers.len() > 1)
         .map(|(event, _)| event)
         .collect();
-    let unexpected: Vec<String> = taken
-        .keys()
-        .filter(|event| !accepted.contains_key(*event))
-        .cloned()
-        .collect();
-    // A state that was not known when its event was stored is told by an event of its own.
-    let unexpected: Vec<String> = sqlx::query_scalar(
-        "select one.id || coalesce(' (' || stored.platform_event || ')', ' (not stored)')
-            from unnest($1::text[]) one (id) left join webhook_events stored on stored.id = one.id
-            where stored.external_id is null or not exists (
-                select from unnest($2::text[]) accepted (id) where stored.external_id = 'state:' || accepted.id
-            )",
-    )
-    .bind(unexpected)
-    .bind(accepted.keys().cloned().collect::<Vec<_>>())
-    .fetch_all(stage.database.pool())
-    .await
-    .expect("the database is there again");
+    let unexpected = find_unexpected(stage, &taken, &accepted).await;
     let proofs =
         sealed_value_check::check_sealed_values(&stage.database, &stage.keyring(), i64::MAX)
             .await

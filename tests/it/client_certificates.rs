@@ -293,9 +293,14 @@ fn what_a_receiver_would_refuse_is_refused_with_a_sentence() {
     let mut early = client("attesto");
     early.not_before = rcgen::date_time_ymd(4000, 1, 1);
     let other = KeyPair::generate().unwrap().serialize_pem();
-    let encrypted =
-        "-----BEGIN ENCRYPTED PRIVATE KEY-----\nMIH=\n-----END ENCRYPTED PRIVATE KEY-----\n";
-    let older = "-----BEGIN EC PRIVATE KEY-----\nProc-Type: 4,ENCRYPTED\nDEK-Info: AES-256-CBC,0\n\nMIH=\n-----END EC PRIVATE KEY-----\n";
+    let pem = |label: &str, body: &str| {
+        format!("-----BEGIN {label}-----\n{body}\n-----END {label}-----\n")
+    };
+    let encrypted = &*pem("ENCRYPTED PRIVATE KEY", "MIH=");
+    let older = &*pem(
+        "EC PRIVATE KEY",
+        "Proc-Type: 4,ENCRYPTED\nDEK-Info: AES-256-CBC,0\n\nMIH=",
+    );
     let expired = Pair::issued_by(&authorities, &expired);
     let early = Pair::issued_by(&authorities, &early);
     let cut = &good.certificate[..good.certificate.len() / 2];

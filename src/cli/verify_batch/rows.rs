@@ -8,6 +8,7 @@ use serde_json::{Map, Value};
 use sha2::{Digest as _, Sha256};
 
 use crate::base::id::TenantId;
+use crate::crypto::token::encode_hex;
 use crate::http::Problem;
 use crate::http::json::read_json;
 use crate::stores::apple::receipt::find_receipt_purchases;
@@ -253,11 +254,7 @@ fn hash_row(tenant: &TenantId, fields: &Map<String, Value>) -> String {
     for (name, value) in fields {
         hash.update(format!("\n{name}={value}"));
     }
-    hash.finalize()
-        .iter()
-        .take(8)
-        .map(|byte| format!("{byte:02x}"))
-        .collect()
+    encode_hex(&hash.finalize()[..8])
 }
 
 #[cfg(test)]

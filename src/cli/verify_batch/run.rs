@@ -510,9 +510,10 @@ mod tests {
         ask: impl AsyncFn(BatchQuestion) -> Result<Value, Problem>,
     ) -> (Result<(), BatchEnd>, BatchReport, Vec<Value>) {
         let tenant = TenantId::mint(Timestamp::from_millis(1));
-        let text: String = (0..rows)
-            .map(|id| format!("{{\"transactionId\":\"{id}\"}}\n"))
+        let lines: Vec<_> = (0..rows)
+            .map(|id| json!({ "transactionId": id.to_string() }).to_string())
             .collect();
+        let text = lines.join("\n");
         let defaults = RowDefaults {
             tenant: &tenant,
             package_name: None,
