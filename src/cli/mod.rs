@@ -15,13 +15,13 @@
 //! - [`missing_key`]: tells a lost encryption key from one that was not made yet
 //! - [`callback_receiver`]: the callback of [`dev`] and [`receive`]
 //! - [`service_manager`]: tells systemd when [`serve`] is ready
-//! - [`store_credentials`]: what [`apple`] and [`google`] share
+//! - [`store_credentials`], [`backfill`]: what [`apple`] and [`google`] share
 //!
 //! The commands:
 //!
 //! - [`serve`], [`dev`], [`simulator`], [`receive`]: programs that run until they are stopped
 //! - [`tenant`], [`key`], [`apple`], [`google`], [`webhook`]: what belongs to a tenant
-//! - [`verify`], [`inspect`], [`event`], [`subject`], [`tail`], [`audit`]: purchases and what happened to them
+//! - [`verify`], [`verify_batch`], [`inspect`], [`event`], [`subject`], [`tail`], [`audit`]: purchases and what happened to them
 //! - [`migrate`], [`database`], [`backup`], [`encryption`]: the database and its keys
 //! - [`deliveries`], [`jobs`], [`prune`]: what the service does in the background
 //! - [`doctor`], [`health`], [`config`]: diagnosis
@@ -29,6 +29,7 @@
 
 mod apple;
 mod audit;
+mod backfill;
 mod backup;
 mod callback_receiver;
 pub mod colon_aliases;

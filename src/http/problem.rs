@@ -192,6 +192,16 @@ impl Problem {
         }
     }
 
+    /// Everything that is wrong with a request, with the field of each issue. Empty without issues.
+    pub(crate) fn issues_text(&self) -> String {
+        let issues = self.details.get("issues").and_then(Value::as_array);
+        let issues = issues.into_iter().flatten().filter_map(|issue| {
+            let (path, message) = (issue["path"].as_str()?, issue["message"].as_str()?);
+            Some(format!("{path} {message}").trim_start().to_owned())
+        });
+        issues.collect::<Vec<_>>().join("; ")
+    }
+
     /// A store's "no": status 200, `valid: false`, and `word` in `error`.
     pub fn rejection(word: &'static str, message: impl Into<String>) -> Self {
         Self::new(ErrorCode::Rejected(word), message)

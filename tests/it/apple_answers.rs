@@ -3,7 +3,6 @@
 
 use std::time::Duration;
 
-use attesto::base::clock::Timestamp;
 use attesto::simulator::Fault;
 use attesto::simulator::state::apple::{
     NewTransaction, ProductType, SimulatedEnvironment, TransactionChange,
@@ -214,6 +213,7 @@ async fn the_command_tells_what_the_route_tells() {
         "--delivery-status",
         "undelivered-server-outage",
     ];
+    let begun = world.clock.now();
     let told = words(&[&[id.as_str()], &needed[..]].concat()).await;
     assert_eq!(told.exit, 0, "{told:?}");
     assert_eq!(told.json()["environment"], "sandbox");
@@ -224,7 +224,7 @@ async fn the_command_tells_what_the_route_tells() {
             "customerConsented": true, "sampleContentProvided": false, "deliveryStatus": "UNDELIVERED_SERVER_OUTAGE",
         })
     );
-    assert!(sent[0].sent_at >= Timestamp::from_millis(0));
+    assert!(sent[0].sent_at >= begun);
     let refused = words(&[&["9"], &needed[..]].concat()).await;
     assert_eq!(
         (refused.exit, &refused.json()["error"]),

@@ -1,22 +1,19 @@
 //! `attesto apple backfill`: fetches the notifications that did not arrive.
 
 use std::sync::Arc;
-use std::time::Duration;
 
 use serde::Serialize;
 use tokio_util::sync::CancellationToken;
 
+use super::super::backfill::{
+    Since, choose_tenants, fail_with, load_kept_since, new_recorder, parse_since,
+};
 use super::super::context::{CommandContext, CommandError};
-use super::super::duration;
 use super::super::progress::ProgressBar;
 use super::super::verify::VerifyDependencies;
 use super::credentials::{describe_api_error, no_credentials_error};
 use crate::base::clock::Timestamp;
 use crate::base::id::TenantId;
-use crate::config::groups::RetentionSettings;
-use crate::db::Database;
-use crate::deliveries::WorkNotifier;
-use crate::events::{EventRecorder, events_kept_since};
 use crate::stores::apple::AppleBackfill;
 use crate::stores::apple::account::{AppleCredentials, AppleEnvironment};
 use crate::stores::apple::backfill::{
@@ -24,7 +21,6 @@ use crate::stores::apple::backfill::{
 };
 use crate::stores::apple::error::AppleNotificationError;
 use crate::stores::apple::store;
-use crate::tenants::store::{TenantChangeError, find_tenant};
 
 #[derive(Debug, clap::Args)]
 #[command(
@@ -43,35 +39,6 @@ pub(crate) struct AppleBackfillArgs {
     /// Count what is missing, and store nothing
     #[arg(long)]
     dry_run: bool,
-}
-
-/// The value of `--since`.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(in crate::cli) enum Since {
-    Ago(Duration),
-    At(Timestamp),
-}
-
-impl Since {
-    pub(in crate::cli) fn to_time(self, now: Timestamp) -> Timestamp {
-        match self {
-            Self::Ago(ago) => now.minus(ago),
-            Self::At(time) => time,
-        }
-    }
-}
-
-pub(in crate::cli) fn parse_since(text: &str) -> Result<Since, String> {
-    if let Ok(ago) = duration::parse_duration(text) {
-        return Ok(Since::Ago(ago));
-    }
-    Timestamp::parse(text)
-        .or_else(|| Timestamp::parse(&format!("{text}T00:00:00Z")))
-        .map(Since::At)
-        .ok_or_else(|| {
-            "must be a whole number and a unit (90s, 30m, 24h, 7d), a date (2026-04-01) or a time (2026-04-01T14:22:10Z)"
-                .to_owned()
-        })
 }
 
 /// The output for an environment of a tenant.
@@ -141,27 +108,16 @@ pub(super) async fn backfill_notifications(
 ) -> Result<(), CommandError> {
     let dependencies = VerifyDependencies::load(context).await?;
     let database = &dependencies.database;
-    let tenants = match arguments.tenant {
-        Some(tenant) => {
-            ensure_can_backfill(database, &tenant).await?;
-            vec![tenant]
-        }
-        None => store::list_active_tenants(database).await?,
-    };
-    let wake = WorkNotifier::default();
-    let notify = wake.clone();
-    let recorder = EventRecorder::new(database, &context.clock, move |tenant| {
-        notify.notify_work(tenant);
-    });
+    let active = store::list_active_tenants(database);
+    let tenants = choose_tenants(database, arguments.tenant, active).await?;
+    let (recorder, wake) = new_recorder(database, context);
     let (stop, _waiting) = context.cancel_on_signal()?;
-    let retention = context.read_settings(RetentionSettings::from_raw)?;
+    let now = context.clock.now();
     let run = BackfillRun {
         backfill: AppleBackfill::new(&dependencies.build_apple(context)?, recorder),
         context,
-        since: arguments
-            .since
-            .map(|since| since.to_time(context.clock.now())),
-        kept_since: events_kept_since(database, retention.events, context.clock.now()).await?,
+        since: arguments.since.map(|since| since.to_time(now)),
+        kept_since: load_kept_since(database, context).await?,
         mode: if arguments.dry_run {
             BackfillMode::Count
         } else {
@@ -183,24 +139,7 @@ pub(super) async fn backfill_notifications(
     if stop.is_cancelled() {
         failures.push("Stopped before everything was read. Run it again to continue.".to_owned());
     }
-    match failures.as_slice() {
-        [] => Ok(()),
-        failures => Err(CommandError::failed(failures.join("\n"))),
-    }
-}
-
-pub(in crate::cli) async fn ensure_can_backfill(
-    database: &Database,
-    tenant: &TenantId,
-) -> Result<(), CommandError> {
-    let found = find_tenant(database, tenant).await?;
-    let found = found.ok_or_else(|| TenantChangeError::TenantNotFound(tenant.clone()))?;
-    if !found.is_active {
-        return Err(CommandError::failed(format!(
-            "{tenant} is deactivated, and gets no events. To change that: attesto tenant activate {tenant}"
-        )));
-    }
-    Ok(())
+    fail_with(&failures)
 }
 
 impl BackfillRun<'_> {
@@ -316,25 +255,5 @@ fn describe_error(
             crate::db::describe_command_error(error)
         }
         other @ BackfillError::Notification(_) => format!("{other}."),
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn the_beginning_is_a_duration_a_date_or_a_time() {
-        let at = |text| Ok(Since::At(Timestamp::parse(text).unwrap()));
-        for (text, expected) in [
-            ("7d", Ok(Since::Ago(Duration::from_hours(7 * 24)))),
-            ("2026-04-01", at("2026-04-01T00:00:00Z")),
-            ("2026-04-01T14:22:10Z", at("2026-04-01T14:22:10Z")),
-        ] {
-            assert_eq!(parse_since(text), expected, "{text}");
-        }
-        for text in ["", "7", "yesterday", "2026-13-01", "2026-04-01T", "-1d"] {
-            assert!(parse_since(text).is_err(), "{text}");
-        }
     }
 }

@@ -20,6 +20,5 @@ mod orders;
 mod test_notification;
 mod transaction_actions;
 
-pub(super) use backfill::{Since, ensure_can_backfill, parse_since};
 pub(super) use command::{AppleCommand, run};
 pub(super) use credentials::parse_app_apple_id;

@@ -3,13 +3,12 @@
 use serde::Serialize;
 use tokio_util::sync::CancellationToken;
 
-use super::super::apple::{Since, ensure_can_backfill, parse_since};
+use super::super::backfill::{
+    Since, choose_tenants, fail_with, load_kept_since, new_recorder, parse_since,
+};
 use super::super::context::{CommandContext, CommandError};
 use super::super::verify::VerifyDependencies;
 use crate::base::id::TenantId;
-use crate::config::groups::RetentionSettings;
-use crate::deliveries::WorkNotifier;
-use crate::events::{EventRecorder, events_kept_since};
 use crate::stores::google::{GoogleBackfill, RefundsReport, store};
 
 #[derive(Debug, clap::Args)]
@@ -47,26 +46,14 @@ pub(super) async fn backfill_refunds(
 ) -> Result<(), CommandError> {
     let dependencies = VerifyDependencies::load(context).await?;
     let database = &dependencies.database;
-    let tenants = match arguments.tenant {
-        Some(tenant) => {
-            ensure_can_backfill(database, &tenant).await?;
-            vec![tenant]
-        }
-        None => store::list_active_tenants(database).await?,
-    };
-    let wake = WorkNotifier::default();
-    let notify = wake.clone();
-    let recorder = EventRecorder::new(database, &context.clock, move |tenant| {
-        notify.notify_work(tenant);
-    });
-    let retention = context.read_settings(RetentionSettings::from_raw)?.events;
+    let active = store::list_active_tenants(database);
+    let tenants = choose_tenants(database, arguments.tenant, active).await?;
+    let (recorder, wake) = new_recorder(database, context);
     let backfill = GoogleBackfill::new(&dependencies.build_google(context), recorder);
-    let since = arguments
-        .since
-        .map(|since| since.to_time(context.clock.now()));
-    let kept_since = events_kept_since(database, retention, context.clock.now()).await?;
-    let is_dry_run = arguments.dry_run;
     let until = context.clock.now();
+    let since = arguments.since.map(|since| since.to_time(until));
+    let kept_since = load_kept_since(database, context).await?;
+    let is_dry_run = arguments.dry_run;
     let reading = async {
         let mut failures = Vec::new();
         for tenant in &tenants {
@@ -90,10 +77,7 @@ pub(super) async fn backfill_refunds(
             .output
             .write_note("No active tenant has Google Play credentials.")?;
     }
-    match failures.as_slice() {
-        [] => Ok(()),
-        failures => Err(CommandError::failed(failures.join("\n"))),
-    }
+    fail_with(&failures)
 }
 
 fn write_report(

@@ -5,12 +5,10 @@
 use std::io::{self, BufRead, Read};
 
 use serde_json::{Map, Value};
-use sha2::{Digest as _, Sha256};
 
 use crate::base::id::TenantId;
-use crate::crypto::token::encode_hex;
-use crate::http::Problem;
-use crate::http::json::read_json;
+use crate::crypto::token::{encode_hex, sha256};
+use crate::http::json::{FromJson, read_json};
 use crate::stores::apple::receipt::find_receipt_purchases;
 use crate::stores::apple::verify::AppleVerifyRequest;
 use crate::stores::google::GoogleVerifyRequest;
@@ -234,27 +232,16 @@ fn build_row(
     })
 }
 
-fn parse_question<T: crate::http::json::FromJson>(
-    fields: &Map<String, Value>,
-) -> Result<T, String> {
+fn parse_question<T: FromJson>(fields: &Map<String, Value>) -> Result<T, String> {
     let bytes = serde_json::to_vec(fields).map_err(|error| error.to_string())?;
-    read_json(&bytes).map_err(|problem: Problem| {
-        let issues = problem.details.get("issues").and_then(Value::as_array);
-        let issues = issues.into_iter().flatten().filter_map(|issue| {
-            let (path, message) = (issue["path"].as_str()?, issue["message"].as_str()?);
-            Some(format!("{path} {message}").trim_start().to_owned())
-        });
-        issues.collect::<Vec<_>>().join("; ")
-    })
+    read_json(&bytes).map_err(|problem| problem.issues_text())
 }
 
 fn hash_row(tenant: &TenantId, fields: &Map<String, Value>) -> String {
-    let mut hash = Sha256::new();
-    hash.update(tenant.as_str());
-    for (name, value) in fields {
-        hash.update(format!("\n{name}={value}"));
-    }
-    encode_hex(&hash.finalize()[..8])
+    let fields = fields.iter().map(|(name, value)| format!("{name}={value}"));
+    let row: Vec<_> = [tenant.to_string()].into_iter().chain(fields).collect();
+    let row = row.join("\n");
+    encode_hex(&sha256(row.as_bytes())[..8])
 }
 
 #[cfg(test)]

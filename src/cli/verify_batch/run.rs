@@ -65,6 +65,17 @@ struct BatchReport {
     unanswered: u64,
 }
 
+impl BatchReport {
+    /// Before any of them has an answer.
+    fn of_rows(rows: u64) -> Self {
+        Self {
+            rows,
+            unanswered: rows,
+            ..Self::default()
+        }
+    }
+}
+
 /// Why a run ended before the last row.
 #[derive(Debug)]
 enum BatchEnd {
@@ -130,21 +141,22 @@ pub(crate) async fn run(
         })
     });
     let bar = ProgressBar::for_output(&context.output);
-    let mut run = BatchRun {
+    let run = BatchRun {
         pace: Pace::new(args.per_second),
         retry_delays: RETRY_DELAYS,
         concurrency: usize::from(args.concurrency),
         stop: &stop,
-        report: BatchReport {
-            rows: row_count,
-            ..BatchReport::default()
-        },
     };
-    let draw = |done, total| bar.draw_progress(done, total, "rows");
-    let ended = run.verify_rows(rows, &ask, &mut sink, draw).await;
+    let mut report = BatchReport::of_rows(row_count);
+    let draw = |report: &BatchReport| {
+        bar.draw_progress(report.rows - report.unanswered, report.rows, "rows");
+    };
+    let ended = run
+        .verify_rows(rows, &ask, &mut sink, &mut report, draw)
+        .await;
     bar.clear();
-    write_report(&args, context, &run.report)?;
-    let missing = run.report.unanswered;
+    write_report(&args, context, &report)?;
+    let missing = report.unanswered;
     let advice = match args.answers_path {
         Some(_) => "Run the command again to go on.",
         None => "With --answers-path it could go on from there.",
@@ -338,47 +350,34 @@ struct BatchRun<'a> {
     retry_delays: RetryDelays,
     concurrency: usize,
     stop: &'a CancellationToken,
-    report: BatchReport,
 }
 
 impl BatchRun<'_> {
-    /// Asks about all rows without an answer, until one gets none. Those that are being asked about then still get theirs.
+    /// Asks about all rows without an answer, until one gets none. Those that are being asked about then still get theirs. `report`
+    /// counts along.
     async fn verify_rows(
-        &mut self,
+        &self,
         rows: impl Iterator<Item = Result<BatchRow, CommandError>>,
         ask: &impl AsyncFn(BatchQuestion) -> Result<Value, Problem>,
         sink: &mut impl WriteAnswer,
-        draw: impl Fn(u64, u64),
+        report: &mut BatchReport,
+        draw: impl Fn(&BatchReport),
     ) -> Result<(), BatchEnd> {
-        let this = &*self;
-        let stop = CancellationToken::new();
-        let is_stopped = || stop.is_cancelled() || this.stop.is_cancelled();
         let mut rows = rows.fuse();
         let mut asked = stream::FuturesUnordered::new();
-        let mut report = this.report;
-        report.unanswered = report.rows;
         let mut ended = Ok(());
         loop {
-            while asked.len() < this.concurrency && !is_stopped() {
-                let row = match rows.next().transpose() {
-                    Ok(Some(row)) => row,
-                    Ok(None) => break,
-                    Err(error) => {
-                        ended = Err(BatchEnd::Failed(error));
-                        stop.cancel();
-                        break;
-                    }
+            while asked.len() < self.concurrency && ended.is_ok() && !self.stop.is_cancelled() {
+                let Some(row) = rows.next() else {
+                    break;
                 };
-                match sink.has_answer(&row) {
-                    Ok(false) => asked.push(this.ask_about_row(row, ask)),
-                    Ok(true) => {
+                match row.and_then(|row| Ok((sink.has_answer(&row)?, row))) {
+                    Ok((false, row)) => asked.push(self.ask_about_row(row, ask)),
+                    Ok((true, _)) => {
                         report.already_answered += 1;
                         report.unanswered -= 1;
                     }
-                    Err(error) => {
-                        ended = Err(BatchEnd::Failed(error));
-                        stop.cancel();
-                    }
+                    Err(error) => ended = Err(BatchEnd::Failed(error)),
                 }
             }
             let Some(outcome) = asked.next().await else {
@@ -395,17 +394,12 @@ impl BatchRun<'_> {
                     } += 1;
                 }
                 RowOutcome::Unanswered { line, problem } => {
-                    stop.cancel();
-                    if ended.is_ok() {
-                        ended = Err(BatchEnd::Problem { line, problem });
-                    }
+                    ended = ended.and(Err(BatchEnd::Problem { line, problem }));
                 }
                 RowOutcome::Stopped => {}
             }
-            draw(report.rows - report.unanswered, report.rows);
+            draw(report);
         }
-        drop(asked);
-        self.report = report;
         ended
     }
 
@@ -521,7 +515,7 @@ mod tests {
         let read = read_rows(text.as_bytes(), defaults).unwrap();
         let read = read.map(|row| row.map_err(|problem| CommandError::failed(problem.text)));
         let stop = CancellationToken::new();
-        let mut run = BatchRun {
+        let run = BatchRun {
             pace: Pace::new(1_000_000),
             retry_delays: RetryDelays {
                 min: Duration::ZERO,
@@ -530,14 +524,12 @@ mod tests {
             },
             concurrency: 4,
             stop: &stop,
-            report: BatchReport {
-                rows,
-                ..BatchReport::default()
-            },
         };
-        let mut collected = Collected::default();
-        let ended = run.verify_rows(read, &ask, &mut collected, |_, _| {}).await;
-        (ended, run.report, collected.0)
+        let (mut collected, mut report) = (Collected::default(), BatchReport::of_rows(rows));
+        let ended = run
+            .verify_rows(read, &ask, &mut collected, &mut report, |_| {})
+            .await;
+        (ended, report, collected.0)
     }
 
     #[test]

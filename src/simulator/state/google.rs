@@ -471,7 +471,7 @@ pub(crate) struct GoogleState {
     pub accounts: BTreeMap<String, ServiceAccountState>,
     /// By package name.
     pub push: BTreeMap<String, PushSubscription>,
-    /// Oldest first.
+    /// Answers of developers to questions about refunds, the oldest first.
     pub(super) refund_reviews: Vec<SimulatedRefundReview>,
 }
 

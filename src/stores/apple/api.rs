@@ -276,7 +276,6 @@ impl AppStoreClient {
             .await
     }
 
-    /// Finish Transaction.
     pub(super) async fn finish_transaction(
         &self,
         tenant: &TenantId,

@@ -120,7 +120,7 @@ pub(crate) struct AppTransactionDetails {
     /// With `deviceVerificationNonce` and the device's own id: a proof that it is of that device, in base64. Your app checks it.
     #[schema(examples("pBYpDYZ4m0Nn"))]
     device_verification: Option<String>,
-    /// A UUID.
+    /// The UUID that is hashed into `deviceVerification`.
     #[schema(examples("0b3f2f6e-6c0f-4a2e-9d0b-2f4f5d1c7a10"))]
     device_verification_nonce: Option<String>,
     /// The app transaction as Apple signed it: a JWS.

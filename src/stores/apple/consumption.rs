@@ -105,7 +105,7 @@ pub(crate) enum DeliveryStatus {
 #[strum(serialize_all = "SCREAMING_SNAKE_CASE")]
 #[schema(as = apple::RefundPreference)]
 pub(crate) enum AppleRefundPreference {
-    /// No refund
+    /// The customer should get nothing back
     Decline,
     /// A refund of all
     GrantFull,

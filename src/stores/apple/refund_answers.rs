@@ -33,13 +33,8 @@ impl AppleVerifier {
             purchase_id: &request.transaction_id,
             refund_token: None,
         };
-        let begun = BegunAnswer::begin(&self.database, tenant, key).await?;
-        let sent = self.send_consumption(tenant, request).await;
-        match &sent {
-            Ok(_) => begun.finish(&self.database).await?,
-            Err(_) => begun.cancel(&self.database).await,
-        }
-        sent
+        let sending = self.send_consumption(tenant, request);
+        BegunAnswer::send(&self.database, tenant, key, sending).await
     }
 }
 

@@ -30,13 +30,8 @@ impl GoogleVerifier {
             purchase_id: &request.order_id,
             refund_token: Some(&request.pending_refund_token),
         };
-        let begun = BegunAnswer::begin(&self.database, tenant, key).await?;
-        let sent = self.review_refund(tenant, request).await;
-        match &sent {
-            Ok(_) => begun.finish(&self.database).await?,
-            Err(_) => begun.cancel(&self.database).await,
-        }
-        sent
+        let sending = self.review_refund(tenant, request);
+        BegunAnswer::send(&self.database, tenant, key, sending).await
     }
 }
 

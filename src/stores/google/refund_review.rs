@@ -75,11 +75,11 @@ pub(crate) struct RefundReview {
 #[strum(serialize_all = "SCREAMING_SNAKE_CASE")]
 #[schema(as = google::RefundPreference)]
 pub(crate) enum GoogleRefundPreference {
-    /// No refund
+    /// The customer should get nothing back
     Decline,
     /// A refund of all
     Approve,
-    /// Either
+    /// Google should decide without your advice
     Neutral,
 }
 

@@ -7,7 +7,6 @@ use axum::Json;
 use axum::body::Body;
 use axum::extract::FromRef;
 use axum::http::request::Parts;
-use serde_json::Value;
 use serde_json::value::RawValue;
 
 use crate::audit::{VerificationLog, VerificationOutcome};
@@ -94,12 +93,7 @@ fn with_logged_cause(problem: Problem) -> Problem {
     if problem.status() != 400 || problem.cause.is_some() {
         return problem;
     }
-    let issues = problem.details.get("issues").and_then(Value::as_array);
-    let issues = issues.into_iter().flatten().filter_map(|issue| {
-        let (path, message) = (issue["path"].as_str()?, issue["message"].as_str()?);
-        Some(format!("{path} {message}").trim_start().to_owned())
-    });
-    let mut text = issues.collect::<Vec<_>>().join("; ");
+    let mut text = problem.issues_text();
     if text.is_empty() {
         text.clone_from(&problem.message);
     }

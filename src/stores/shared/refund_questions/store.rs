@@ -150,8 +150,24 @@ impl NewRefundQuestion {
 }
 
 impl BegunAnswer {
-    /// Keeps other answers away while the backend's is sent.
-    pub(crate) async fn begin(
+    /// Sends the backend's answer with `sending`, and keeps other answers away meanwhile. If the store does not take it, the questions are
+    /// as before.
+    pub(crate) async fn send<T, E: From<BeginAnswerError>>(
+        database: &Database,
+        tenant: &TenantId,
+        key: RefundQuestionKey<'_>,
+        sending: impl Future<Output = Result<T, E>>,
+    ) -> Result<T, E> {
+        let begun = Self::begin(database, tenant, key).await?;
+        let sent = sending.await;
+        match &sent {
+            Ok(_) => begun.finish(database).await?,
+            Err(_) => begun.cancel(database).await,
+        }
+        sent
+    }
+
+    async fn begin(
         database: &Database,
         tenant: &TenantId,
         key: RefundQuestionKey<'_>,
@@ -197,7 +213,7 @@ impl BegunAnswer {
     }
 
     /// The store has taken the answer: no other one is sent.
-    pub(crate) async fn finish(self, database: &Database) -> Result<(), BeginAnswerError> {
+    async fn finish(self, database: &Database) -> Result<(), BeginAnswerError> {
         if self.question_hashes.is_empty() {
             return Ok(());
         }
@@ -216,7 +232,7 @@ impl BegunAnswer {
     }
 
     /// The store has not taken the answer: the questions are as before.
-    pub(crate) async fn cancel(self, database: &Database) {
+    async fn cancel(self, database: &Database) {
         if self.question_hashes.is_empty() {
             return;
         }
