@@ -8,6 +8,7 @@ use axum::body::{Body, Bytes};
 use axum::http::header;
 use axum::http::request::Parts;
 use http_body_util::BodyExt as _;
+use tokio::time::Instant;
 
 use super::body_budget::{BodyAdmission, BodyClaim, BodyKind};
 use super::connection_info::ConnectionInfo;
@@ -74,9 +75,10 @@ pub async fn read_body(parts: Parts, body: Body) -> Result<Bytes, Problem> {
         received: Vec::new(),
         announced: announced.and_then(|length| usize::try_from(length).ok()),
     };
-    let receiving = connection.as_ref().map(ConnectionInfo::start_receiving);
+    // Until the answer is known, a newer connection may take this one's place.
+    let _receiving = connection.as_ref().map(ConnectionInfo::start_receiving);
+    let start = Instant::now();
     let read = tokio::time::timeout(timeout, receipt.receive(body)).await;
-    drop(receiving);
     let Ok(read) = read else {
         return Err(Problem::invalid_request(&[Issue::new(
             "",
@@ -87,7 +89,14 @@ pub async fn read_body(parts: Parts, body: Body) -> Result<Bytes, Problem> {
         )]));
     };
     if let (Some(admission), Some(claim)) = (admission, receipt.claim) {
-        admission.hold(claim);
+        if limit.kind == BodyKind::Unauthenticated
+            && matches!(&read, Err(refusal) if refusal.code == ErrorCode::Unavailable)
+        {
+            drop((claim, receipt.received));
+            admission.budget.delay_refusal(start).await;
+        } else {
+            admission.hold(claim);
+        }
     }
     read
 }

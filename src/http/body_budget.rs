@@ -12,7 +12,7 @@ use std::time::Duration;
 
 use parking_lot::Mutex;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
-use tokio::time::timeout;
+use tokio::time::{Instant, sleep_until, timeout};
 
 use super::connection_info::PeerNetwork;
 use super::problem::{ErrorCode, Problem};
@@ -20,6 +20,8 @@ use crate::telemetry::metrics::{Counter, MetricVec, MetricsRegistry, ObservableK
 
 /// Bodies that wait at once. Each holds what arrived last and the window of its stream, which are not counted.
 const MAX_WAITING_BODIES: usize = 256;
+/// Refusals that are delayed at once.
+const MAX_DELAYED_REFUSALS: usize = 1024;
 /// When to come again after a refusal.
 const RETRY_AFTER: Duration = Duration::from_secs(5);
 /// From this many peers on, those without a body in hand are dropped from the table.
@@ -88,6 +90,7 @@ struct BudgetState {
     peers: Mutex<PeerShares>,
     waiting: AtomicUsize,
     room_timeout: Duration,
+    delays: Semaphore,
     refusals: RefusalMetrics,
 }
 
@@ -202,6 +205,7 @@ impl BodyBudget {
             }),
             waiting: AtomicUsize::new(0),
             room_timeout: limits.room_timeout,
+            delays: Semaphore::new(MAX_DELAYED_REFUSALS),
             refusals,
         }))
     }
@@ -209,6 +213,14 @@ impl BodyBudget {
     /// For refusals of other kinds.
     pub(crate) fn refusal_metrics(&self) -> &RefusalMetrics {
         &self.0.refusals
+    }
+
+    /// Waits before a body is refused that did not wait for room, because too many others did: until it has waited as long as they.
+    /// Some senders come again the moment they are refused, and then the server does nothing else.
+    pub(super) async fn delay_refusal(&self, since: Instant) {
+        if let Ok(_delayed) = self.0.delays.try_acquire() {
+            sleep_until(since + self.0.room_timeout).await;
+        }
     }
 
     /// A claim without any bytes yet. Without a peer only the common bound holds.
@@ -414,6 +426,28 @@ mod tests {
             assert_eq!(wait.now_or_never(), None);
         }
         assert_eq!(last.now_or_never(), Some(Err(NoRoomError::Full)), "at once");
+    }
+
+    #[tokio::test]
+    async fn a_refusal_is_delayed_as_long_as_others_waited_and_only_so_many_are() {
+        let now = Instant::now();
+        // Others wait for no time.
+        BodyBudget::new(LIMITS).delay_refusal(now).await;
+
+        let budget = BodyBudget::new(BodyBudgetLimits {
+            room_timeout: Duration::from_hours(1),
+            ..LIMITS
+        });
+        let mut delayed: Vec<_> = (0..=MAX_DELAYED_REFUSALS)
+            .map(|_| Box::pin(budget.delay_refusal(now)))
+            .collect();
+        let last = delayed.pop().expect("there is one");
+        for refusal in &mut delayed {
+            assert_eq!(refusal.now_or_never(), None);
+        }
+        assert_eq!(last.now_or_never(), Some(()));
+        delayed.pop();
+        assert_eq!(budget.delay_refusal(now).now_or_never(), None);
     }
 
     #[test]
