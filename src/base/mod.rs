@@ -3,6 +3,7 @@
 //! - `certificate`: when an X.509 certificate is valid
 //! - [`clock`]: the current time, and the text format of a moment
 //! - [`error`]: shortens errors of libraries
+//! - `governor_clock`: the same time for rate limiters
 //! - [`id`]: a type for each kind of identifier
 //! - [`backoff`]: growing delays between attempts
 //! - [`cache`]: values with a time to live, shared loads, invalidation by key
@@ -19,6 +20,7 @@ pub mod cache;
 pub(crate) mod certificate;
 pub mod clock;
 pub mod error;
+pub(crate) mod governor_clock;
 pub mod id;
 pub(crate) mod json_text;
 pub mod lane;

@@ -39,9 +39,9 @@ use crate::db::{
 use crate::embedded_postgres::EmbeddedPostgres;
 use crate::outbound;
 use crate::replicas::{MigrationBlockedError, host_name};
-use crate::server::listen::{bind_listener, raise_connection_limit};
+use crate::server::listen::{bind_listener, raise_connection_limits};
+use crate::server::scrape;
 use crate::server::tls::{ReloadableTls, TlsCertificate};
-use crate::server::{ConnectionLimits, scrape};
 use crate::stores::apple::trust::JwsVerifier;
 use crate::telemetry::{self, LogSettings, LogWriter, TraceMetrics, TracePipeline};
 
@@ -349,12 +349,10 @@ async fn start_service(
     if let Some(tls) = tls {
         service = service.with_tls(tls);
     }
-    let max_connections = raise_connection_limit();
-    let limits = ConnectionLimits {
-        max_connections,
-        max_connections_per_peer: settings.admission.max_connections_per_peer(max_connections),
-        ..ConnectionLimits::default()
-    };
+    let mut limits = raise_connection_limits();
+    limits.max_connections_per_peer = settings
+        .admission
+        .max_connections_per_peer(limits.max_connections);
     let serving = service
         .serve(listener, limits)
         .map_err(CommandError::from_cause)?;

@@ -118,6 +118,10 @@ impl RequestLayer {
         }
     }
 
+    pub(crate) fn clock(&self) -> &Clock {
+        &self.clock
+    }
+
     /// The memory for bodies.
     pub(crate) fn body_budget(&self) -> &BodyBudget {
         &self.body_budget

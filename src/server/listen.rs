@@ -11,7 +11,9 @@ use tokio_util::task::TaskTracker;
 
 use super::connection;
 use super::connection_table::{Admission, ConnectionSlot, ConnectionTable};
+use super::held_connections::HeldConnections;
 use super::shared::{ConnectionLimits, ServerState};
+use super::socket::DiscardLimiter;
 use super::tls::ReloadableTls;
 use crate::http::connection_info::PeerNetwork;
 use crate::http::request_layer::RequestLayer;
@@ -27,13 +29,15 @@ const BACKLOG: u32 = 1024;
 const RESERVED_DESCRIPTORS: u64 = 256;
 /// More connections than this are not useful to one process, and each may hold a request's head of 32 KiB.
 const MAX_CONNECTIONS: u64 = 4 * 1024;
+/// Those that are only held have a few KiB, all of them in the system.
+const MAX_HELD_CONNECTIONS: u64 = 8 * 1024;
 
-/// Reasons in metrics: closed to make room for another one; not taken because its peer has as many as it may.
+/// Reasons in metrics: lost its place to another one; not taken because its peer has as many as it may.
 const SILENT_CONNECTION: &str = "silent_connection";
 const CONNECTIONS_OF_PEER: &str = "connections_of_peer";
 
-/// As many connections as this process can have file descriptors for, which are first made as many as it may have.
-pub fn raise_connection_limit() -> usize {
+/// The limits for as many connections as this process can have file descriptors for, which are first made as many as it may have.
+pub fn raise_connection_limits() -> ConnectionLimits {
     use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 
     let limit = getrlimit(Resource::Nofile);
@@ -45,10 +49,14 @@ pub fn raise_connection_limit() -> usize {
         Ok(()) => limit.maximum,
         Err(_) => limit.current,
     };
-    let room = current.map_or(MAX_CONNECTIONS, |most| {
-        most.saturating_sub(RESERVED_DESCRIPTORS)
-    });
-    usize::try_from(room.clamp(64, MAX_CONNECTIONS)).unwrap_or(64)
+    let room = current.map_or(u64::MAX, |most| most.saturating_sub(RESERVED_DESCRIPTORS));
+    let open = room.clamp(64, MAX_CONNECTIONS);
+    let held = room.saturating_sub(open).min(MAX_HELD_CONNECTIONS);
+    ConnectionLimits {
+        max_connections: usize::try_from(open).unwrap_or(64),
+        max_held_connections: usize::try_from(held).unwrap_or(0),
+        ..ConnectionLimits::default()
+    }
 }
 
 /// Where to listen.
@@ -156,15 +164,19 @@ pub fn start_server(
     tls: Option<ReloadableTls>,
 ) -> io::Result<RunningServer> {
     let address = listener.local_addr()?;
+    let (tasks, graceful_shutdown) = (TaskTracker::new(), CancellationToken::new());
+    let discards = DiscardLimiter::new(envelope.clock().clone());
     let server = Arc::new(ServerState {
         request_layer: envelope,
         limits,
         tls,
         connections: ConnectionTable::new(&limits),
+        held: HeldConnections::new(&limits, tasks.clone(), graceful_shutdown.clone()),
+        discards,
         protocol: connection::build_protocol(&limits),
         keep_alive: connection::keep_alive_header(&limits),
-        tasks: TaskTracker::new(),
-        graceful_shutdown: CancellationToken::new(),
+        tasks,
+        graceful_shutdown,
         abort: CancellationToken::new(),
     });
     let refusals = server.request_layer.body_budget().refusal_metrics();
@@ -206,8 +218,13 @@ async fn accept_connections(listener: TcpListener, server: Arc<ServerState>) {
             Ok((stream, address)) => {
                 let peer = PeerNetwork::from_address(address.ip());
                 let slot = find_slot(peer, &server);
-                let Some(Some(slot)) = stopping.run_until_cancelled(slot).await else {
-                    continue;
+                let slot = match stopping.run_until_cancelled(slot).await {
+                    Some(Some(slot)) => slot,
+                    Some(None) => {
+                        server.held.hold(stream);
+                        continue;
+                    }
+                    None => continue,
                 };
                 let talk =
                     connection::serve_connection(stream, slot.connection.clone(), server.clone());
@@ -230,7 +247,7 @@ async fn accept_connections(listener: TcpListener, server: Arc<ServerState>) {
     }
 }
 
-/// The place of a connection of `peer`; `None` when the peer has as many as it may. While all places are taken by requests in
+/// A place for a connection of `peer`; `None` when the peer has as many as it may. While all places are taken by requests in
 /// hand, this waits, and further connections wait in the system's backlog.
 async fn find_slot(peer: PeerNetwork, server: &ServerState) -> Option<ConnectionSlot> {
     let refusals = server.request_layer.body_budget().refusal_metrics();

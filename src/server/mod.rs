@@ -13,6 +13,7 @@
 //! - [`ConnectionLimits`]: timeouts and counts
 //! - `connection`: one connection, from its first byte to its last
 //! - `connection_table`: which connections are open, and which are closed when there are too many
+//! - `held_connections`: what becomes of those before they had an answer
 //! - `activity`: whether a connection is idle
 //! - `socket`: the bytes of a connection: strict line ends, orderly closing
 //! - `head_scanner`: where the heads of requests are in them
@@ -22,6 +23,7 @@ mod activity;
 mod connection;
 mod connection_table;
 mod head_scanner;
+mod held_connections;
 pub mod listen;
 pub mod routes;
 pub mod scrape;

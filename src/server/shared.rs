@@ -10,6 +10,8 @@ use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
 use super::connection_table::ConnectionTable;
+use super::held_connections::HeldConnections;
+use super::socket::DiscardLimiter;
 use super::tls::ReloadableTls;
 use crate::http::request_layer::RequestLayer;
 
@@ -26,6 +28,10 @@ pub struct ConnectionLimits {
     pub max_connections: usize,
     /// Connections of one peer at once. A further one takes the place of one that is silent; while none is, it is closed.
     pub max_connections_per_peer: usize,
+    /// Connections that lost their place before they had one answer, and are held open without being read from.
+    pub max_held_connections: usize,
+    /// How long such a connection is held.
+    pub hold_timeout: Duration,
 }
 
 /// How long a request's whole body may take.
@@ -40,6 +46,8 @@ impl Default for ConnectionLimits {
             linger_timeout: Duration::from_secs(2),
             max_connections: 1024,
             max_connections_per_peer: 1024,
+            max_held_connections: 1024,
+            hold_timeout: Duration::from_secs(10),
         }
     }
 }
@@ -52,6 +60,8 @@ pub(super) struct ServerState {
     pub(super) protocol: auto::Builder<TokioExecutor>,
     pub(super) keep_alive: Option<HeaderValue>,
     pub(super) connections: Arc<ConnectionTable>,
+    pub(super) held: HeldConnections,
+    pub(super) discards: DiscardLimiter,
     pub(super) tasks: TaskTracker,
     /// Finish what is in hand and take nothing new.
     pub(super) graceful_shutdown: CancellationToken,

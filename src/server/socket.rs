@@ -6,39 +6,85 @@
 //!
 //! *Lingering close.* A request can be answered before all of it was read (its body is too large). Closing a socket
 //! with unread bytes makes the kernel reset the connection, and the answer may be lost on its way. So the sending half
-//! is closed first, and what still comes is read and thrown away for a moment.
+//! is closed first, and what still comes is read and thrown away for a moment: of all connections together no more than
+//! [`MAX_DISCARDED_KIB_PER_SECOND`], or a crowd of senders that are refused would keep the processors busy with it.
 //!
 //! *One body for every error.* What is no HTTP request at all is answered by the library itself, with nothing but a
 //! status. That answer is replaced by one like all others.
 
 use std::io;
+use std::num::NonZeroU32;
 use std::pin::Pin;
 use std::sync::Arc;
 use std::task::{Context, Poll, ready};
+use std::time::Duration;
 
 use axum::http::StatusCode;
+use governor::clock::Clock as _;
+use governor::{Quota, RateLimiter};
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
-use tokio::time::Sleep;
+use tokio::net::TcpStream;
+use tokio::time::{Sleep, sleep};
+use tokio_rustls::server::TlsStream;
 
 use super::connection_table::OpenConnection;
 use super::head_scanner::RequestHeadScanner;
 use super::shared::ServerState;
+use crate::base::clock::Clock;
+use crate::base::governor_clock::{DirectRateLimiter, GovernorClock};
 
 /// How much is read and thrown away at once.
 const DISCARD_BUFFER_BYTES: usize = 16 * 1024;
+/// The same in KiB.
+const DISCARD_BUFFER_KIB: NonZeroU32 = NonZeroU32::new(16).unwrap();
 /// How often that is done before others get a turn.
 const MAX_DISCARD_READS: usize = 8;
+/// How much is thrown away in a second, of all connections together. A burst may be a sixteenth of it.
+const MAX_DISCARDED_KIB_PER_SECOND: NonZeroU32 = NonZeroU32::new(64 * 1024).unwrap();
+const DISCARD_BURST_KIB: NonZeroU32 = NonZeroU32::new(4 * 1024).unwrap();
+
+/// How much is read and thrown away, of all connections together.
+pub(super) struct DiscardLimiter(DirectRateLimiter);
+
+impl DiscardLimiter {
+    pub(super) fn new(clock: Clock) -> Self {
+        let quota = Quota::per_second(MAX_DISCARDED_KIB_PER_SECOND).allow_burst(DISCARD_BURST_KIB);
+        let clock = GovernorClock::new(clock);
+        Self(RateLimiter::direct_with_clock(quota, clock))
+    }
+
+    /// `None` when a buffer may be read; else when to ask again.
+    fn next_turn(&self) -> Option<Duration> {
+        let later = self.0.check_n(DISCARD_BUFFER_KIB).ok()?.err()?;
+        Some(later.wait_time_from(self.0.clock().now()))
+    }
+}
 
 /// A connection as it arrived, or with TLS around it.
 pub(super) type BoxedStream = Box<dyn ByteStream>;
 
 /// What bytes are read from and written to.
-pub(super) trait ByteStream: AsyncRead + AsyncWrite + Send + Unpin {}
-impl<T: AsyncRead + AsyncWrite + Send + Unpin> ByteStream for T {}
+pub(super) trait ByteStream: AsyncRead + AsyncWrite + Send + Unpin {
+    /// The connection without TLS around it.
+    fn into_connection(self: Box<Self>) -> TcpStream;
+}
+
+impl ByteStream for TcpStream {
+    fn into_connection(self: Box<Self>) -> TcpStream {
+        *self
+    }
+}
+
+impl ByteStream for TlsStream<TcpStream> {
+    fn into_connection(self: Box<Self>) -> TcpStream {
+        self.into_inner().0
+    }
+}
 
 /// A connection's socket.
 pub(super) struct ConnectionSocket {
-    stream: BoxedStream,
+    /// `None` only once it is dropped.
+    stream: Option<BoxedStream>,
     open: Arc<OpenConnection>,
     server: Arc<ServerState>,
     head_scanner: RequestHeadScanner,
@@ -50,7 +96,11 @@ pub(super) struct ConnectionSocket {
 enum CloseState {
     Open,
     /// The sending half is closed; what comes is thrown away until the sender ends or the time does.
-    Lingering(Pin<Box<Sleep>>),
+    Lingering {
+        end: Pin<Box<Sleep>>,
+        /// Set while others have used up what may be thrown away.
+        turn: Option<Pin<Box<Sleep>>>,
+    },
     Closed,
 }
 
@@ -62,7 +112,7 @@ impl ConnectionSocket {
         server: Arc<ServerState>,
     ) -> Self {
         Self {
-            stream,
+            stream: Some(stream),
             open,
             server,
             head_scanner: RequestHeadScanner::new(),
@@ -71,10 +121,15 @@ impl ConnectionSocket {
         }
     }
 
+    fn stream(&mut self) -> Pin<&mut BoxedStream> {
+        Pin::new(self.stream.as_mut().expect("it was not dropped"))
+    }
+
     fn poll_write_replacement(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        let stream = self.stream.as_mut().expect("it was not dropped");
         while !self.replacement_response.is_empty() {
             let written =
-                ready!(Pin::new(&mut self.stream).poll_write(cx, &self.replacement_response))?;
+                ready!(Pin::new(&mut *stream).poll_write(cx, &self.replacement_response))?;
             self.replacement_response.drain(..written);
         }
         Poll::Ready(Ok(()))
@@ -115,7 +170,7 @@ impl AsyncRead for ConnectionSocket {
         buffer: &mut ReadBuf<'_>,
     ) -> Poll<io::Result<()>> {
         let before = buffer.filled().len();
-        ready!(Pin::new(&mut self.stream).poll_read(cx, buffer))?;
+        ready!(self.stream().poll_read(cx, buffer))?;
         let this = &mut *self;
         let (in_hand, finished) = this.open.activity.request_counts();
         this.head_scanner
@@ -134,7 +189,7 @@ impl AsyncWrite for ConnectionSocket {
         if let Some(replaced) = self.replace_bare_error(bytes, cx) {
             return replaced;
         }
-        Pin::new(&mut self.stream).poll_write(cx, bytes)
+        self.stream().poll_write(cx, bytes)
     }
 
     fn poll_write_vectored(
@@ -149,36 +204,40 @@ impl AsyncWrite for ConnectionSocket {
         {
             return replaced;
         }
-        Pin::new(&mut self.stream).poll_write_vectored(cx, bytes)
+        self.stream().poll_write_vectored(cx, bytes)
     }
 
     fn is_write_vectored(&self) -> bool {
-        self.stream.is_write_vectored()
+        let stream = self.stream.as_ref();
+        stream.is_some_and(|stream| stream.is_write_vectored())
     }
 
     fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
         ready!(self.poll_write_replacement(cx))?;
-        Pin::new(&mut self.stream).poll_flush(cx)
+        self.stream().poll_flush(cx)
     }
 
     fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
         ready!(self.poll_write_replacement(cx))?;
         let this = &mut *self;
+        let stream = this.stream.as_mut().expect("it was not dropped");
         loop {
             match &mut this.close_state {
                 CloseState::Open => {
-                    ready!(Pin::new(&mut this.stream).poll_shutdown(cx))?;
+                    ready!(Pin::new(&mut *stream).poll_shutdown(cx))?;
                     // A server that stops has no time for this.
                     this.close_state = if this.server.graceful_shutdown.is_cancelled() {
                         CloseState::Closed
                     } else {
-                        let linger = this.server.limits.linger_timeout;
-                        CloseState::Lingering(Box::pin(tokio::time::sleep(linger)))
+                        CloseState::Lingering {
+                            end: Box::pin(sleep(this.server.limits.linger_timeout)),
+                            turn: None,
+                        }
                     };
                 }
-                CloseState::Lingering(end) => {
+                CloseState::Lingering { end, turn } => {
                     if end.as_mut().poll(cx).is_pending() {
-                        ready!(poll_discard(&mut this.stream, cx));
+                        ready!(poll_discard(stream, &this.server.discards, turn, cx));
                     }
                     this.close_state = CloseState::Closed;
                 }
@@ -188,10 +247,35 @@ impl AsyncWrite for ConnectionSocket {
     }
 }
 
+/// A connection that lost its place before it had one answer is held; any other is closed, so that its client connects anew.
+impl Drop for ConnectionSocket {
+    fn drop(&mut self) {
+        let (_, finished) = self.open.activity.request_counts();
+        if let Some(stream) = self.stream.take()
+            && self.open.evicted.is_cancelled()
+            && finished == 0
+        {
+            self.server.held.hold(stream.into_connection());
+        }
+    }
+}
+
 /// Ready when nothing more will come.
-fn poll_discard(stream: &mut BoxedStream, cx: &mut Context<'_>) -> Poll<()> {
+fn poll_discard(
+    stream: &mut BoxedStream,
+    limiter: &DiscardLimiter,
+    turn: &mut Option<Pin<Box<Sleep>>>,
+    cx: &mut Context<'_>,
+) -> Poll<()> {
     let mut bytes = [0; DISCARD_BUFFER_BYTES];
     for _ in 0..MAX_DISCARD_READS {
+        if let Some(wait) = turn {
+            ready!(wait.as_mut().poll(cx));
+        }
+        *turn = limiter.next_turn().map(|wait| Box::pin(sleep(wait)));
+        if turn.is_some() {
+            continue;
+        }
         let mut buffer = ReadBuf::new(&mut bytes);
         match ready!(Pin::new(&mut *stream).poll_read(cx, &mut buffer)) {
             Ok(()) if !buffer.filled().is_empty() => {}
@@ -205,6 +289,25 @@ fn poll_discard(stream: &mut BoxedStream, cx: &mut Context<'_>) -> Poll<()> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::base::clock::Timestamp;
+
+    #[test]
+    fn no_more_is_thrown_away_than_64_mebibytes_a_second() {
+        let clock = Clock::fixed(Timestamp::from_millis(0));
+        let limiter = DiscardLimiter::new(clock.clone());
+        let buffers_read = || {
+            (0..10_000)
+                .take_while(|_| limiter.next_turn().is_none())
+                .count()
+        };
+        assert_eq!(buffers_read() * DISCARD_BUFFER_BYTES, 4 << 20);
+        let wait = limiter.next_turn().expect("all is used up");
+        assert!(wait <= Duration::from_millis(1), "{wait:?}");
+        clock.advance(Duration::from_millis(1));
+        assert_eq!(buffers_read(), 4);
+        clock.advance(Duration::from_millis(10));
+        assert_eq!(buffers_read(), 40);
+    }
 
     #[test]
     fn only_the_librarys_own_answer_is_replaced() {

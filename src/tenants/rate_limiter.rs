@@ -4,18 +4,15 @@
 
 use std::collections::HashMap;
 use std::num::NonZeroU32;
-use std::ops::Add;
 use std::time::Duration;
 
-use governor::clock::{Clock as _, Reference};
-use governor::middleware::NoOpMiddleware;
-use governor::nanos::Nanos;
-use governor::state::{InMemoryState, NotKeyed};
+use governor::clock::{Clock as _, Reference as _};
 use governor::{Quota, RateLimiter};
 use parking_lot::Mutex;
 
 use super::tenant::RateLimit;
 use crate::base::clock::Clock;
+use crate::base::governor_clock::{DirectRateLimiter, GovernorClock, GovernorInstant};
 use crate::base::id::TenantId;
 
 /// From this many buckets on, full ones are dropped from time to time.
@@ -35,14 +32,14 @@ struct TokenBuckets {
 
 struct TokenBucket {
     limit: RateLimit,
-    limiter: RateLimiter<NotKeyed, InMemoryState, GovernorClock, NoOpMiddleware<GovernorInstant>>,
+    limiter: DirectRateLimiter,
     last_request: GovernorInstant,
 }
 
 impl TenantRateLimiter {
     pub(super) fn new(clock: Clock) -> Self {
         Self {
-            clock: GovernorClock(clock),
+            clock: GovernorClock::new(clock),
             buckets: Mutex::new(TokenBuckets {
                 by_tenant: HashMap::new(),
                 cleanup_at: MIN_CLEANUP_BUCKETS,
@@ -95,40 +92,6 @@ impl TokenBucket {
 fn governor_quota(limit: RateLimit) -> Quota {
     let at_least_one = |number| NonZeroU32::new(number).unwrap_or(NonZeroU32::MIN);
     Quota::per_second(at_least_one(limit.per_second)).allow_burst(at_least_one(limit.burst))
-}
-
-/// A monotonic clock for governor.
-#[derive(Clone)]
-struct GovernorClock(Clock);
-
-impl governor::clock::Clock for GovernorClock {
-    type Instant = GovernorInstant;
-
-    fn now(&self) -> GovernorInstant {
-        GovernorInstant(self.0.uptime())
-    }
-}
-
-/// A time of [`Clock::uptime`], as `governor` wants it.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
-struct GovernorInstant(Duration);
-
-impl Add<Nanos> for GovernorInstant {
-    type Output = Self;
-
-    fn add(self, more: Nanos) -> Self {
-        Self(self.0 + Duration::from(more))
-    }
-}
-
-impl Reference for GovernorInstant {
-    fn duration_since(&self, earlier: Self) -> Nanos {
-        self.0.saturating_sub(earlier.0).into()
-    }
-
-    fn saturating_sub(&self, duration: Nanos) -> Self {
-        Self(self.0.checked_sub(duration.into()).unwrap_or(self.0))
-    }
 }
 
 #[cfg(test)]

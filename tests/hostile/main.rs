@@ -41,7 +41,7 @@ struct Args {
 fn main() -> ExitCode {
     let args = Args::parse();
     let _ = rustls::crypto::aws_lc_rs::default_provider().install_default();
-    attesto::server::listen::raise_connection_limit();
+    attesto::server::listen::raise_connection_limits();
     let runtime = tokio::runtime::Runtime::new().expect("a runtime");
     let is_good = runtime.block_on(run(&args));
     if is_good {

@@ -34,6 +34,8 @@ const PATIENT: ConnectionLimits = ConnectionLimits {
     linger_timeout: Duration::from_secs(2),
     max_connections: 64,
     max_connections_per_peer: 64,
+    max_held_connections: 0,
+    hold_timeout: HOUR,
 };
 
 /// A body whose fields are not read.
@@ -203,6 +205,59 @@ async fn a_new_connection_takes_the_place_of_the_longest_silent_one() {
             assert_eq!(&answer, b"HTTP/1.1 ");
         }
     }
+}
+
+/// One place, and one connection that is held.
+async fn start_with_one_held(hold_timeout: Duration) -> Server {
+    let limits = ConnectionLimits {
+        max_connections_per_peer: 1,
+        max_held_connections: 1,
+        hold_timeout,
+        ..PATIENT
+    };
+    Server::start(limits, BodyBudgetLimits::default()).await
+}
+
+/// A client that only takes up a place would come again at once.
+#[tokio::test]
+async fn a_connection_without_an_answer_is_held_when_its_place_is_taken() {
+    let server = start_with_one_held(HOUR).await;
+    let mut held = server.connect().await;
+    held.write_all(b"GET /hello HT").await.unwrap();
+    let mut closed = server.connect().await;
+    closed.write_all(b"GET /hello HT").await.unwrap();
+    let mut last = server.connect().await;
+    let request = b"GET /hello HTTP/1.1\r\nHost: a\r\n\r\n";
+    last.write_all(request).await.unwrap();
+    let mut answer = [0; 12];
+    last.read_exact(&mut answer).await.unwrap();
+    assert_eq!(&answer, b"HTTP/1.1 200");
+    // No more than one is held. When this one is closed, the one before it has lost its place too.
+    let ended = closed.read(&mut [0]).await;
+    assert!(matches!(ended, Ok(0) | Err(_)), "{ended:?}");
+    let read = held.try_read(&mut [0]);
+    let error = read.expect_err("the connection is open and silent");
+    assert_eq!(error.kind(), std::io::ErrorKind::WouldBlock);
+
+    // One that had an answer is closed, so that its client connects anew for the next request.
+    let mut newest = server.connect().await;
+    newest.write_all(request).await.unwrap();
+    newest.read_exact(&mut answer).await.unwrap();
+    last.read_to_end(&mut Vec::new()).await.unwrap();
+
+    assert!(server.running.stop(HOUR).await);
+    let ended = held.read(&mut [0]).await;
+    assert!(matches!(ended, Ok(0) | Err(_)), "{ended:?}");
+}
+
+#[tokio::test]
+async fn a_held_connection_is_closed_after_its_time() {
+    let server = start_with_one_held(Duration::from_millis(20)).await;
+    let mut held = server.connect().await;
+    held.write_all(b"GET /hello HT").await.unwrap();
+    let _newer = server.connect().await;
+    let ended = held.read(&mut [0]).await;
+    assert!(matches!(ended, Ok(0) | Err(_)), "{ended:?}");
 }
 
 #[tokio::test]

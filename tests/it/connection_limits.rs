@@ -28,6 +28,8 @@ const MANNERS: ConnectionLimits = ConnectionLimits {
     linger_timeout: Duration::from_secs(2),
     max_connections: 64,
     max_connections_per_peer: 64,
+    max_held_connections: 0,
+    hold_timeout: SHORT,
 };
 
 struct Named(String);
@@ -337,6 +339,30 @@ async fn connections_over_the_limit_wait() {
     let text = read_answer(&mut third).await;
     assert_eq!(statuses(&text), ["200"]);
     drop((one, two));
+}
+
+#[tokio::test]
+async fn a_peer_whose_connections_all_have_requests_in_hand_has_the_next_one_held() {
+    let (running, desk) = serve(ConnectionLimits {
+        max_connections_per_peer: 1,
+        max_held_connections: 1,
+        hold_timeout: Duration::from_hours(1),
+        ..MANNERS
+    })
+    .await;
+    let mut busy = connect(&running).await;
+    busy.write_all(b"GET /slow HTTP/1.1\r\nHost: a\r\n\r\n")
+        .await
+        .unwrap();
+    desk.begun.notified().await;
+    let held = connect(&running).await;
+    let mut closed = connect(&running).await;
+    assert_eq!(read_to_end(&mut closed).await, "");
+    let read = held.try_read(&mut [0]);
+    let error = read.expect_err("the connection is open and silent");
+    assert_eq!(error.kind(), std::io::ErrorKind::WouldBlock);
+    desk.go_on.notify_one();
+    assert_eq!(statuses(&read_answer(&mut busy).await), ["200"]);
 }
 
 #[tokio::test]
