@@ -59,23 +59,23 @@ struct CurrentLine {
 }
 
 impl CurrentLine {
-    fn push(&mut self, byte: u8) {
+    /// Adds bytes without a line feed.
+    fn push(&mut self, bytes: &[u8]) {
+        let Some((last, before)) = bytes.split_last() else {
+            return;
+        };
         // A carriage return is part of the line unless a line feed follows.
         if self.ends_in_cr {
-            self.push_text(b'\r');
+            self.push_text(b"\r");
         }
-        self.ends_in_cr = byte == b'\r';
-        if !self.ends_in_cr {
-            self.push_text(byte);
-        }
+        self.ends_in_cr = *last == b'\r';
+        self.push_text(if self.ends_in_cr { before } else { bytes });
     }
 
-    fn push_text(&mut self, byte: u8) {
-        if self.text.len() < MAX_LINE_BYTES {
-            self.text.push(byte);
-        } else {
-            self.is_too_long = true;
-        }
+    fn push_text(&mut self, text: &[u8]) {
+        let room = MAX_LINE_BYTES - self.text.len();
+        self.is_too_long |= text.len() > room;
+        self.text.extend_from_slice(&text[..text.len().min(room)]);
     }
 
     fn clear(&mut self) {
@@ -164,8 +164,7 @@ impl RequestHeadScanner {
                     used
                 }
                 ScanState::InHead | ScanState::InChunkSize | ScanState::InTrailers => {
-                    self.scan_byte(&mut bytes[0], finished);
-                    1
+                    self.scan_line(bytes, finished)
                 }
             };
             bytes = &mut std::mem::take(&mut bytes)[used..];
@@ -178,25 +177,34 @@ impl RequestHeadScanner {
         self.head = HeadFacts::default();
     }
 
-    fn scan_byte(&mut self, byte: &mut u8, finished: u64) {
-        let is_in_head = self.state == ScanState::InHead;
-        if is_in_head && self.is_http2_preface(*byte) {
-            return self.enter(ScanState::Http2);
-        }
-        if *byte != b'\n' {
-            return self.line.push(*byte);
-        }
-        if !self.line.ends_in_cr {
-            if is_in_head {
-                *byte = 0;
-                self.line.push(0);
-            } else {
-                // The library refuses such chunks.
-                self.enter(ScanState::InUnknownBody { finished });
+    /// Looks at the bytes up to the next line feed; returns how many that are.
+    fn scan_line(&mut self, bytes: &mut [u8], finished: u64) -> usize {
+        if self.state == ScanState::InHead && self.preface_matched < HTTP2_PREFACE.len() {
+            self.match_http2_preface(bytes);
+            if self.preface_matched == HTTP2_PREFACE.len() {
+                self.enter(ScanState::Http2);
+                return bytes.len();
             }
-            return;
         }
-        let line = std::mem::take(&mut self.line);
+        let Some(end) = memchr::memchr(b'\n', bytes) else {
+            self.line.push(bytes);
+            return bytes.len();
+        };
+        self.line.push(&bytes[..end]);
+        if self.line.ends_in_cr {
+            self.end_line(finished);
+        } else if self.state == ScanState::InHead {
+            bytes[end] = 0;
+            self.line.push(&[0]);
+        } else {
+            // The library refuses such chunks.
+            self.enter(ScanState::InUnknownBody { finished });
+        }
+        end + 1
+    }
+
+    fn end_line(&mut self, finished: u64) {
+        let mut line = std::mem::take(&mut self.line);
         match self.state {
             ScanState::InHead if !line.text.is_empty() => self.head.read_line(&line),
             // Empty lines before a request are skipped.
@@ -220,17 +228,21 @@ impl RequestHeadScanner {
             _ if line.text.is_empty() => self.enter(ScanState::InHead),
             _ => {}
         }
+        // The next line is read into the same memory.
+        line.clear();
+        self.line = line;
     }
 
-    /// Whether the connection began with the preface, which this byte completes.
-    fn is_http2_preface(&mut self, byte: u8) -> bool {
-        if HTTP2_PREFACE.get(self.preface_matched) == Some(&byte) {
-            self.preface_matched += 1;
-            return self.preface_matched == HTTP2_PREFACE.len();
+    /// Compares the first bytes of the connection with the preface.
+    fn match_http2_preface(&mut self, bytes: &[u8]) {
+        let rest = &HTTP2_PREFACE[self.preface_matched..];
+        let compared = rest.len().min(bytes.len());
+        if bytes[..compared] == rest[..compared] {
+            self.preface_matched += compared;
+        } else {
+            // Whatever else comes, this connection did not begin with it.
+            self.preface_matched = HTTP2_PREFACE.len() + 1;
         }
-        // Whatever else comes, this connection did not begin with it.
-        self.preface_matched = HTTP2_PREFACE.len() + 1;
-        false
     }
 }
 
@@ -241,6 +253,8 @@ fn skip(arrived: usize, left: u64) -> usize {
 
 #[cfg(test)]
 mod tests {
+    use proptest::prelude::*;
+
     use super::*;
 
     /// Feeds pieces that arrive one after the other, the connection being idle before each; `|` ends a piece that
@@ -316,6 +330,31 @@ mod tests {
                     assert!(seen.starts_with(&first), "{seen:?}");
                 }
             }
+        }
+    }
+
+    proptest! {
+        #[test]
+        fn it_makes_no_difference_in_how_many_pieces_bytes_arrive(
+            pieces in proptest::collection::vec(
+                proptest::sample::select(vec![
+                    "\r\n", "\n", "\r", "\r\n\r\n", "GET / HTTP/1.1", "PRI * HTTP/2.0", "content-length: 3", "abc", "0", "3",
+                    "Transfer-Encoding: chunked", " ", ":",
+                    "a-line-that-is-longer-than-what-is-kept-of-one: xxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxx",
+                ]),
+                0..24,
+            ),
+            cuts in proptest::collection::vec(0..400_usize, 0..6),
+        ) {
+            let sent = pieces.concat();
+            let whole = scan_pieces(&[&sent]);
+            let mut cuts: Vec<_> = cuts.into_iter().map(|cut| cut.min(sent.len())).collect();
+            cuts.extend([0, sent.len()]);
+            cuts.sort_unstable();
+            let parts: Vec<_> = cuts.windows(2).map(|ends| &sent[ends[0]..ends[1]]).collect();
+            prop_assert_eq!(&scan_pieces(&parts), &whole);
+            let single: Vec<_> = sent.split("").collect();
+            prop_assert_eq!(&scan_pieces(&single), &whole);
         }
     }
 
