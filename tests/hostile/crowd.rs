@@ -140,7 +140,13 @@ impl Member {
                 let mut stream = TcpStream::connect(address).await?;
                 while Instant::now() < end {
                     stream.write_all(request).await?;
-                    outcomes.add(read_status(&mut stream).await?);
+                    let status = read_status(&mut stream).await?;
+                    let is_refused = status == "503";
+                    outcomes.add(status);
+                    if is_refused {
+                        // The server reads no further request on this connection.
+                        break;
+                    }
                 }
                 Ok(())
             }
