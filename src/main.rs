@@ -1,5 +1,6 @@
 //! The `attesto` binary.
 
+use std::pin::Pin;
 use std::process::ExitCode;
 
 #[tokio::main]
@@ -8,5 +9,8 @@ async fn main() -> ExitCode {
     attesto::base::shutdown::disable_core_dumps();
     // One cryptographic backend for all TLS connections. It fails only when one is installed already.
     let _ = rustls::crypto::aws_lc_rs::default_provider().install_default();
-    attesto::cli::run(std::env::args_os()).await
+    // Boxed, because the compiler makes a copy of all commands for each place in the runtime that polls this future.
+    let command: Pin<Box<dyn Future<Output = ExitCode>>> =
+        Box::pin(attesto::cli::run(std::env::args_os()));
+    command.await
 }
