@@ -77,6 +77,8 @@ const PUSHED: usize = 2_000;
 const LOAD: usize = 6_000;
 const LOAD_CONNECTIONS: usize = 32;
 const LOAD_ROUNDS: usize = 3;
+/// Rounds of the comparison of one process with two.
+const PROCESS_ROUNDS: usize = 3;
 /// Transactions in each round of the yardstick.
 const YARDSTICK: usize = 5_000;
 /// The threads of the receiver and of the load generator.
@@ -340,10 +342,32 @@ impl Bench {
             ])
             .env("DATABASE_URL", self.postgres.connection_url())
             .env("ATTESTO_ENCRYPTION_KEY", &self.key)
+            .env("METRICS_ADDRESS", "127.0.0.1:0")
             .env("WEBHOOK_ALLOW_PRIVATE_CALLBACKS", "true")
             .envs(self.simulator.environment_variables())
             .env("APPLE_ROOT_CERTIFICATES", &self.roots);
         Server::start(&mut command)
+    }
+
+    /// Delivers a backlog that is due once so many processes serve. Returns the rate, and how much of it the first process delivered.
+    async fn deliver_with(&self, processes: usize, count: usize) -> (f64, f64) {
+        self.backlog(count).await;
+        self.execute(
+            "update webhook_deliveries set next_attempt_at = attesto_now() + interval '4 seconds'
+            where status = 'pending'",
+        )
+        .await;
+        self.execute("vacuum analyze webhook_deliveries").await;
+        self.arrivals.reset();
+        let servers: Vec<_> = (0..processes).map(|_| self.serve()).collect();
+        self.arrivals.until(1).await;
+        let begun = Instant::now();
+        self.arrivals.until(count).await;
+        let per_second = count as f64 / begun.elapsed().as_secs_f64();
+        // An attempt is counted after its answer arrived.
+        tokio::time::sleep(Duration::from_millis(300)).await;
+        let of_first = servers[0].metric(r#"attesto_delivery_attempts_total{outcome="success"}"#);
+        (per_second, of_first / count as f64)
     }
 
     /// CPU time of all Postgres processes.
@@ -825,6 +849,30 @@ async fn bare_posts(bench: &Bench, count: usize) -> f64 {
 }
 
 #[expect(clippy::too_many_lines, reason = "one measurement after the other")]
+/// The same backlog by one process and by two, in turns.
+async fn measure_two_processes(bench: &Bench, backlog: usize, out: &mut impl Write) {
+    let (mut one, mut two, mut shares) = (Vec::new(), Vec::new(), Vec::new());
+    for _ in 0..PROCESS_ROUNDS {
+        one.push(bench.deliver_with(1, backlog).await.0);
+        let (rate, share) = bench.deliver_with(2, backlog).await;
+        two.push(rate);
+        shares.push(share * 100.0);
+    }
+    shares.sort_by(f64::total_cmp);
+    let (one, two) = (median(&mut one), median(&mut two));
+    let _ = writeln!(
+        out,
+        "\nThe same by one process and by two, on the same cores, median of {PROCESS_ROUNDS} rounds\n\
+         \x20 one process            {one:8.0} /s\n\
+         \x20 two processes          {two:8.0} /s\n\
+         \x20 ratio                  {:8.2}     (goal: at least 1)\n\
+         \x20 by the first of two    {:5.0} to {:.0} %  (goal: 40 to 60)",
+        two / one,
+        shares[0],
+        shares[shares.len() - 1]
+    );
+}
+
 async fn measure(scale: usize) {
     let bench = Bench::new().await;
     let mut out = std::io::stdout().lock();
@@ -947,6 +995,8 @@ async fn measure(scale: usize) {
          \x20 ratio                  {:8.2}     (goal: at most 1.5)",
         whole / limit
     );
+
+    measure_two_processes(&bench, backlog, &mut out).await;
 
     // Callbacks that never answer, each with a backlog.
     for number in 0..HANGING / scale {

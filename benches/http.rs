@@ -12,6 +12,7 @@
 
 #[path = "support/charts.rs"]
 mod charts;
+#[expect(dead_code, reason = "the metrics are for the benchmark of deliveries")]
 mod support;
 
 use std::io::Write as _;

@@ -1,7 +1,7 @@
 //! Shared by the benchmarks: a server process, and its CPU time.
 
-use std::io::{BufRead as _, BufReader};
-use std::net::SocketAddr;
+use std::io::{BufRead as _, BufReader, Read as _, Write as _};
+use std::net::{SocketAddr, TcpStream};
 use std::path::Path;
 use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
@@ -12,6 +12,7 @@ use serde_json::Value;
 pub(crate) struct Server {
     child: Child,
     pub(crate) address: SocketAddr,
+    metrics: Option<SocketAddr>,
     /// From the start of the process to its `listening` log line.
     pub(crate) ready: Duration,
 }
@@ -26,7 +27,7 @@ impl Server {
             .expect("it starts");
         let mut lines = BufReader::new(child.stdout.take().expect("it is piped"));
         let mut line = String::new();
-        let port = loop {
+        let listening = loop {
             line.clear();
             assert!(
                 lines.read_line(&mut line).expect("text") > 0,
@@ -34,15 +35,19 @@ impl Server {
             );
             let line: Value = serde_json::from_str(&line).expect("JSON");
             if line["msg"] == "listening" {
-                break u16::try_from(line["port"].as_u64().expect("a port")).expect("a port");
+                break line;
             }
         };
         let ready = start.elapsed();
+        let port = listening["port"].as_u64().expect("a port");
+        let port = u16::try_from(port).expect("a port");
+        let metrics = listening["metrics"].as_str();
         // The log is read continuously, as a log collector does.
         std::thread::spawn(move || std::io::copy(&mut lines, &mut std::io::sink()));
         Self {
             child,
             address: SocketAddr::from(([127, 0, 0, 1], port)),
+            metrics: metrics.map(|address| address.parse().expect("an address")),
             ready,
         }
     }
@@ -50,6 +55,20 @@ impl Server {
     /// CPU time used so far by all its threads.
     pub(crate) fn cpu(&self) -> Duration {
         cpu_of(self.child.id())
+    }
+
+    /// The value of a series of its metrics.
+    pub(crate) fn metric(&self, series: &str) -> f64 {
+        let address = self.metrics.expect("METRICS_ADDRESS is set");
+        let mut stream = TcpStream::connect(address).expect("it listens");
+        let request = "GET /metrics HTTP/1.1\r\nHost: bench\r\nConnection: close\r\n\r\n";
+        stream.write_all(request.as_bytes()).expect("it reads");
+        let mut answer = String::new();
+        stream.read_to_string(&mut answer).expect("it answers");
+        let line = answer
+            .lines()
+            .find_map(|line| line.strip_prefix(series)?.strip_prefix(' '));
+        line.map_or(0.0, |value| value.parse().expect("a number"))
     }
 
     /// Resident memory in megabytes.
