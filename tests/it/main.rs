@@ -73,6 +73,7 @@ mod runbooks;
 mod secret_leaks;
 mod secrets_in_output;
 mod serve;
+mod statement_plans;
 mod stored_bodies;
 mod support_desk;
 mod tail;

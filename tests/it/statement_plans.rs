@@ -1,0 +1,178 @@
+//! How Postgres finds the rows of every statement: in the tables that grow, by a condition on an index.
+//!
+//! The plans are those for any parameters, on empty tables, where scans of whole tables are made dear: such a scan is left only
+//! where no index helps. What functions of the database do inside is not seen.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::path::Path;
+
+use serde_json::Value;
+use sqlx::{AssertSqlSafe, PgConnection, Row as _};
+
+use crate::world::postgres::fresh_database;
+
+/// Tables that do not grow with what users buy: they have a row for each tenant, callback, process or change by an operator, or are
+/// emptied as they are worked off.
+const BOUNDED: [&str; 32] = [
+    "api_keys",
+    "apple_credentials",
+    "apple_history_reads",
+    "apple_previous_credentials",
+    "apple_test_notifications",
+    "backups",
+    "body_dictionaries",
+    "callback_probes",
+    "delivery_holds",
+    "delivery_lanes",
+    "encryption_canaries",
+    "event_feeds",
+    "google_credentials",
+    "google_previous_credentials",
+    "google_voided_reads",
+    "job_runs",
+    "operator_audit",
+    "owed_acknowledgements",
+    "process_locks",
+    "pruned_events",
+    "refund_questions",
+    "replicas",
+    "schema_promises",
+    "tenants",
+    "unresolved_states",
+    "validation_audit_keys",
+    "webhook_allowed_networks",
+    "webhook_client_certificates",
+    "webhook_configs",
+    "webhook_health",
+    "webhook_previous_secrets",
+    "webhook_redeliveries",
+];
+
+/// The statements of the crate's checked queries that have a plan, with the number of their parameters.
+fn read_statements() -> Vec<(String, usize)> {
+    let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join(".sqlx");
+    let files = std::fs::read_dir(folder).expect("the prepared queries");
+    let statements = files.map(|file| {
+        let text = std::fs::read_to_string(file.unwrap().path()).unwrap();
+        let query: Value = serde_json::from_str(&text).unwrap();
+        let parameters = query["describe"]["parameters"]["Left"].as_array();
+        let statement = query["query"].as_str().unwrap();
+        (statement.to_owned(), parameters.map_or(0, Vec::len))
+    });
+    let has_plan = |statement: &str| {
+        let mut lines = statement.lines().map(str::trim);
+        let first = lines.find(|line| !line.is_empty() && !line.starts_with("--"));
+        let first = first.and_then(|line| line.split_whitespace().next());
+        first.is_some_and(|word| ["select", "insert", "update", "delete", "with"].contains(&word))
+    };
+    let statements: Vec<_> = statements.filter(|(text, _)| has_plan(text)).collect();
+    assert!(statements.len() > 150, "{} are too few", statements.len());
+    statements
+}
+
+async fn explain(connection: &mut PgConnection, statement: &str, parameters: usize) -> Value {
+    let nulls = vec!["null"; parameters].join(", ");
+    let arguments = if parameters == 0 {
+        String::new()
+    } else {
+        format!("({nulls})")
+    };
+    for setup in [
+        "deallocate all".to_owned(),
+        format!("prepare statement as {statement}"),
+    ] {
+        sqlx::raw_sql(AssertSqlSafe(setup))
+            .execute(&mut *connection)
+            .await
+            .unwrap();
+    }
+    let explain = format!("explain (format json, costs off) execute statement{arguments}");
+    let rows = sqlx::raw_sql(AssertSqlSafe(explain))
+        .fetch_all(&mut *connection)
+        .await
+        .unwrap();
+    rows[0].get(0)
+}
+
+/// Where the scans of a plan find their rows: in whole tables, and in whole indexes.
+#[derive(Default)]
+struct WholeScans {
+    tables: BTreeSet<String>,
+    indexes: BTreeSet<String>,
+}
+
+impl WholeScans {
+    fn collect(&mut self, node: &Value) {
+        let kind = node["Node Type"].as_str().unwrap_or_default();
+        if kind == "Seq Scan" {
+            let table = node["Relation Name"].as_str().unwrap();
+            self.tables.insert(table.to_owned());
+        }
+        if kind.contains("Index") && node["Index Cond"].is_null() {
+            let index = node["Index Name"].as_str().unwrap();
+            self.indexes.insert(index.to_owned());
+        }
+        for plan in node["Plans"].as_array().into_iter().flatten() {
+            self.collect(plan);
+        }
+    }
+}
+
+/// The indexes that contain all rows of a table that grows, and the names of such tables.
+async fn read_growing(connection: &mut PgConnection) -> (BTreeSet<String>, BTreeSet<String>) {
+    let tables = sqlx::query_scalar(
+        "select relname::text from pg_class where relkind = 'r' and relnamespace = current_schema()::regnamespace
+            and relname <> all ($1) and relname not like '\\_sqlx%'",
+    );
+    let tables: Vec<String> = tables
+        .bind(&BOUNDED[..])
+        .fetch_all(&mut *connection)
+        .await
+        .unwrap();
+    let indexes = sqlx::query_scalar(
+        "select indexrelid::regclass::text from pg_index where indpred is null and indrelid = any ($1::text[]::regclass[])",
+    );
+    let indexes: Vec<String> = indexes
+        .bind(&tables)
+        .fetch_all(&mut *connection)
+        .await
+        .unwrap();
+    (tables.into_iter().collect(), indexes.into_iter().collect())
+}
+
+#[tokio::test]
+async fn no_statement_reads_a_whole_table_that_grows() {
+    let fresh = fresh_database().await;
+    let mut connection = fresh.database.pool().sqlx_pool().acquire().await.unwrap();
+    sqlx::raw_sql("set plan_cache_mode = force_generic_plan; set enable_seqscan = off")
+        .execute(&mut *connection)
+        .await
+        .unwrap();
+    let (tables, indexes) = read_growing(&mut connection).await;
+    assert!(tables.contains("webhook_events") && indexes.contains("webhook_events_pkey"));
+    let mut find_whole_scans = async |statement: &str, parameters| {
+        let plan = explain(&mut connection, statement, parameters).await;
+        let mut scans = WholeScans::default();
+        scans.collect(&plan[0]["Plan"]);
+        let tables = scans.tables.intersection(&tables).cloned();
+        tables
+            .chain(scans.indexes.intersection(&indexes).cloned())
+            .collect::<Vec<_>>()
+    };
+    // Such statements are found.
+    for (statement, parameters) in [
+        ("select from webhook_events where event_type = $1", 1),
+        ("select id from webhook_events", 0),
+    ] {
+        let scans = find_whole_scans(statement, parameters).await;
+        assert_eq!(scans.len(), 1, "{statement}: {scans:?}");
+    }
+    let mut problems = BTreeMap::new();
+    for (statement, parameters) in read_statements() {
+        let scans = find_whole_scans(&statement, parameters).await;
+        if !scans.is_empty() {
+            problems.insert(statement, scans);
+        }
+    }
+    assert!(problems.is_empty(), "{problems:#?}");
+}
