@@ -323,8 +323,10 @@ impl App {
         let start = CancellationToken::new();
         let mut tasks = vec![self.start_task(start.clone(), stop.clone())];
         if self.webhooks.is_dispatcher_enabled {
-            let dispatcher = self.build_dispatcher();
-            let run = dispatcher.run(stop.clone());
+            // Its connections are not opened before: a role may have few, and a migration needs one beside the pools.
+            let build = self.dispatcher_builder();
+            let stopping = stop.clone();
+            let run = async move { build().run(stopping).await };
             tasks.push(("dispatcher", run_after(start.clone(), stop.clone(), run)));
         }
         if let Some(jobs) = self.jobs.take() {
@@ -350,6 +352,9 @@ impl App {
     fn start_task(&self, start: CancellationToken, stop: CancellationToken) -> NamedTask {
         let (prepared, database) = (self.prepared.clone(), self.database.clone());
         let is_hold_requested = self.webhooks.is_hold_requested;
+        let is_dispatcher_enabled = self.webhooks.is_dispatcher_enabled;
+        let status = self.dispatch_status.clone();
+        status.set_unprepared(!prepared.is_cancelled());
         let task = async move {
             if stop
                 .run_until_cancelled(prepared.cancelled())
@@ -357,6 +362,11 @@ impl App {
                 .is_none()
             {
                 return;
+            }
+            status.set_unprepared(false);
+            if is_dispatcher_enabled {
+                let open = database.open_delivery_connections();
+                stop.run_until_cancelled(open).await;
             }
             if is_hold_requested {
                 hold::hold_with_retry(&database, &host_name(), &stop).await;
@@ -446,19 +456,26 @@ impl App {
         tasks
     }
 
-    fn build_dispatcher(&self) -> Dispatcher {
-        let database = self.database.for_deliveries();
-        let sender = SigningSender::new(self.sender.clone(), &database, &self.keyring);
+    /// Builds the dispatcher when it is called, which opens its connections.
+    fn dispatcher_builder(&self) -> impl FnOnce() -> Dispatcher + Send + use<> {
+        let (database, keyring) = (self.database.clone(), self.keyring.clone());
+        let (sender, clock, wake) = (self.sender.clone(), self.clock.clone(), self.wake.clone());
         let settings = DispatcherSettings {
             concurrency: self.webhooks.max_concurrent_deliveries,
             poll_interval: self.webhooks.dispatch_interval,
             max_retries: self.webhooks.max_retries,
             shutdown_timeout: self.shutdown_grace.saturating_sub(CLAIM_RELEASE_RESERVE),
         };
-        Dispatcher::new(&database, &self.clock, sender, self.wake.clone(), settings)
-            .with_metrics(self.delivery_metrics.clone())
-            .with_status(self.dispatch_status.clone())
-            .with_lane_share(self.presence.lane_share())
+        let (metrics, status) = (self.delivery_metrics.clone(), self.dispatch_status.clone());
+        let share = self.presence.lane_share();
+        move || {
+            let database = database.for_deliveries();
+            let sender = SigningSender::new(sender, &database, &keyring);
+            Dispatcher::new(&database, &clock, sender, wake, settings)
+                .with_metrics(metrics)
+                .with_status(status)
+                .with_lane_share(share)
+        }
     }
 
     /// What tells the states that were not known when their events were stored. It runs where the periodic jobs do.
@@ -795,8 +812,10 @@ async fn check_encryption_key(
     match checked.await {
         Ok(Ok(())) => Ok(()),
         Ok(Err(CanaryError::Database(_))) | Err(_) if keyring.is_proved() => Ok(()),
+        Ok(Err(CanaryError::Database(_))) | Err(_) => {
+            Err("not checked, because the database does not answer".to_owned())
+        }
         Ok(Err(problem)) => Err(problem.error_class().to_owned()),
-        Err(_) => Err(DatabaseConnectError::Timeout.to_string()),
     }
 }
 

@@ -446,11 +446,10 @@ async fn try_prepare_database(
     migrate: bool,
     keyring: &Keyring,
 ) -> Result<KeyringCheck, PrepareError> {
+    // An earlier release may have migrated it.
+    database.check_encoding().await?;
     if migrate {
         migrate_if_allowed(database).await?;
-    } else {
-        // An earlier release may have migrated it.
-        database.check_encoding().await?;
     }
     // All key ids first: a canary exists only for keys that were configured here once.
     let check = match canary::check_all_key_ids(database, keyring).await {
@@ -470,6 +469,11 @@ async fn try_prepare_database(
 }
 
 async fn migrate_if_allowed(database: &Database) -> Result<(), PrepareError> {
+    // A migration needs a connection beside the pools, which a role with few connections may not have.
+    let schema = database.load_schema_state().await;
+    if matches!(schema.map_err(MigrationError::from)?, SchemaState::UpToDate) {
+        return Ok(());
+    }
     match MigrationBlockedError::check_replicas(database).await {
         Ok(Ok(())) => {}
         Ok(Err(problem)) => {

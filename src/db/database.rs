@@ -6,6 +6,7 @@ use std::net::SocketAddr;
 use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
+use futures_util::future::join_all;
 use sqlx::migrate::Migrator;
 use sqlx::postgres::{PgConnectOptions, PgConnection, PgPoolOptions};
 use sqlx::{ConnectOptions as _, Connection as _, Executor as _, Row as _};
@@ -233,6 +234,17 @@ impl Database {
             .delivery_pool
             .get_or_init(|| self.reserve_pool(DELIVERY_APPLICATION, DELIVERY_CONNECTIONS));
         self.with_pool(pool)
+    }
+
+    /// Opens the connections of [`Database::for_deliveries`], as far as the server gives any within the time of a connection attempt:
+    /// before jobs and requests take them all.
+    pub async fn open_delivery_connections(&self) {
+        if self.settings.max_connections < MIN_CONNECTIONS_TO_RESERVE {
+            return;
+        }
+        let reserved = self.for_deliveries();
+        let pool = reserved.pool().sqlx_pool();
+        let _ = join_all((0..DELIVERY_CONNECTIONS).map(|_| pool.acquire())).await;
     }
 
     /// Reserves a connection in the same way for what watches the database: it gets an answer while requests use all others.

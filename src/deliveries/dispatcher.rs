@@ -13,6 +13,7 @@
 
 use std::collections::HashMap;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use parking_lot::Mutex;
@@ -83,6 +84,8 @@ pub struct DispatchStatus {
     is_enabled: bool,
     /// What keeps the dispatcher from claiming deliveries. `None` while it works, and before its first attempt.
     problem: Arc<Mutex<Option<DatabaseConnectError>>>,
+    /// Whether the dispatcher may not begin yet.
+    is_unprepared: Arc<AtomicBool>,
 }
 
 impl DispatchStatus {
@@ -91,13 +94,24 @@ impl DispatchStatus {
         Self {
             is_enabled,
             problem: Arc::default(),
+            is_unprepared: Arc::default(),
         }
+    }
+
+    /// Sets whether the dispatcher must wait until the database was migrated and the encryption keys were checked.
+    pub fn set_unprepared(&self, is_unprepared: bool) {
+        self.is_unprepared.store(is_unprepared, Ordering::Relaxed);
     }
 
     /// Why this process delivers nothing, if so, in words that may be public.
     pub fn notice(&self) -> Option<String> {
         if !self.is_enabled {
             return Some("off: this process only receives".to_owned());
+        }
+        if self.is_unprepared.load(Ordering::Relaxed) {
+            return Some(
+                "waiting: the database or the encryption key is not checked yet".to_owned(),
+            );
         }
         let problem = (*self.problem.lock())?;
         Some(format!("waiting: {problem}"))

@@ -17,9 +17,11 @@ use crate::base::backoff::spread;
 use crate::base::clock::Clock;
 use crate::base::id::ReplicaId;
 use crate::crypto::keyring::Keyring;
-use crate::db::{Database, Error, error_class};
+use crate::db::{Database, Error, error_class, is_missing_table};
 
 const HEARTBEAT_INTERVAL: Duration = Duration::from_secs(10);
+/// How long a first heartbeat waits for the tables to be made.
+const MISSING_TABLE_RETRY_INTERVAL: Duration = Duration::from_secs(1);
 /// How long deleting the row at the end may take.
 const DEREGISTER_TIMEOUT: Duration = Duration::from_secs(2);
 
@@ -114,6 +116,7 @@ impl ReplicaHeartbeat {
         let mut is_first = true;
         let mut was_failure_logged = false;
         loop {
+            let mut interval = HEARTBEAT_INTERVAL;
             match stop.run_until_cancelled(self.send_heartbeat()).await {
                 None => break,
                 Some(Ok(())) => {
@@ -121,6 +124,10 @@ impl ReplicaHeartbeat {
                         self.warn_about_missing_keys().await;
                     }
                     (is_first, was_failure_logged) = (false, false);
+                }
+                // `/ready` says that the database was not migrated.
+                Some(Err(error)) if is_missing_table(&error) => {
+                    interval = MISSING_TABLE_RETRY_INTERVAL;
                 }
                 // Logged once for each outage, not for each attempt.
                 Some(Err(error)) if !was_failure_logged => {
@@ -130,7 +137,7 @@ impl ReplicaHeartbeat {
                 }
                 Some(Err(_)) => {}
             }
-            let pause = spread(HEARTBEAT_INTERVAL, fastrand::f64());
+            let pause = spread(interval, fastrand::f64());
             if stop.run_until_cancelled(sleep(pause)).await.is_none() {
                 break;
             }
