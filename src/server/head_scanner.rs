@@ -16,6 +16,8 @@ pub(super) struct RequestHeadScanner {
     head: HeadFacts,
     /// How many bytes of the HTTP/2 preface the connection began with.
     preface_matched: usize,
+    /// Whether a bare line feed was replaced.
+    has_replaced: bool,
 }
 
 #[derive(Clone, Copy, PartialEq, Eq)]
@@ -130,7 +132,13 @@ impl RequestHeadScanner {
             line: CurrentLine::default(),
             head: HeadFacts::default(),
             preface_matched: 0,
+            has_replaced: false,
         }
+    }
+
+    /// Whether a bare line feed was replaced: the head that it stands in will be refused.
+    pub(super) fn has_replaced(&self) -> bool {
+        self.has_replaced
     }
 
     /// Looks at bytes that just arrived, while `in_hand` requests are being answered and `finished` were. A bare line feed in a head
@@ -195,6 +203,7 @@ impl RequestHeadScanner {
             self.end_line(finished);
         } else if self.state == ScanState::InHead {
             bytes[end] = 0;
+            self.has_replaced = true;
             self.line.push(&[0]);
         } else {
             // The library refuses such chunks.

@@ -2,7 +2,7 @@
 //!
 //! *Strict line ends.* The library takes a bare line feed for the end of a line, as RFC 9112 allows; a proxy in front
 //! may not, and then the two disagree where a header ends. A bare line feed in a request's head is replaced by a byte
-//! that no head may hold, so that the request is refused with 400.
+//! that no head may hold, and the head is ended there, so that the request is refused with 400.
 //!
 //! *Lingering close.* A request can be answered before all of it was read (its body is too large). Closing a socket
 //! with unread bytes makes the kernel reset the connection, and the answer may be lost on its way. So the sending half
@@ -33,6 +33,8 @@ use super::shared::ServerState;
 use crate::base::clock::Clock;
 use crate::base::governor_clock::{DirectRateLimiter, GovernorClock};
 
+/// The end of a request's head.
+const HEAD_END: &[u8] = b"\r\n\r\n";
 /// How much is read and thrown away at once.
 const DISCARD_BUFFER_BYTES: usize = 16 * 1024;
 /// The same in KiB.
@@ -88,6 +90,8 @@ pub(super) struct ConnectionSocket {
     open: Arc<OpenConnection>,
     server: Arc<ServerState>,
     head_scanner: RequestHeadScanner,
+    /// How much of [`HEAD_END`] the library has read behind a head that is to be refused.
+    head_end_read: usize,
     /// What is still to be written of an answer that took the place of the library's.
     replacement_response: Vec<u8>,
     close_state: CloseState,
@@ -116,6 +120,7 @@ impl ConnectionSocket {
             open,
             server,
             head_scanner: RequestHeadScanner::new(),
+            head_end_read: 0,
             replacement_response: Vec::new(),
             close_state: CloseState::Open,
         }
@@ -169,6 +174,14 @@ impl AsyncRead for ConnectionSocket {
         cx: &mut Context<'_>,
         buffer: &mut ReadBuf<'_>,
     ) -> Poll<io::Result<()>> {
+        // The library looks at a head when all of it has arrived, and its sender may think that it has.
+        if self.head_scanner.has_replaced() && self.head_end_read < HEAD_END.len() {
+            let rest = &HEAD_END[self.head_end_read..];
+            let count = rest.len().min(buffer.remaining());
+            buffer.put_slice(&rest[..count]);
+            self.head_end_read += count;
+            return Poll::Ready(Ok(()));
+        }
         let before = buffer.filled().len();
         ready!(self.stream().poll_read(cx, buffer))?;
         let this = &mut *self;

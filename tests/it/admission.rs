@@ -304,6 +304,22 @@ async fn a_request_has_exactly_one_host() {
     }
 }
 
+/// Its sender may have sent all that it wants to.
+#[tokio::test]
+async fn a_bare_line_feed_that_ends_a_head_is_answered() {
+    let server = Server::start(PATIENT, BodyBudgetLimits::default()).await;
+    for head in [
+        "GET /hello HTTP/1.1\r\nHost: a\n\r\n",
+        "GET /hello HTTP/1.1\r\nHost: a\r\n\n",
+        "GET /hello HTTP/1.1\nHost: a\n\n",
+        "GET /hello HTTP/1.1\r\nHost: a\r\n\r\nGET /hello HTTP/1.1\r\nHost: a\n\r\n",
+    ] {
+        let answers = server.ask(head).await;
+        let last = answers.rsplit("HTTP/1.1 ").next().unwrap();
+        assert!(last.starts_with("400 "), "{head:?} gives {answers}");
+    }
+}
+
 /// A proxy in front may take the two for one request.
 #[tokio::test]
 async fn a_bare_line_feed_is_refused_in_a_pipelined_head_too() {
