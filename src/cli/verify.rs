@@ -140,6 +140,7 @@ impl GooglePurchaseArgs {
             kind,
             product_id: self.product_id,
             expected_app_user_id: self.expected_app_user_id,
+            for_app_user_id: None,
         };
         Ok((dependencies.build_google(context), self.tenant, request))
     }
@@ -241,6 +242,7 @@ async fn verify_apple(args: VerifyAppleArgs, context: &CommandContext) -> Result
         purchase,
         environment: args.environment,
         expected_app_user_id: args.expected_app_user_id,
+        for_app_user_id: None,
         refresh: args.refresh,
     };
     match apple.verify_purchase(&args.tenant, &request).await {

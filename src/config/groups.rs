@@ -151,6 +151,9 @@ setting_group! {
         ("RETENTION_ATTEMPT_DETAILS_DAYS", "retention-attempt-details-days", "DAYS", "30",
             "How long the bodies of callbacks' answers are kept; 0 keeps them as long as the events")
             in "retention" => attempt_details: Option<Duration> = read_days();
+        ("RETENTION_FIRST_SEEN_DAYS", "retention-first-seen-days", "DAYS", "400",
+            "How long it is remembered for which user a purchase was first verified, after its last verification; 0 remembers it for ever")
+            in "retention" => first_seen: Option<Duration> = read_days();
     }
 }
 

@@ -55,6 +55,8 @@ pub const WEBHOOK_PREVIOUS_SECRET: SealedColumn =
 /// The private key of the client certificate that a tenant's callback is shown.
 pub const CLIENT_CERTIFICATE_KEY: SealedColumn =
     tenant_column("webhook_client_certificates", "key_enc");
+/// The key of the hashes of first verifications.
+pub const FIRST_SEEN_KEY: SealedColumn = tenant_column("first_seen_keys", "key_enc");
 /// The key that the validation audit hashes purchase ids with. The row is named by the key's number.
 pub const VALIDATION_AUDIT_KEY: SealedColumn = SealedColumn {
     table: "validation_audit_keys",
@@ -69,7 +71,7 @@ pub const ENCRYPTION_CANARY: SealedColumn = SealedColumn {
 };
 
 /// All sealed columns. A test compares this with the database's catalogue.
-pub const ALL_SEALED_COLUMNS: [SealedColumn; 9] = [
+pub const ALL_SEALED_COLUMNS: [SealedColumn; 10] = [
     APPLE_PRIVATE_KEY,
     GOOGLE_SERVICE_ACCOUNT,
     APPLE_PREVIOUS_KEY,
@@ -77,6 +79,7 @@ pub const ALL_SEALED_COLUMNS: [SealedColumn; 9] = [
     WEBHOOK_SECRET,
     WEBHOOK_PREVIOUS_SECRET,
     CLIENT_CERTIFICATE_KEY,
+    FIRST_SEEN_KEY,
     VALIDATION_AUDIT_KEY,
     ENCRYPTION_CANARY,
 ];

@@ -16,6 +16,8 @@ pub enum RetentionKind {
     AttemptDetails,
     /// Rows of `validation_audit`.
     ValidationAudit,
+    /// Rows of `first_seen_purchases`.
+    FirstSeen,
     /// Rows of `webhook_previous_secrets` whose grace period has ended.
     RetiredSecrets,
     /// Rows of `operator_audit`. Its newest row is always kept.
@@ -40,6 +42,7 @@ impl RetentionKind {
         match self {
             Self::Events | Self::Redeliveries => settings.events,
             Self::ValidationAudit => settings.validation_audit,
+            Self::FirstSeen => settings.first_seen,
             Self::OperatorAudit => settings.operator_audit,
             Self::AttemptDetails => settings.attempt_details,
             Self::JobRuns => Some(JOB_RUNS_TTL),

@@ -81,6 +81,24 @@ pub(super) async fn prune_batch(
             .execute(pool)
             .await?
         }
+        RetentionKind::FirstSeen => {
+            sqlx::query!(
+                "
+                with gone as (
+                    select tenant_id, purchase_hash from first_seen_purchases
+                    where last_seen_at < attesto_now() - make_interval(secs => $1)
+                    order by last_seen_at
+                    limit $2 for update skip locked
+                )
+                delete from first_seen_purchases seen using gone
+                where seen.tenant_id = gone.tenant_id and seen.purchase_hash = gone.purchase_hash
+                ",
+                age,
+                BATCH_SIZE
+            )
+            .execute(pool)
+            .await?
+        }
         RetentionKind::RetiredSecrets => {
             sqlx::query!(
                 "
@@ -245,6 +263,7 @@ pub(super) async fn count_expired_rows(
                 and coalesce(delivered_at, failed_at, created_at) < clock.cutoff"
         }
         RetentionKind::ValidationAudit => "from validation_audit where occurred_at < clock.cutoff",
+        RetentionKind::FirstSeen => "from first_seen_purchases where last_seen_at < clock.cutoff",
         RetentionKind::OperatorAudit => {
             "from operator_audit where occurred_at < clock.cutoff and seq < (select max(seq) from operator_audit)"
         }

@@ -83,7 +83,7 @@ macro_rules! needed_event_filter {
 }
 
 /// The exported tables, in the order in which their references allow to import them.
-pub const TRANSFERRED_TABLES: [TransferTable; 18] = [
+pub const TRANSFERRED_TABLES: [TransferTable; 20] = [
     TransferTable {
         tenant_column: "id",
         ..transfer_table("tenants", ALL_ROWS, ConflictPolicy::Overwrite)
@@ -149,6 +149,16 @@ pub const TRANSFERRED_TABLES: [TransferTable; 18] = [
     TransferTable {
         match_condition: "here.refund_hash = line.refund_hash",
         ..transfer_table("voided_purchases", ALL_ROWS, ConflictPolicy::KeepExisting)
+    },
+    // With the key, hashes of the new installation are equal to those of the old one.
+    transfer_table("first_seen_keys", ALL_ROWS, ConflictPolicy::DeleteFirst),
+    TransferTable {
+        match_condition: "here.purchase_hash = line.purchase_hash",
+        ..transfer_table(
+            "first_seen_purchases",
+            ALL_ROWS,
+            ConflictPolicy::KeepExisting,
+        )
     },
     // The number of a subject's next event continues from this row.
     TransferTable {

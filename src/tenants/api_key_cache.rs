@@ -19,6 +19,8 @@ use super::api_key_usage::{ApiKeyUsage, LastUsed};
 use super::store;
 use super::tenant::RateLimitOverrides;
 
+/// The tables that a record is read from.
+const CACHED_TABLES: [&str; 3] = ["tenants", "api_keys", "first_seen_keys"];
 /// A change is notified at once; reading again only matters when the trigger that does was disabled by hand.
 const REFRESH_INTERVAL: Duration = Duration::from_mins(5);
 /// How soon a key is read again that could not be.
@@ -39,6 +41,7 @@ pub(super) struct ApiKeyRecord {
     pub(super) tenant: TenantId,
     pub(super) environment: ApiKeyEnvironment,
     pub(super) limits: RateLimitOverrides,
+    pub(super) first_seen_key: Option<Arc<[u8]>>,
     pub(super) last_used: Arc<LastUsed>,
 }
 
@@ -84,7 +87,7 @@ impl ApiKeyCache {
         let unknown = Cache::new(clock.clone(), MAX_UNKNOWN_KEYS);
         let caches = (valid.downgrade(), unknown.downgrade());
         changes.subscribe(move |change| {
-            if (change.affects_table("tenants") || change.affects_table("api_keys"))
+            if CACHED_TABLES.iter().any(|table| change.affects_table(table))
                 && let (Some(valid), Some(unknown)) = (caches.0.upgrade(), caches.1.upgrade())
             {
                 // A change of any tenant's may have made an unknown key known.
@@ -216,6 +219,7 @@ impl CacheState {
             tenant: key.tenant,
             environment: key.environment,
             limits: key.limits,
+            first_seen_key: key.first_seen_key.map(Arc::from),
         });
         let cached = CachedKey {
             record: record.clone(),

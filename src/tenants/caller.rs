@@ -38,6 +38,8 @@ pub struct Caller {
     pub key: KeyId,
     /// The environment of that key.
     pub environment: ApiKeyEnvironment,
+    /// The sealed key of the tenant's hashes of first verifications. `None`: the tenant has not asked for them.
+    pub first_seen_key: Option<Arc<[u8]>>,
 }
 
 /// Authenticates requests. Clones share the cache, the rate limiter and the record of usage.
@@ -175,6 +177,7 @@ impl Authenticator {
             tenant: record.tenant.clone(),
             key: record.key.clone(),
             environment: record.environment,
+            first_seen_key: record.first_seen_key.clone(),
         })
     }
 

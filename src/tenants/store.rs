@@ -412,6 +412,8 @@ pub(super) struct ActiveApiKey {
     pub(super) tenant: TenantId,
     pub(super) environment: ApiKeyEnvironment,
     pub(super) limits: RateLimitOverrides,
+    /// Sealed.
+    pub(super) first_seen_key: Option<Vec<u8>>,
 }
 
 /// The key with this hash, unless it is revoked or its tenant is inactive.
@@ -422,9 +424,10 @@ pub(super) async fn find_active_api_key(
     let row = sqlx::query!(
         r#"
         select key.id as "id: KeyId", key.tenant_id as "tenant: TenantId", key.environment,
-            tenant.rate_limit_per_second, tenant.rate_limit_burst
+            tenant.rate_limit_per_second, tenant.rate_limit_burst, first_seen.key_enc as "first_seen_key?"
         from api_keys key
         join tenants tenant on tenant.id = key.tenant_id
+        left join first_seen_keys first_seen on first_seen.tenant_id = key.tenant_id
         where key.key_hash = $1 and key.revoked_at is null and tenant.is_active
         "#,
         hash.as_bytes()
@@ -436,6 +439,7 @@ pub(super) async fn find_active_api_key(
         tenant: row.tenant,
         environment: parse_environment(&row.environment),
         limits: limits_from_columns(row.rate_limit_per_second, row.rate_limit_burst),
+        first_seen_key: row.first_seen_key,
     }))
 }
 

@@ -385,6 +385,7 @@ async fn exit_codes_separate_usage_errors_from_failures() {
         (1, vec!["key", "revoke", no_key]),
         (1, vec!["tenant", "rename", nobody, "x"]),
         (1, vec!["tenant", "set-limits", nobody]),
+        (1, vec!["tenant", "set-first-seen", nobody, "off"]),
         (2, vec!["key"]),
         (2, vec!["key:nonsense"]),
         (2, vec!["nonsense"]),
@@ -401,6 +402,8 @@ async fn exit_codes_separate_usage_errors_from_failures() {
         (2, vec!["tenant", "create", "--name", ""]),
         (2, vec!["tenant", "create", "--name", &long]),
         (2, vec!["tenant", "set-limits", tenant, "--burst", "0"]),
+        (2, vec!["tenant", "set-first-seen", tenant]),
+        (2, vec!["tenant", "set-first-seen", tenant, "yes"]),
         (2, vec!["--output", "yaml", "tenant", "list"]),
         (2, vec!["--database-url", "mysql://x", "tenant", "list"]),
     ] {

@@ -113,6 +113,10 @@ impl Vault {
                  values ($1, array['\\x00'::bytea], $2, now(), now() + interval '1 year')",
                 seal(sealed_columns::CLIENT_CERTIFICATE_KEY),
             ),
+            (
+                "insert into first_seen_keys (tenant_id, key_enc) values ($1, $2)",
+                seal(sealed_columns::FIRST_SEEN_KEY),
+            ),
         ] {
             sqlx::query(statement)
                 .bind(id.as_str())
@@ -243,22 +247,22 @@ async fn a_key_is_rotated_step_by_step() {
     assert_eq!(status["toReseal"], 0);
     assert_eq!(
         status["keys"],
-        json!([{"id": 1, "role": "seals", "canary": "right", "rows": 19}])
+        json!([{"id": 1, "role": "seals", "canary": "right", "rows": 22}])
     );
 
     // The new key seals, the old one still opens.
     let status = vault.attesto(&["encryption:status"], &text(2), &[1]);
-    assert_eq!(status.lines()[0]["toReseal"], 19);
+    assert_eq!(status.lines()[0]["toReseal"], 22);
     let dry = vault.attesto(&["encryption", "rotate", "--dry-run"], &text(2), &[1]);
     assert_eq!((dry.exit, dry.complained.as_str()), (0, ""), "{dry:?}");
     let last = dry.lines().pop().unwrap();
     assert_eq!(last["event"], "finished");
     assert_eq!(
         (&last["resealed"], &last["remaining"]),
-        (&json!(19), &json!(19))
+        (&json!(22), &json!(22))
     );
     let untouched = vault.opened(&ring(1, &[])).await;
-    assert_eq!(untouched.len(), 18);
+    assert_eq!(untouched.len(), 21);
     assert!(untouched.iter().all(|(_, id, right)| *id == 1 && *right));
 
     let rotated = vault.attesto(&["encryption", "rotate"], &text(2), &[1]);
@@ -267,7 +271,7 @@ async fn a_key_is_rotated_step_by_step() {
     let last = rotated.lines().pop().unwrap();
     assert_eq!(
         (&last["resealed"], &last["remaining"]),
-        (&json!(19), &json!(0))
+        (&json!(22), &json!(0))
     );
     // The old key is not needed any more.
     let after = vault.opened(&ring(2, &[])).await;
@@ -466,7 +470,7 @@ async fn a_concurrent_change_of_a_secret_wins_over_the_rotation() {
     assert_eq!((one.failed, two.failed), (0, 0));
     assert!(writes.load(Ordering::Relaxed) > 10);
     let opened = vault.opened(&both).await;
-    assert_eq!(opened.len(), 6 * 250);
+    assert_eq!(opened.len(), 7 * 250);
     assert!(opened.iter().all(|(_, _, right)| *right));
     // Values written with the old key meanwhile are found by the next run.
     assert_eq!(rotate(database, &both).await.remaining, 0);
@@ -522,7 +526,7 @@ async fn a_killed_rotation_is_resumed() {
             child.kill().unwrap();
             child.wait().unwrap();
             let opened = vault.opened(&ring(new, &[old])).await;
-            assert_eq!(opened.len(), 6 * 230);
+            assert_eq!(opened.len(), 7 * 230);
             assert!(opened.iter().all(|(_, _, right)| *right));
             assert!(
                 opened.iter().any(|(_, id, _)| *id == old),
@@ -535,7 +539,7 @@ async fn a_killed_rotation_is_resumed() {
         assert!(writes.load(Ordering::Relaxed) > 20);
         operators.abort();
         let opened = vault.opened(&ring(new, &[])).await;
-        assert_eq!(opened.len(), 6 * 230);
+        assert_eq!(opened.len(), 7 * 230);
         assert!(opened.iter().all(|(_, id, right)| *id == new && *right));
         retired(0);
     }
@@ -613,7 +617,7 @@ async fn a_sealed_value_opens_only_in_its_own_row_and_column() {
         .unwrap();
         sealed_values.extend(rows.into_iter().map(|(row, blob)| (column, row, blob)));
     }
-    assert_eq!(sealed_values.len(), 2 * 6 + 1);
+    assert_eq!(sealed_values.len(), 2 * 7 + 1);
     for (column, row, _) in &sealed_values {
         let place = column.context_for(row);
         for (from, of, blob) in &sealed_values {

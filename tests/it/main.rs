@@ -41,6 +41,7 @@ mod encryption;
 mod event_batches;
 mod event_feed;
 mod failover;
+mod first_seen;
 mod first_start;
 mod google_answers;
 mod google_backfill;

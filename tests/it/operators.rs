@@ -124,6 +124,8 @@ async fn every_change_records_actor_host_command_and_target() {
     shell.rows(&["webhook", "set-config", tenant, "--no-client-certificate"]);
     shell.rows(&["webhook", "allow", tenant, "10.1.0.0/16:443"]);
     shell.rows(&["webhook", "disallow", tenant, "10.1.0.0/16:443"]);
+    shell.rows(&["tenant", "set-first-seen", tenant, "on"]);
+    shell.rows(&["tenant", "set-first-seen", tenant, "off"]);
     shell.rows(&["tenant", "deactivate", tenant]);
     // These only read.
     shell.rows(&["tenant", "list"]);
@@ -155,6 +157,8 @@ async fn every_change_records_actor_host_command_and_target() {
         "webhook set-config: update webhook_configs",
         "webhook allow: insert webhook_allowed_networks",
         "webhook disallow: delete webhook_allowed_networks",
+        "tenant set-first-seen: insert first_seen_keys",
+        "tenant set-first-seen: delete first_seen_keys",
         "tenant deactivate: update tenants",
     ];
     let (mut found, mut wanted) = (told.clone(), expected.map(str::to_owned).to_vec());
@@ -202,7 +206,7 @@ async fn every_change_records_actor_host_command_and_target() {
     }
     let verified = &shell.rows(&["audit", "verify"])[0];
     assert_eq!(verified["valid"], true, "{verified}");
-    assert_eq!(verified["rows"], 18);
+    assert_eq!(verified["rows"], 20);
     assert_eq!(
         shell
             .rows(&["audit", "operators", "list", "--limit", "3"])
@@ -492,6 +496,7 @@ async fn every_table_is_audited_or_has_a_reason_not_to_be() {
             "google_previous_credentials",
             "what a noted change of google_credentials put aside",
         ),
+        ("first_seen_purchases", "the callers' doing"),
         ("google_voided_reads", "written by itself"),
         ("job_runs", "written by itself"),
         ("operator_audit", "this is it"),

@@ -155,6 +155,13 @@ impl Move {
                 "insert into voided_purchases (tenant_id, refund_hash, external_id) values ('{id}', sha256('r'), '7')"
             ))
             .await;
+        shell.rows(&["tenant", "set-first-seen", id, "on"]);
+        moved
+            .execute(&format!(
+                "insert into first_seen_purchases (tenant_id, purchase_hash, user_hash, first_seen_at, last_seen_at)
+                 values ('{id}', sha256('p'), sha256('u'), now(), now())"
+            ))
+            .await;
         moved
             .execute(&format!(
                 "insert into subjects (tenant_id, source, key_hash, last_sequence) values ('{id}', 'google', sha256('t'), 7)"
@@ -752,7 +759,7 @@ async fn a_tenant_is_replaced_only_with_the_flag() {
     assert_eq!(
         restored["kept"],
         json!({
-            "api_keys": 2, "purchase_links": 1, "owed_acknowledgements": 1, "refund_questions": 1, "voided_purchases": 1, "subjects": 1, "webhook_events": 1, "webhook_deliveries": 1
+            "api_keys": 2, "purchase_links": 1, "owed_acknowledgements": 1, "refund_questions": 1, "voided_purchases": 1, "first_seen_purchases": 1, "subjects": 1, "webhook_events": 1, "webhook_deliveries": 1
         })
     );
     assert_eq!(apple(moved.old.database()).await, "com.example.app");

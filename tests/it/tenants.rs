@@ -201,7 +201,8 @@ async fn a_valid_key_identifies_its_tenant_and_any_other_gets_one_answer() {
         Caller {
             tenant: office.tenant.id.clone(),
             key: id,
-            environment: ApiKeyEnvironment::Live
+            environment: ApiKeyEnvironment::Live,
+            first_seen_key: None,
         }
     );
     let mut answers = Vec::new();

@@ -5,6 +5,8 @@ use serde_json::json;
 use super::super::context::{CommandContext, CommandError};
 use super::transfer;
 use crate::base::id::TenantId;
+use crate::db::Database;
+use crate::stores::shared::first_seen::setting;
 use crate::tenants::DisplayName;
 use crate::tenants::store::{self, LimitChanges, TenantChangeError};
 
@@ -58,10 +60,30 @@ pub(crate) enum TenantCommand {
         #[arg(long, value_name = "NUMBER|default", value_parser = parse_limit)]
         intake_megabytes: Option<LimitOverride>,
     },
+    /// Say in verify answers whether a purchase was verified before for another user, or stop it and forget what was seen
+    #[command(
+        after_help = "Examples:\n  attesto tenant set-first-seen tenant_01J9ZQ4T5W6X7Y8Z9A0B1C2D3E on"
+    )]
+    SetFirstSeen {
+        /// The tenant's id, `tenant_…`
+        tenant: TenantId,
+        /// Whether answers say it
+        #[arg(value_enum)]
+        switch: Switch,
+    },
     /// Export a tenant into an encrypted file, to move or to restore it
     Export(transfer::TenantExportArgs),
     /// Import a tenant from the file that `tenant export` wrote
     Import(transfer::TenantImportArgs),
+}
+
+/// Whether something is done.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum)]
+pub(crate) enum Switch {
+    /// It is done
+    On,
+    /// It is not done
+    Off,
 }
 
 /// `None`: the service's setting applies.
@@ -135,6 +157,9 @@ pub(crate) async fn run(
             let prose = format!("{} is now called {}.", tenant.id, tenant.name);
             output.write_json_or_text(&tenant, &prose)?;
         }
+        TenantCommand::SetFirstSeen { tenant, switch } => {
+            set_first_seen(&tenant, switch, &database, context).await?;
+        }
         TenantCommand::SetLimits {
             tenant: id,
             per_second,
@@ -182,6 +207,36 @@ pub(crate) async fn run(
         }
     }
     Ok(())
+}
+
+async fn set_first_seen(
+    tenant: &TenantId,
+    switch: Switch,
+    database: &Database,
+    context: &CommandContext,
+) -> Result<(), CommandError> {
+    let (view, prose) = match switch {
+        Switch::On => {
+            let keyring = context.load_verified_keyring(database).await?;
+            setting::enable(database, &keyring, tenant).await?;
+            (
+                json!({ "id": tenant, "firstSeen": true }),
+                format!(
+                    "Verify answers of {tenant} say from now on when a purchase was verified before for another user."
+                ),
+            )
+        }
+        Switch::Off => {
+            let removed = setting::disable(database, tenant).await?;
+            (
+                json!({ "id": tenant, "firstSeen": false, "removed": removed }),
+                format!(
+                    "Verify answers of {tenant} no longer say whether a purchase was verified before. Forgot {removed} purchases."
+                ),
+            )
+        }
+    };
+    Ok(context.output.write_json_or_text(&view, &prose)?)
 }
 
 impl From<TenantChangeError> for CommandError {

@@ -24,6 +24,7 @@ use crate::http::api_docs::{self, DocumentedError, string_enum_schema};
 use crate::http::problem::{Issue, always_false, constant_bool_schema};
 use crate::http::{Problem, body, json};
 use crate::outbound::UpstreamError;
+use crate::stores::shared::first_seen::for_app_user_id_schema;
 use crate::stores::shared::notifications::describe_admission_errors;
 use crate::tenants::caller;
 
@@ -54,6 +55,8 @@ pub(super) struct VerifyByIdSchema {
     environment: Option<EnvironmentChoice>,
     #[schema(schema_with = expected_app_user_id, required = false)]
     expected_app_user_id: Option<String>,
+    #[schema(schema_with = for_app_user_id_schema, required = false)]
+    for_app_user_id: Option<String>,
     #[schema(schema_with = refresh, required = false)]
     refresh: Option<bool>,
 }
@@ -76,6 +79,8 @@ pub(super) struct VerifySignedSchema {
     environment: Option<EnvironmentChoice>,
     #[schema(schema_with = expected_app_user_id, required = false)]
     expected_app_user_id: Option<String>,
+    #[schema(schema_with = for_app_user_id_schema, required = false)]
+    for_app_user_id: Option<String>,
     #[schema(schema_with = refresh, required = false)]
     refresh: Option<bool>,
 }

@@ -5,6 +5,7 @@ use utoipa::ToSchema;
 use super::account::EnvironmentChoice;
 use super::verify::{AppleVerifyRequest, PurchaseRef};
 use crate::http::json::{FromJson, JsonFields};
+use crate::stores::shared::first_seen::MAX_FOR_USER_CHARS;
 
 /// The longest `signedTransaction`. Apple's are half as long, and with the other fields it fits into a body of 16 KB.
 const MAX_SIGNED_TRANSACTION_CHARS: usize = 16_000;
@@ -68,6 +69,7 @@ impl FromJson for AppleVerifyRequest {
         }
         let environment = EnvironmentChoice::from_json_field(body);
         let expected_app_user_id = body.optional_uuid("expectedAppUserId");
+        let for_app_user_id = body.optional_string("forAppUserId", 1..=MAX_FOR_USER_CHARS);
         let refresh = body.optional_boolean("refresh").unwrap_or_default();
         Some(Self {
             purchase: match (transaction_id, signed) {
@@ -77,6 +79,7 @@ impl FromJson for AppleVerifyRequest {
             },
             environment,
             expected_app_user_id,
+            for_app_user_id,
             refresh,
         })
     }
@@ -107,6 +110,7 @@ mod tests {
                 purchase: PurchaseRef::TransactionId("1".into()),
                 environment: None,
                 expected_app_user_id: None,
+                for_app_user_id: None,
                 refresh: false,
             }
         );

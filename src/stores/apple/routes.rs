@@ -131,7 +131,7 @@ async fn verify_purchase(
     caller: Caller,
     JsonBody(request): JsonBody<AppleVerifyRequest>,
 ) -> Result<JsonAnswer<VerifiedTransaction>, Problem> {
-    let verification = state.verifier.verify_purchase(&caller.tenant, &request);
+    let verification = state.verifier.verify_for_caller(&caller, &request);
     let purchase_id = || request.audit_identifier();
     state
         .answer(

@@ -20,6 +20,7 @@ impl SubjectSource for AppleVerifier {
                 purchase: PurchaseRef::TransactionId(key.to_owned()),
                 environment: None,
                 expected_app_user_id: None,
+                for_app_user_id: None,
                 refresh: true,
             };
             let found = self.verify_purchase(tenant, &request).await?;

@@ -30,12 +30,14 @@ use crate::credentials::TenantCache;
 use crate::crypto::keyring::Keyring;
 use crate::db::Database;
 use crate::db::change_listener::ChangeListener;
-use crate::events::{AppUserIdSource, EventSubject, PurchaseState, StateError, SubjectType};
+use crate::events::{AppUserIdSource, EventSource, EventSubject, PurchaseState, StateError, SubjectType};
 use crate::http::Problem;
 use crate::http::api_docs::always_true;
 use crate::outbound::Upstream;
 use crate::stores::shared::credentials::LoadCredentialsError;
+use crate::stores::shared::first_seen::{FirstSeen, FirstSeenCheck, FirstSeenError};
 use crate::stores::shared::fresh_ids::{FreshIds, UnknownId};
+use crate::tenants::Caller;
 
 /// Verifies transactions of all tenants. Clones share the caches.
 #[derive(Clone)]
@@ -47,6 +49,7 @@ pub struct AppleVerifier {
     jws_verifier: JwsVerifier,
     revocation_checker: Option<RevocationChecker>,
     fresh_ids: FreshIds,
+    first_seen: FirstSeenCheck,
     pub(super) clock: Clock,
 }
 
@@ -73,6 +76,8 @@ pub struct AppleVerifyRequest {
     pub environment: Option<EnvironmentChoice>,
     /// The `appAccountToken` it must have, compared without regard to case.
     pub expected_app_user_id: Option<String>,
+    /// The user for whom it is verified: see [`FirstSeen`]. `None`: the one that the transaction names.
+    pub for_app_user_id: Option<String>,
     /// Whether Apple is asked for the whole subscription although the transaction's own facts decide.
     pub refresh: bool,
 }
@@ -127,6 +132,15 @@ pub struct VerifiedTransaction {
     pub state: Option<PurchaseState>,
     /// Why `state` is null, or why it has the basis `transaction` although Apple was asked for the whole subscription.
     pub state_error: Option<StateError>,
+    /// Present where the same purchase was verified before for another user of this tenant, if the tenant has asked for it: when
+    /// that was. See `forAppUserId`.
+    #[schema(required = false, nullable = false)]
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub first_seen: Option<FirstSeen>,
+    /// Present where `firstSeen` would say it and is not known.
+    #[schema(required = false, nullable = false)]
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub first_seen_error: Option<FirstSeenError>,
     /// What Apple says of the transaction.
     pub transaction: TransactionDetails,
 }
@@ -242,6 +256,7 @@ impl AppleVerifier {
             jws_verifier,
             revocation_checker,
             fresh_ids: FreshIds::new(clock),
+            first_seen: FirstSeenCheck::new(database, keyring),
             clock: clock.clone(),
         }
     }
@@ -276,6 +291,26 @@ impl AppleVerifier {
         Ok(())
     }
 
+    /// As [`Self::verify_purchase`], and compares the user with the one for whom the purchase was first verified.
+    pub(super) async fn verify_for_caller(
+        &self,
+        caller: &Caller,
+        request: &AppleVerifyRequest,
+    ) -> Result<VerifiedTransaction, AppleVerifyError> {
+        let mut verified = self.verify_purchase(&caller.tenant, request).await?;
+        let user = request.for_app_user_id.as_deref();
+        let user = user.or(verified.app_user_id.as_deref());
+        match self
+            .first_seen
+            .check(caller, EventSource::Apple, &verified.subject.key, user)
+            .await
+        {
+            Ok(found) => verified.first_seen = found,
+            Err(error) => verified.first_seen_error = Some(error),
+        }
+        Ok(verified)
+    }
+
     /// Verifies the transaction that `request` names.
     pub async fn verify_purchase(
         &self,
@@ -308,6 +343,8 @@ impl AppleVerifier {
             subject,
             state: known.state,
             state_error: known.state_error,
+            first_seen: None,
+            first_seen_error: None,
             transaction: transaction_details(found.transaction, found.raw, found.jws),
         })
     }

@@ -9,6 +9,7 @@ use crate::base::clock::Timestamp;
 use crate::events::SubjectType;
 use crate::http::api_docs;
 use crate::http::json::{FromJson, JsonFields};
+use crate::stores::shared::first_seen::{MAX_FOR_USER_CHARS, for_app_user_id_schema};
 
 pub(super) const MAX_PUSH_BYTES: usize = 1024 * 1024;
 /// Google's limit of an obfuscated id.
@@ -38,6 +39,9 @@ pub struct GoogleVerifyRequest {
     /// The obfuscated account id that the purchase must have, compared byte by byte.
     #[schema(schema_with = expected_app_user_id, required = false)]
     pub(crate) expected_app_user_id: Option<String>,
+    /// The user for whom it is verified.
+    #[schema(schema_with = for_app_user_id_schema, required = false)]
+    pub(crate) for_app_user_id: Option<String>,
 }
 
 /// Which purchase to acknowledge, and what must be true of it.
@@ -167,6 +171,7 @@ impl FromJson for GoogleVerifyRequest {
         let kind = body.optional_one_of("type", &["subscription", "product"]);
         let product_id = body.optional_string("productId", 1..=200);
         let expected_app_user_id = body.optional_string("expectedAppUserId", 1..=200);
+        let for_app_user_id = body.optional_string("forAppUserId", 1..=MAX_FOR_USER_CHARS);
         let kind = kind.map(|kind| match kind {
             "product" => SubjectType::Product,
             _ => SubjectType::Subscription,
@@ -177,6 +182,7 @@ impl FromJson for GoogleVerifyRequest {
             kind,
             product_id,
             expected_app_user_id,
+            for_app_user_id,
         })
     }
 }
@@ -233,11 +239,12 @@ mod tests {
         assert_eq!(request.expected_app_user_id, None);
         let request = read(json!({
             "packageName": "com.example.app", "purchaseToken": "é".repeat(4096), "type": "product",
-            "productId": "coins", "expectedAppUserId": "user-1",
+            "productId": "coins", "expectedAppUserId": "user-1", "forAppUserId": "user-2",
         }));
         assert_eq!(request.kind, Some(SubjectType::Product));
         assert_eq!(request.product_id.as_deref(), Some("coins"));
         assert_eq!(request.expected_app_user_id.as_deref(), Some("user-1"));
+        assert_eq!(request.for_app_user_id.as_deref(), Some("user-2"));
         let request = read(json!({ "packageName": "com.example.app", "purchaseToken": "t" }));
         assert_eq!((request.kind, request.product_id), (None, None));
     }

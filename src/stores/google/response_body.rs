@@ -11,6 +11,7 @@ use super::translate::PurchaseStatus;
 use crate::base::clock::Timestamp;
 use crate::events::{AppUserIdSource, EventSubject, PurchaseState, StateError};
 use crate::http::api_docs::{always_true, string_enum_schema};
+use crate::stores::shared::first_seen::{FirstSeen, FirstSeenError};
 
 /// A yes: Google knows this purchase, and it is of this tenant's app. What it is worth now is in `status`.
 #[derive(Clone, Debug, Serialize, ToSchema)]
@@ -41,6 +42,15 @@ pub(crate) struct VerifiedPurchase {
     pub(crate) state_error: Option<StateError>,
     /// What became of the acknowledgement, where Attesto makes it for the tenant. Null where it does not, and where none was owed.
     pub(crate) acknowledgement: Option<AcknowledgementOutcome>,
+    /// Present where the same purchase was verified before for another user of this tenant, if the tenant has asked for it: when
+    /// that was. See `forAppUserId`.
+    #[schema(required = false, nullable = false)]
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(crate) first_seen: Option<FirstSeen>,
+    /// Present where `firstSeen` would say it and is not known.
+    #[schema(required = false, nullable = false)]
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(crate) first_seen_error: Option<FirstSeenError>,
     /// What Google says of the purchase.
     pub(crate) purchase: PurchaseDetails,
 }

@@ -135,9 +135,7 @@ async fn verify_purchase(
     caller: Caller,
     JsonBody(request): JsonBody<GoogleVerifyRequest>,
 ) -> Result<JsonAnswer<VerifiedPurchase>, Problem> {
-    let verification = state
-        .verifier
-        .verify_and_acknowledge(&caller.tenant, &request);
+    let verification = state.verifier.verify_for_caller(&caller, &request);
     let purchase_id = || request.purchase_token.as_str().into();
     state
         .answer(

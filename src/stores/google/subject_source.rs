@@ -23,6 +23,7 @@ impl GoogleVerifier {
             kind: None,
             product_id: None,
             expected_app_user_id: None,
+            for_app_user_id: None,
         };
         let mut found = self.verify_purchase(tenant, &request).await?;
         // The key is the first token of the subscription. The state of an event is that of the newest.

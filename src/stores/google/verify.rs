@@ -31,10 +31,12 @@ use crate::credentials::TenantCache;
 use crate::crypto::keyring::Keyring;
 use crate::db::Database;
 use crate::db::change_listener::ChangeListener;
-use crate::events::{AppUserIdSource, EventSubject, SubjectType};
+use crate::events::{AppUserIdSource, EventSource, EventSubject, SubjectType};
 use crate::outbound::Upstream;
 use crate::stores::shared::credentials::LoadCredentialsError;
+use crate::stores::shared::first_seen::FirstSeenCheck;
 use crate::stores::shared::fresh_ids::{FreshIds, UnknownId};
+use crate::tenants::Caller;
 
 /// Asks Google Play about purchases, for all tenants of one process. Clones share the caches.
 #[derive(Clone)]
@@ -45,6 +47,7 @@ pub struct GoogleVerifier {
     pub(super) play: PlayClient,
     pub(super) clock: Clock,
     fresh_tokens: FreshIds,
+    first_seen: FirstSeenCheck,
 }
 
 /// Google's addresses, and how long a tenant's credentials are cached.
@@ -120,8 +123,29 @@ impl GoogleVerifier {
                 clock.clone(),
             ),
             fresh_tokens: FreshIds::new(clock),
+            first_seen: FirstSeenCheck::new(database, keyring),
             clock: clock.clone(),
         }
+    }
+
+    /// As [`Self::verify_and_acknowledge`], and compares the user with the one for whom the purchase was first verified.
+    pub(super) async fn verify_for_caller(
+        &self,
+        caller: &Caller,
+        request: &GoogleVerifyRequest,
+    ) -> Result<VerifiedPurchase, GoogleVerifyError> {
+        let mut verified = self.verify_and_acknowledge(&caller.tenant, request).await?;
+        let user = request.for_app_user_id.as_deref();
+        let user = user.or(verified.app_user_id.as_deref());
+        match self
+            .first_seen
+            .check(caller, EventSource::Google, &verified.subject.key, user)
+            .await
+        {
+            Ok(found) => verified.first_seen = found,
+            Err(error) => verified.first_seen_error = Some(error),
+        }
+        Ok(verified)
     }
 
     pub(crate) async fn verify_purchase(
@@ -385,6 +409,8 @@ fn verify_subscription(
         state: Some(state),
         state_error: None,
         acknowledgement: None,
+        first_seen: None,
+        first_seen_error: None,
         purchase: PurchaseDetails::Subscription(details),
     })
 }
@@ -407,6 +433,8 @@ fn describe_gone_subscription(request: &GoogleVerifyRequest) -> VerifiedPurchase
         state: None,
         state_error: None,
         acknowledgement: None,
+        first_seen: None,
+        first_seen_error: None,
         purchase: PurchaseDetails::Subscription(SubscriptionDetails {
             kind: "androidpublisher#subscriptionPurchaseV2".to_owned(),
             package_name: request.package_name.clone(),
@@ -523,6 +551,8 @@ fn verify_product(
         state: Some(state),
         state_error: None,
         acknowledgement: None,
+        first_seen: None,
+        first_seen_error: None,
         purchase: PurchaseDetails::Product(details),
     })
 }
@@ -548,6 +578,7 @@ mod tests {
             kind: None,
             product_id: product_id.map(str::to_owned),
             expected_app_user_id: None,
+            for_app_user_id: None,
         }
     }
 

@@ -4,6 +4,7 @@
 //!
 //! - [`client`]: calls to a store's API
 //! - [`credentials`]: a tenant's credentials: loaded, cached, or why not
+//! - [`first_seen`]: whether a purchase was verified before for another user
 //! - [`fresh_ids`]: asking again about a purchase that its store does not know yet
 //! - [`notifications`]: which tenants receive notifications
 //! - [`refund_questions`]: what the stores ask about refunds, and who answers in time
@@ -14,6 +15,7 @@
 
 pub(crate) mod client;
 pub mod credentials;
+pub mod first_seen;
 pub(crate) mod fresh_ids;
 pub(crate) mod notifications;
 pub mod refund_questions;

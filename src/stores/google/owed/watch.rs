@@ -208,6 +208,7 @@ impl AcknowledgementWatch {
             kind: Some(owed.kind),
             product_id: None,
             expected_app_user_id: None,
+            for_app_user_id: None,
         };
         if owed.is_wanted {
             match self.acknowledge(owed, &request).await {
