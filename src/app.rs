@@ -55,6 +55,7 @@ use crate::stores::apple::trust::{
 use crate::stores::apple::{self, AppleVerifier};
 use crate::stores::google::trust::GoogleKeys;
 use crate::stores::google::{self, GoogleVerifier};
+use crate::stores::shared::refund_questions::routes as question_routes;
 use crate::stores::shared::refund_questions::{
     DefaultAnswers, RefundAnswerMetrics, RefundAnswerWatch,
 };
@@ -543,6 +544,7 @@ impl App {
                 self.callers.clone(),
                 self.verifications.clone(),
             ),
+            question_routes::question_routes(&self.database, self.callers.clone()),
         ];
         let routes = server::routes::build_router(features);
         let layer = RequestLayer::new(routes, self.clock.clone(), BODY_TIMEOUT)
@@ -593,6 +595,7 @@ pub fn openapi_document() -> serde_json::Value {
         google::openapi_document(),
         feed::openapi_document(),
         subject_routes::openapi_document(),
+        question_routes::openapi_document(),
     ])
 }
 

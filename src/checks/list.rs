@@ -247,6 +247,17 @@ fn tenant_checks() -> Vec<Check> {
                 advice: "The backend answers with `POST /v1/apple/consumption` or `POST /v1/google/refund-review`; `attesto apple set-default-answer` and `attesto google set-default-answer` set what is sent otherwise.",
             },
         ),
+        Check::counted(
+            group,
+            "tenants.refund_questions",
+            |c| store::list_tenants_with_due_questions(&c.database, MAX_NAMED).boxed(),
+            CountWording {
+                none: "No store waits for an answer about a refund that only the backend can give within two hours.",
+                one: "tenant must answer a store that asks about a refund within two hours; no default answer will",
+                many: "tenants must answer a store that asks about a refund within two hours; no default answer will",
+                advice: "`attesto refund-question list --due-within 2h` lists them; `attesto apple set-default-answer` and `attesto google set-default-answer` set what is sent where the backend does not answer.",
+            },
+        ),
         Check::judged(
             group,
             "tenants.intake",

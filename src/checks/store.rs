@@ -200,6 +200,37 @@ pub(super) async fn list_tenants_with_unanswered_questions(
     })
 }
 
+/// Active tenants that a store asks about a refund within the next two hours, where no default answer is sent: none is set, or the
+/// store has refused it. Each with the number of its questions and the nearest deadline.
+pub(super) async fn list_tenants_with_due_questions(
+    database: &Database,
+    limit: i64,
+) -> Result<CountWithNames, Error> {
+    few!(
+        database,
+        r#"
+        select question.tenant_id || ' (' || question.source || ', ' || count(*) || ', by '
+                || to_char(min(question.answer_by) at time zone 'UTC', 'HH24:MI') || ' UTC)' as "name!",
+            count(*) over () as "count!"
+        from refund_questions question
+        join tenants on tenants.id = question.tenant_id and tenants.is_active
+        where question.answer_by > attesto_now() and question.answer_by <= attesto_now() + interval '2 hours'
+            and (question.outcome = 'refused' or question.outcome is null and not exists (
+                select from apple_credentials apple
+                where question.source = 'apple' and apple.tenant_id = question.tenant_id and apple.default_consumption is not null
+                union all
+                select from google_credentials google
+                where question.source = 'google' and google.tenant_id = question.tenant_id
+                    and google.default_refund_review is not null
+            ))
+        group by question.tenant_id, question.source
+        order by question.tenant_id, question.source
+        limit $1
+        "#,
+        limit
+    )
+}
+
 /// Histories at Apple that were not read to their end since `before`: the tenant and environment of each, and the day when it last
 /// was. A tenant that is new, or whose credentials are, has time until then. An app that Apple knows in one environment
 /// only may be unknown in the other.

@@ -10,8 +10,8 @@ use super::context::{CommandContext, CommandError};
 use super::output::OutputFormat;
 use super::{
     apple, audit, backup, colon_aliases, completions, config, database, deliveries, dev, doctor,
-    encryption, event, google, health, inspect, jobs, key, migrate, openapi, prune, receive, serve,
-    simulator, subject, tail, tenant, verify, webhook,
+    encryption, event, google, health, inspect, jobs, key, migrate, openapi, prune, receive,
+    refund_question, serve, simulator, subject, tail, tenant, verify, webhook,
 };
 
 /// Verify App Store and Google Play purchases, and forward the stores' notifications to your backend
@@ -79,6 +79,9 @@ enum CliCommand {
     /// Read what a purchase is worth, as `GET /v1/subjects` does
     #[command(subcommand)]
     Subject(subject::SubjectCommand),
+    /// List what the stores ask about refunds, as `GET /v1/refund-questions` does
+    #[command(subcommand)]
+    RefundQuestion(refund_question::RefundQuestionCommand),
     /// Create, verify and restore backups of the database
     #[command(subcommand)]
     Backup(backup::BackupCommand),
@@ -221,6 +224,7 @@ async fn dispatch_command(
         CliCommand::Webhook(command) => webhook::run(command, context).await,
         CliCommand::Event(command) => event::run(command, context).await,
         CliCommand::Subject(command) => subject::run(command, context).await,
+        CliCommand::RefundQuestion(command) => refund_question::run(command, context).await,
         CliCommand::Backup(command) => backup::run(command, context).await,
         CliCommand::Db(command) => database::run(command, context).await,
         CliCommand::Deliveries(command) => deliveries::run(command, context).await,
@@ -307,6 +311,7 @@ mod tests {
             "webhook redeliver",
             "event list",
             "subject show",
+            "refund-question list",
             "verify apple",
             "verify google",
             "doctor",

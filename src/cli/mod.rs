@@ -58,6 +58,7 @@ mod output;
 mod progress;
 mod prune;
 mod receive;
+mod refund_question;
 mod serve;
 mod service_manager;
 mod simulator;

@@ -87,7 +87,9 @@ impl ApiKeyCache {
         let unknown = Cache::new(clock.clone(), MAX_UNKNOWN_KEYS);
         let caches = (valid.downgrade(), unknown.downgrade());
         changes.subscribe(move |change| {
-            if CACHED_TABLES.iter().any(|table| change.affects_table(table))
+            if CACHED_TABLES
+                .iter()
+                .any(|table| change.affects_table(table))
                 && let (Some(valid), Some(unknown)) = (caches.0.upgrade(), caches.1.upgrade())
             {
                 // A change of any tenant's may have made an unknown key known.

@@ -32,7 +32,7 @@ async fn each_route_answers_each_caller_as_the_table_says() {
     let redeliver = format!("{event}/redeliver");
     let subject = "/v1/subjects/apple/1";
     let asking = [401, 401, 400, 200];
-    let table: [(&str, &str, Option<&Value>, [u16; 4]); 17] = [
+    let table: [(&str, &str, Option<&Value>, [u16; 4]); 18] = [
         ("/health", "GET", None, [200, 200, 200, 200]),
         ("/ready", "GET", None, [200, 200, 200, 200]),
         ("/openapi.json", "GET", None, [200, 200, 200, 200]),
@@ -50,6 +50,7 @@ async fn each_route_answers_each_caller_as_the_table_says() {
         (event, "GET", None, [401, 401, 404, 404]),
         (&redeliver, "POST", None, [401, 401, 404, 404]),
         (subject, "GET", None, [401, 401, 404, 404]),
+        ("/v1/refund-questions", "GET", None, [401, 401, 200, 200]),
     ];
     let keys = [
         None,

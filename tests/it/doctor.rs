@@ -1007,6 +1007,14 @@ async fn problems_with_deliveries_and_records_are_reported() {
         ),
         (
             By::Rows(
+                "insert into refund_questions (tenant_id, source, question_hash, purchase_id, answer_by)
+                    select id, 'google', sha256('1'), 'GPA.1', now() + interval '90 minutes' from tenants",
+            ),
+            &["tenants.refund_questions: warn"],
+            "(google, 1, by",
+        ),
+        (
+            By::Rows(
                 "insert into apple_history_reads (tenant_id, environment, read_until, next_read_at, last_success_at)
                     select id, environment, now(), now(), last from tenants, (values
                         ('production', '2026-04-10T14:22:10Z'::timestamptz), ('sandbox', now())) read (environment, last)",

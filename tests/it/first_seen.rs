@@ -170,13 +170,21 @@ async fn a_tenant_that_has_not_asked_for_it_costs_no_query_and_stores_nothing() 
     assert!(answer.get("firstSeen").is_none(), "{answer}");
 
     // A comparison that fails leaves the verdict, and says that there was none.
-    execute(&world, "alter table first_seen_purchases rename to away".into()).await;
+    execute(
+        &world,
+        "alter table first_seen_purchases rename to away".into(),
+    )
+    .await;
     let answer = verify_for(&world, &silent, &id, Some("Bert")).await;
     assert!(answer.get("firstSeenError").is_none(), "{answer}");
     let answer = verify_for(&world, &asks, &id, Some("Bert")).await;
     assert_eq!(answer["firstSeenError"], "unavailable");
     assert!(answer.get("firstSeen").is_none(), "{answer}");
-    execute(&world, "alter table away rename to first_seen_purchases".into()).await;
+    execute(
+        &world,
+        "alter table away rename to first_seen_purchases".into(),
+    )
+    .await;
     let answer = verify_for(&world, &asks, &id, Some("Bert")).await;
     assert!(answer["firstSeen"].is_object(), "{answer}");
     world.end().await;
@@ -190,7 +198,9 @@ async fn of_first_verifications_at_once_one_is_the_first() {
     let id = buy(&world, None).await;
     let names: Vec<String> = (0..8).map(|number| format!("user-{number}")).collect();
     let answers = futures_util::future::join_all(
-        names.iter().map(|name| verify_for(&world, &tenant, &id, Some(name))),
+        names
+            .iter()
+            .map(|name| verify_for(&world, &tenant, &id, Some(name))),
     )
     .await;
     let first = answers.iter().filter(|it| it.get("firstSeen").is_none());
@@ -219,7 +229,11 @@ async fn a_change_is_known_to_a_running_service_and_turned_off_it_forgets() {
     );
     assert_eq!(stored_text(&world).await.len(), 0);
     verify_for(&world, &tenant, &id, Some("Anna")).await;
-    assert_eq!(stored_text(&world).await.len(), 0, "without its key nothing is stored");
+    assert_eq!(
+        stored_text(&world).await.len(),
+        0,
+        "without its key nothing is stored"
+    );
     world.end().await;
 }
 

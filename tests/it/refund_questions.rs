@@ -242,13 +242,17 @@ async fn an_outage_is_tried_again_until_the_deadline() {
 
 /// What the doctor says of the questions.
 async fn doctor(world: &World) -> Value {
+    doctor_of(world, "tenants.refund_answers").await
+}
+
+async fn doctor_of(world: &World, name: &str) -> Value {
     let ran = world.shell_with_stores().run_async(&["doctor"], "").await;
     let report: Value = serde_json::from_str(&ran.said).unwrap();
     let groups = report["checks"].as_array().unwrap();
     let mut checks = groups
         .iter()
         .flat_map(|group| group["checks"].as_array().unwrap());
-    let found = checks.find(|check| check["name"] == "tenants.refund_answers");
+    let found = checks.find(|check| check["name"] == name);
     found.cloned().expect("the check")
 }
 
@@ -359,4 +363,164 @@ async fn a_default_is_set_shown_and_removed_and_survives_new_credentials() {
     ]
     .concat();
     assert_eq!(run(&world, &without).await.exit, 2);
+}
+
+/// What `GET /v1/refund-questions` answers.
+async fn open_questions(world: &World, tenant: &Tenant, query: &str) -> Value {
+    let path = format!("/v1/refund-questions{query}");
+    let key = Some(tenant.key.expose());
+    let answer = world.ask("GET", &path, key, None).await;
+    assert_eq!(answer.status, 200, "{}", answer.body);
+    answer.body
+}
+
+#[tokio::test]
+async fn open_questions_are_listed_by_their_deadlines_until_they_are_answered() {
+    let shop = PlayShop::open().await;
+    let (world, tenant) = (&shop.world, &shop.tenant);
+    let nothing = json!({ "questions": [], "next": null });
+    assert_eq!(open_questions(world, tenant, "").await, nothing);
+    let asked = world.clock.now();
+    let bought = shop.play().buy_product(NewProduct::default()).unwrap();
+    let event = google_asks(&shop, &bought.purchase_token).await;
+    let review = &event["data"]["pendingRefundReviewNotification"];
+    let question = |remaining: u64, is_set: bool| {
+        json!({
+            "tenantId": tenant.id, "source": "google", "transactionId": null, "orderId": review["orderId"],
+            "pendingRefundToken": review["pendingRefundToken"], "environment": null, "askedAt": asked,
+            "answerBy": asked.plus(HOUR * 24), "remainingSeconds": remaining, "hasDefaultAnswer": is_set,
+            "defaultAnswerAt": is_set.then(|| asked.plus(HOUR * 22)), "defaultAnswerError": null,
+        })
+    };
+    let listed = open_questions(world, tenant, "").await;
+    assert_eq!(listed["questions"], json!([question(86_400, false)]));
+    set_default(world, "google", tenant).await;
+    world.pass(HOUR * 20).await;
+    let listed = open_questions(world, tenant, "").await;
+    assert_eq!(listed["questions"], json!([question(4 * 3600, true)]));
+    // Asked about later, and with a later deadline; the query limits both.
+    let second = shop.play().buy_product(NewProduct::default()).unwrap();
+    google_asks(&shop, &second.purchase_token).await;
+    for (query, expected) in [
+        ("", 2),
+        ("?dueWithin=14400", 1),
+        ("?dueWithin=14399", 0),
+        ("?limit=1", 1),
+    ] {
+        let listed = open_questions(world, tenant, query).await;
+        assert_eq!(
+            listed["questions"].as_array().unwrap().len(),
+            expected,
+            "{query}"
+        );
+    }
+    let first = open_questions(world, tenant, "?limit=1").await;
+    let next = first["next"].as_str().expect("there is more");
+    let rest = open_questions(world, tenant, &format!("?limit=1&after={next}")).await;
+    assert_eq!(rest["next"], Value::Null);
+    assert_ne!(rest["questions"][0], first["questions"][0]);
+    assert_eq!(
+        rest["questions"][0]["answerBy"],
+        json!(asked.plus(HOUR * 44))
+    );
+    // They are no other tenant's.
+    assert_eq!(
+        open_questions(world, &world.tenant().await, "").await,
+        nothing
+    );
+    // What is answered by the backend, by the default, or is over, is gone.
+    assert_eq!(
+        tell_google(&shop, tenant, &answer_to(&event)).await.status,
+        200
+    );
+    assert_eq!(
+        open_questions(world, tenant, "").await["questions"],
+        rest["questions"]
+    );
+    world.pass(HOUR * 22).await;
+    assert_eq!(world.refund_answer_watch().tick().await.unwrap().sent, 1);
+    assert_eq!(open_questions(world, tenant, "").await, nothing);
+    let path = "/v1/refund-questions?limit=0&after=x&dueWithin=-1";
+    let bad = world
+        .ask("GET", path, Some(tenant.key.expose()), None)
+        .await;
+    assert_eq!(bad.status, 400);
+    assert_eq!(
+        bad.body["details"]["issues"].as_array().unwrap().len(),
+        3,
+        "{}",
+        bad.body
+    );
+}
+
+#[tokio::test]
+async fn operators_list_the_questions_of_all_tenants_and_the_doctor_warns_of_those_without_a_default()
+ {
+    let (shop, id) = asked_apple_shop().await;
+    let world = &shop.world;
+    let (tenant, answer_by) = (shop.tenant.id.as_str(), world.clock.now().plus(HOUR * 12));
+    let lines = async |more: &[&str]| {
+        let words = [&["refund-question", "list"][..], more];
+        let ran = run(world, &words.concat()).await;
+        assert_eq!(ran.exit, 0, "{ran:?}");
+        ran.lines()
+    };
+    let listed = lines(&[]).await;
+    let [question] = listed.as_slice() else {
+        panic!("{listed:?}")
+    };
+    assert_eq!(
+        (
+            &question["tenantId"],
+            &question["source"],
+            &question["transactionId"]
+        ),
+        (&json!(tenant), &json!("apple"), &json!(id))
+    );
+    assert_eq!(question["environment"], "sandbox");
+    assert_eq!(question["answerBy"], json!(answer_by));
+    assert_eq!(
+        question["defaultAnswerAt"],
+        json!(answer_by.minus(HOUR * 2))
+    );
+    assert_eq!(lines(&["--tenant", tenant]).await, listed);
+    assert_eq!(lines(&["--due-within", "11h"]).await.len(), 0);
+    let stranger = world.stranger().await;
+    assert_eq!(lines(&["--tenant", stranger.id.as_str()]).await.len(), 0);
+    let nobody = "tenant_01HZX3V5T8N2Q4R6S8W0Y2A4C6";
+    let words = ["refund-question", "list", "--tenant", nobody];
+    assert_eq!(run(world, &words).await.exit, 1);
+
+    let check = async || doctor_of(world, "tenants.refund_questions").await;
+    world.pass(HOUR * 10).await;
+    assert_eq!(check().await["status"], "ok", "the default answer is sent");
+    let removed = ["apple", "remove-default-answer", tenant];
+    assert_eq!(run(world, &removed).await.exit, 0);
+    let warned = check().await;
+    assert_eq!(warned["status"], "warn");
+    let message = warned["message"].as_str().unwrap();
+    assert!(message.contains(tenant), "{message}");
+    let question = lines(&["--due-within", "2h"]).await.remove(0);
+    assert_eq!(
+        (
+            &question["hasDefaultAnswer"],
+            &question["defaultAnswerAt"],
+            &question["remaining"]
+        ),
+        (&json!(false), &Value::Null, &json!("2h 00m"))
+    );
+    // A default answer that Apple has refused is none: only the backend can answer.
+    set_default(world, "apple", &shop.tenant).await;
+    assert_eq!(check().await["status"], "ok");
+    let no = Fault::at_place("apple/sandbox").error_code(4_000_047);
+    world.simulator.add_fault(no).unwrap();
+    assert_eq!(world.refund_answer_watch().tick().await.unwrap().claimed, 1);
+    assert_eq!(check().await["status"], "warn");
+    let question = lines(&[]).await.remove(0);
+    assert_eq!(question["defaultAnswerAt"], Value::Null);
+    let error = question["defaultAnswerError"].as_str().unwrap();
+    assert!(error.contains("4000047"), "{error}");
+    assert_eq!(tell(world, &shop.tenant, &used(&id)).await.status, 200);
+    assert_eq!(check().await["status"], "ok");
+    assert_eq!(lines(&[]).await.len(), 0);
 }

@@ -30,7 +30,9 @@ use crate::credentials::TenantCache;
 use crate::crypto::keyring::Keyring;
 use crate::db::Database;
 use crate::db::change_listener::ChangeListener;
-use crate::events::{AppUserIdSource, EventSource, EventSubject, PurchaseState, StateError, SubjectType};
+use crate::events::{
+    AppUserIdSource, EventSource, EventSubject, PurchaseState, StateError, SubjectType,
+};
 use crate::http::Problem;
 use crate::http::api_docs::always_true;
 use crate::outbound::Upstream;

@@ -46,8 +46,16 @@ const READING: [&str; 6] = [
     "UNAVAILABLE",
 ];
 
+const LISTING: [&str; 5] = [
+    "INTERNAL_ERROR",
+    "INVALID_REQUEST",
+    "RATE_LIMITED",
+    "UNAUTHENTICATED",
+    "UNAVAILABLE",
+];
+
 /// The error codes that each route may answer, by the contract.
-const ERRORS: [(&str, &[&str]); 19] = [
+const ERRORS: [(&str, &[&str]); 20] = [
     ("/health", &["INTERNAL_ERROR"]),
     ("/ready", &["INTERNAL_ERROR"]),
     ("/openapi.json", &["INTERNAL_ERROR"]),
@@ -71,16 +79,8 @@ const ERRORS: [(&str, &[&str]); 19] = [
     ("/v1/google/acknowledge", &ASKING_GOOGLE),
     ("/v1/google/consume", &ASKING_GOOGLE),
     ("/v1/google/refund-review", &ASKING_GOOGLE),
-    (
-        "/v1/events",
-        &[
-            "INTERNAL_ERROR",
-            "INVALID_REQUEST",
-            "RATE_LIMITED",
-            "UNAUTHENTICATED",
-            "UNAVAILABLE",
-        ],
-    ),
+    ("/v1/events", &LISTING),
+    ("/v1/refund-questions", &LISTING),
     ("/v1/events/{eventId}", &READING),
     ("/v1/events/{eventId}/redeliver", &READING),
     (
@@ -209,7 +209,8 @@ fn the_description_is_whole() {
             | "/v1/events"
             | "/v1/events/{eventId}"
             | "/v1/events/{eventId}/redeliver"
-            | "/v1/subjects/{source}/{key}" => "apiKey",
+            | "/v1/subjects/{source}/{key}"
+            | "/v1/refund-questions" => "apiKey",
             "/v1/webhooks/google/{tenantId}" => "googlePush",
             // Apple has no API key either; it signs what it posts.
             _ => {

@@ -221,7 +221,10 @@ mod tests {
             hashes(1, Apple, "2", "a"),
         ] {
             assert_ne!(one.purchase, other.purchase);
-            assert_ne!(one.user, other.user, "users of two purchases cannot be compared");
+            assert_ne!(
+                one.user, other.user,
+                "users of two purchases cannot be compared"
+            );
         }
     }
 }

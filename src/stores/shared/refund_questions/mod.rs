@@ -4,9 +4,13 @@
 //! comes near, and not if the backend has sent one, or is sending it; a store's refusal is kept, anything else is
 //! tried again until the deadline.
 //!
+//! - [`open_questions`]: those that still take an answer, for people and backends
+//! - [`routes`]: `GET /v1/refund-questions`
 //! - [`store`]: the list of questions
 //! - [`watch`]: the loop that sends the answers of tenants' settings
 
+pub(crate) mod open_questions;
+pub(crate) mod routes;
 pub(crate) mod store;
 mod watch;
 

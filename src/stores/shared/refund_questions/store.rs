@@ -2,6 +2,7 @@
 
 use std::time::Duration;
 
+use super::open_questions::{OpenQuestion, OpenQuestionQuery, QuestionCursor};
 use crate::base::clock::Timestamp;
 use crate::base::id::TenantId;
 use crate::crypto::token;
@@ -129,9 +130,9 @@ impl NewRefundQuestion {
         let quiet = left.saturating_sub(MAX_NOTICE.min(left / 2));
         sqlx::query!(
             "insert into refund_questions \
-                    (tenant_id, source, question_hash, purchase_id, refund_token, environment, answer_by, next_check_at) \
+                    (tenant_id, source, question_hash, purchase_id, refund_token, environment, answer_by, next_check_at, created_at) \
              select id, $2, $3, $4, $5, $6, \
-                    attesto_now() + make_interval(secs => $7), attesto_now() + make_interval(secs => $8) \
+                    attesto_now() + make_interval(secs => $7), attesto_now() + make_interval(secs => $8), attesto_now() \
                from tenants where id = $1 \
              on conflict do nothing",
             tenant.as_str(),
@@ -302,10 +303,7 @@ pub(super) async fn claim_due(
     let questions = rows.into_iter().map(|row| {
         Ok(RefundQuestion {
             tenant: row.tenant,
-            source: row
-                .source
-                .parse()
-                .map_err(|error: strum::ParseError| Error::Decode(error.into()))?,
+            source: parse_source(&row.source)?,
             purchase_id: row.purchase_id,
             refund_token: row.refund_token,
             environment: row.environment,
@@ -364,6 +362,83 @@ pub(super) async fn put_off(
     .execute(database.pool())
     .await
     .map(drop)
+}
+
+/// The questions that still take an answer, at most `limit`, each with the cursor behind it. What the default answer of the
+/// tenant's settings was refused for is open too: the backend may answer.
+pub(super) async fn list_open(
+    database: &Database,
+    query: &OpenQuestionQuery,
+    limit: usize,
+) -> Result<Vec<(QuestionCursor, OpenQuestion)>, Error> {
+    let after = query.after.as_ref();
+    let rows = sqlx::query!(
+        r#"
+        select question.tenant_id as "tenant_id!: TenantId", question.source, question.question_hash, question.purchase_id,
+            question.refund_token, question.environment, question.created_at, question.answer_by, question.error,
+            extract(epoch from question.answer_by - attesto_now())::float8 as "remaining!",
+            default_answer.is_set as "is_default_set!",
+            case when default_answer.is_set and tenant.is_active and question.outcome is null then question.next_check_at end
+                as default_answer_at
+        from refund_questions question
+        join tenants tenant on tenant.id = question.tenant_id
+        cross join lateral (
+            select case question.source
+                when 'apple' then exists (
+                    select from apple_credentials
+                    where tenant_id = question.tenant_id and default_consumption is not null)
+                else exists (
+                    select from google_credentials
+                    where tenant_id = question.tenant_id and default_refund_review is not null)
+            end as is_set
+        ) default_answer
+        where (question.outcome is null or question.outcome = 'refused') and question.answer_by > attesto_now()
+            and ($1::text is null or question.tenant_id = $1)
+            and ($2::float8 is null or question.answer_by <= attesto_now() + make_interval(secs => $2))
+            and ($3::timestamptz is null or (question.answer_by, question.question_hash) > ($3, $4::bytea))
+        order by question.answer_by, question.question_hash
+        limit $5
+        "#,
+        query.tenant.as_ref().map(TenantId::as_str),
+        query.due_within.map(|within| within.as_secs_f64()),
+        after.map(|after| after.answer_by),
+        after.map(|after| after.question_hash.as_slice()),
+        i64::try_from(limit).unwrap_or(i64::MAX),
+    )
+    .fetch_all(database.pool())
+    .await?;
+    let questions = rows.into_iter().map(|row| {
+        let source = parse_source(&row.source)?;
+        let (transaction_id, order_id) = match source {
+            EventSource::Apple => (Some(row.purchase_id), None),
+            EventSource::Google => (None, Some(row.purchase_id)),
+        };
+        let cursor = QuestionCursor {
+            answer_by: row.answer_by,
+            question_hash: row.question_hash,
+        };
+        let question = OpenQuestion {
+            tenant_id: row.tenant_id,
+            source,
+            transaction_id,
+            order_id,
+            pending_refund_token: row.refund_token,
+            environment: row.environment,
+            asked_at: row.created_at.into(),
+            answer_by: row.answer_by.into(),
+            remaining_seconds: Duration::from_secs_f64(row.remaining.max(0.0)).as_secs(),
+            has_default_answer: row.is_default_set,
+            default_answer_at: row.default_answer_at.map(Timestamp::from),
+            default_answer_error: row.error,
+        };
+        Ok((cursor, question))
+    });
+    questions.collect()
+}
+
+fn parse_source(word: &str) -> Result<EventSource, Error> {
+    word.parse()
+        .map_err(|error: strum::ParseError| Error::Decode(error.into()))
 }
 
 /// Takes off the list what is long over.
