@@ -11,6 +11,7 @@
 //! - [`event_writer`]: writes events that wait at the same moment in one transaction
 //! - [`notification_metrics`]: counts the notifications of the stores
 //! - [`store`]: the queries
+//! - [`told_state`]: until when a store must tell something new
 //! - [`unresolved`]: events whose state is told later
 //! - [`feed`]: reading events back
 
@@ -22,6 +23,7 @@ mod notification_metrics;
 pub mod purchase_state;
 mod recorder;
 mod store;
+pub(crate) mod told_state;
 pub(crate) mod unresolved;
 
 pub use event::{

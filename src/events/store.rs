@@ -9,9 +9,10 @@ use serde_json::Value;
 use serde_json::value::RawValue;
 use time::OffsetDateTime;
 
-use super::event::NewEvent;
+use super::event::{NewEvent, SubjectType};
 use super::event_type::EventSource;
 use super::purchase_state::PurchaseState;
+use super::told_state;
 use super::unresolved::FIRST_RETRY_DELAY;
 use crate::base::clock::Timestamp;
 use crate::base::id::{DeliveryId, EventId, TenantId};
@@ -93,6 +94,36 @@ pub(super) struct EventRow {
     state_error: Option<&'static str>,
     /// The encoded body, with a place for `sequence`.
     stored_body: Vec<u8>,
+    told: ToldState,
+}
+
+/// What is remembered of the state of an event, so that the store is asked when no later message comes.
+#[derive(Clone, Debug, Default)]
+struct ToldState {
+    /// The subject's key, where something must happen to it.
+    recheck_key: Option<String>,
+    /// `None`: nothing is remembered, and what was remembered before stays.
+    hash: Option<[u8; 32]>,
+    changes_by: Option<OffsetDateTime>,
+}
+
+impl ToldState {
+    /// Of subscriptions of Google's only: Apple lists its notifications, and to a one-time product nothing need happen.
+    fn new(event: &NewEvent) -> Self {
+        let subject = event.subject.as_ref();
+        let subject = subject.filter(|it| it.r#type == SubjectType::Subscription);
+        let (EventSource::Google, Some(subject), Some(state)) =
+            (event.source, subject, &event.state)
+        else {
+            return Self::default();
+        };
+        let changes_by = told_state::changes_by(state);
+        Self {
+            recheck_key: changes_by.map(|_| replace_nul(&subject.key).into_owned()),
+            hash: Some(told_state::hash(state)),
+            changes_by: changes_by.map(OffsetDateTime::from),
+        }
+    }
 }
 
 /// What makes two notifications the same.
@@ -129,6 +160,7 @@ impl EventRow {
             state: event.state.as_ref().map(state_column),
             state_error: event.state_error.map(super::StateError::as_str),
             stored_body,
+            told: ToldState::new(event),
         }
     }
 
@@ -189,12 +221,17 @@ pub(super) async fn insert_event(
                 select id from tenants where id = $2 and is_active
             ), subject as (
                 -- Locks the subject's row until the commit, so that its events are committed in the order of their numbers.
-                insert into subjects (tenant_id, source, key_hash, last_sequence)
-                select tenant.id, $3, $19, 1
+                insert into subjects as stored
+                    (tenant_id, source, key_hash, last_sequence, recheck_key, told_state_hash, changes_by)
+                select tenant.id, $3, $19, 1, $21, $22, $23
                 from tenant
                 where $19::bytea is not null
                   and not exists (select from webhook_events where tenant_id = $2 and source = $3 and external_id = $4)
-                on conflict (tenant_id, source, key_hash) do update set last_sequence = subjects.last_sequence + 1
+                on conflict (tenant_id, source, key_hash) do update set
+                    last_sequence = stored.last_sequence + 1,
+                    recheck_key = coalesce(excluded.recheck_key, stored.recheck_key),
+                    told_state_hash = coalesce(excluded.told_state_hash, stored.told_state_hash),
+                    changes_by = case when excluded.told_state_hash is null then stored.changes_by else excluded.changes_by end
                 returning last_sequence
             ), event as (
                 insert into webhook_events
@@ -245,6 +282,9 @@ pub(super) async fn insert_event(
             &event.stored_body,
             event.key_hash.as_ref().map(<[u8; 32]>::as_slice),
             FIRST_RETRY_DELAY.as_secs_f64(),
+            event.told.recheck_key.as_deref(),
+            event.told.hash.as_ref().map(<[u8; 32]>::as_slice),
+            event.told.changes_by,
         )
         .fetch_one(database.pool());
         match database.writes().observe(row).await {
@@ -275,10 +315,10 @@ pub(super) async fn insert_events(
             select event.*, tenant.id is not null as is_active, earlier.id is not null as is_repeated
             from unnest($1::text[], $2::text[], $3::text[], $4::text[], $5::text[], $6::text[], $7::text[], $8::text[],
                     $9::text[], $10::text[], $11::text[], $12::text[], $13::text[], $14::timestamptz[], $15::text[],
-                    $16::text[], $17::text[], $18::bytea[], $19::bytea[])
+                    $16::text[], $17::text[], $18::bytea[], $19::bytea[], $21::text[], $22::bytea[], $23::timestamptz[])
                 with ordinality as event (id, tenant_id, source, external_id, event_type, reason, platform_event, environment,
                     subject_key, subject_product_id, subject_type, app_user_id, decoded_payload, occurred_at, delivery_id,
-                    state, state_error, stored_body, key_hash, place)
+                    state, state_error, stored_body, key_hash, recheck_key, told_state_hash, changes_by, place)
             left join lateral (
                 select tenants.id from tenants where tenants.id = event.tenant_id and tenants.is_active limit 1
             ) tenant on true
@@ -291,19 +331,28 @@ pub(super) async fn insert_events(
         ), fresh as materialized (
             select input.*,
                 row_number() over subject as nth,
-                count(*) over (partition by tenant_id, source, key_hash) as of_subject
+                count(*) over (partition by tenant_id, source, key_hash) as of_subject,
+                first_value(recheck_key) over told as last_recheck_key,
+                first_value(told_state_hash) over told as last_told_state_hash,
+                first_value(changes_by) over told as last_changes_by
             from input
             where is_active and not is_repeated
-            window subject as (partition by tenant_id, source, key_hash order by place)
+            window subject as (partition by tenant_id, source, key_hash order by place),
+                -- The last event that tells a state comes first.
+                told as (partition by tenant_id, source, key_hash order by told_state_hash is null, place desc)
         ), subject as (
             -- Locks the subjects' rows until the commit, so that their events are committed in the order of their numbers.
-            insert into subjects (tenant_id, source, key_hash, last_sequence)
-            select tenant_id, source, key_hash, of_subject
+            insert into subjects as stored
+                (tenant_id, source, key_hash, last_sequence, recheck_key, told_state_hash, changes_by)
+            select tenant_id, source, key_hash, of_subject, last_recheck_key, last_told_state_hash, last_changes_by
             from fresh
             where key_hash is not null and nth = 1
             order by tenant_id, source, key_hash
-            on conflict (tenant_id, source, key_hash)
-                do update set last_sequence = subjects.last_sequence + excluded.last_sequence
+            on conflict (tenant_id, source, key_hash) do update set
+                last_sequence = stored.last_sequence + excluded.last_sequence,
+                recheck_key = coalesce(excluded.recheck_key, stored.recheck_key),
+                told_state_hash = coalesce(excluded.told_state_hash, stored.told_state_hash),
+                changes_by = case when excluded.told_state_hash is null then stored.changes_by else excluded.changes_by end
             returning tenant_id, source, key_hash, last_sequence
         ), event as (
             insert into webhook_events
@@ -376,6 +425,10 @@ pub(super) async fn insert_events(
         &column(events, |event| event.key_hash.as_ref().map(<[u8; 32]>::as_slice))
             as &[Option<&[u8]>],
         FIRST_RETRY_DELAY.as_secs_f64(),
+        &column(events, |event| event.told.recheck_key.as_deref()) as &[Option<&str>],
+        &column(events, |event| event.told.hash.as_ref().map(<[u8; 32]>::as_slice))
+            as &[Option<&[u8]>],
+        &column(events, |event| event.told.changes_by) as &[Option<OffsetDateTime>],
     )
     .fetch_all(database.pool());
     let rows = database.writes().observe(rows).await?;

@@ -1,4 +1,5 @@
-//! The job `backfill`: fetches from Apple the notifications that did not arrive, and from Google the refunds.
+//! The job `backfill`: fetches from Apple the notifications that did not arrive, and from Google the refunds and the states of
+//! subscriptions of which it should have told something.
 //!
 //! Each tenant's history is read about once a day, and at once after this installation was down: a run notices that by the time
 //! since the one before it. After a restore of a backup that time is long too, because the runs since then are missing.
@@ -26,7 +27,7 @@ pub(crate) fn backfill_job(tools: &JobContext) -> Job {
     let work = tools.clone();
     Job {
         name: BACKFILL_JOB,
-        description: "fetches notifications of Apple's and refunds of Google's that did not arrive",
+        description: "fetches notifications of Apple's, and refunds and states of Google's, that did not arrive",
         interval: tools.intervals.backfill,
         run_fn: Arc::new(move |stop| run_backfill_job(work.clone(), stop).boxed()),
     }
@@ -62,5 +63,13 @@ async fn run_backfill_job(tools: JobContext, stop: CancellationToken) -> anyhow:
     let refunds = google
         .read_due_lists(was_down || tools.is_forced, tools.retention.events, &stop)
         .await?;
-    Ok(json!({ "afterDowntime": was_down, "apple": report, "google": refunds }))
+    // After a downtime Pub/Sub delivers what it has kept first: the next run reads what is still missing then.
+    let subscriptions = if was_down && !tools.is_forced {
+        None
+    } else {
+        Some(google.reread_overdue(&stop).await?)
+    };
+    Ok(json!({
+        "afterDowntime": was_down, "apple": report, "google": refunds, "googleSubscriptions": subscriptions,
+    }))
 }

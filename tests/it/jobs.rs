@@ -60,6 +60,7 @@ impl Office {
                 validation_audit: None,
                 operator_audit: None,
                 attempt_details: None,
+                first_seen: None,
             },
             cadences: ExpiryThresholds {
                 apple_key_max_age: None,

@@ -48,6 +48,7 @@ mod google_backfill;
 mod google_credentials;
 mod google_notifications;
 mod google_refund_review;
+mod google_rereads;
 mod google_state;
 mod google_verify;
 mod health_command;

@@ -1,4 +1,5 @@
-//! `attesto google backfill`: fetches the refunds whose notification did not arrive.
+//! `attesto google backfill`: fetches the refunds whose notification did not arrive, and reads the subscriptions again of which Google
+//! should have told something.
 
 use serde::Serialize;
 use tokio_util::sync::CancellationToken;
@@ -9,7 +10,9 @@ use super::super::backfill::{
 use super::super::context::{CommandContext, CommandError};
 use super::super::verify::VerifyDependencies;
 use crate::base::id::TenantId;
-use crate::stores::google::{GoogleBackfill, RefundsReport, store};
+use crate::stores::google::{
+    GoogleBackfill, GoogleBackfillError, RefundsReport, RereadReport, store,
+};
 
 #[derive(Debug, clap::Args)]
 #[command(
@@ -38,6 +41,7 @@ struct BackfillRow<'a> {
     dry_run: bool,
     #[serde(flatten)]
     report: &'a RefundsReport,
+    subscriptions: &'a RereadReport,
 }
 
 pub(super) async fn backfill_refunds(
@@ -57,9 +61,17 @@ pub(super) async fn backfill_refunds(
     let reading = async {
         let mut failures = Vec::new();
         for tenant in &tenants {
-            let read = backfill.read_refunds(tenant, since, until, kept_since, is_dry_run);
+            let read = async {
+                let refunds = backfill.read_refunds(tenant, since, until, kept_since, is_dry_run);
+                let refunds = refunds.await?;
+                let never = CancellationToken::new();
+                let states = backfill.reread_subscriptions(tenant, is_dry_run, &never);
+                Ok::<_, GoogleBackfillError>((refunds, states.await?))
+            };
             match read.await {
-                Ok(report) => write_report(tenant, &report, is_dry_run, context)?,
+                Ok((refunds, states)) => {
+                    write_report(tenant, &refunds, &states, is_dry_run, context)?;
+                }
                 Err(error) => failures.push(format!("{tenant}: {error}.")),
             }
         }
@@ -83,18 +95,26 @@ pub(super) async fn backfill_refunds(
 fn write_report(
     tenant: &TenantId,
     report: &RefundsReport,
+    states: &RereadReport,
     is_dry_run: bool,
     context: &CommandContext,
 ) -> Result<(), CommandError> {
     let stored = if is_dry_run { "missing" } else { "recovered" };
     let text = format!(
-        "{tenant}, refunds from {} to {}: {} read, {} already known, {} {stored}.",
-        report.since, report.until, report.read, report.known, report.recovered
+        "{tenant}, refunds from {} to {}: {} read, {} already known, {} {stored}. Subscriptions that should have changed: {} read, {} {stored}.",
+        report.since,
+        report.until,
+        report.read,
+        report.known,
+        report.recovered,
+        states.read,
+        states.recovered
     );
     let row = BackfillRow {
         tenant_id: tenant,
         dry_run: is_dry_run,
         report,
+        subscriptions: states,
     };
     Ok(context.output.write_json_or_text(&row, &text)?)
 }

@@ -35,7 +35,7 @@ pub(crate) enum GoogleCommand {
         /// The tenant's id, `tenant_…`
         tenant: TenantId,
     },
-    /// Read Google's list of refunds, and store and deliver what is missing
+    /// Read Google's list of refunds, and subscriptions that should have changed, and store and deliver what is missing
     Backfill(GoogleBackfillArgs),
     /// Ask Google what an order paid for, and what became of it
     Order(GoogleOrderArgs),

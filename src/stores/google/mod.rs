@@ -25,6 +25,7 @@
 //! - [`owed`]: purchases that must be acknowledged soon, of which their tenants are told
 //! - [`purchase_lookup`]: what Google says of the purchase that a notification or a verify request is about
 //! - `refunds`: which refunds are known, and fetches those whose notification did not arrive
+//! - `rereads`: subscriptions of which Google should have told something
 //! - [`check_credentials`]: a use case, for an operator: does Google accept these credentials
 //! - [`routes`]: these in HTTP; [`request_body`], [`response_body`] and [`error_response`] read and write what is
 //!   sent
@@ -49,6 +50,7 @@ mod refund_review;
 mod refunds;
 mod refused_tokens;
 mod request_body;
+mod rereads;
 mod response_body;
 mod routes;
 pub(crate) mod state;
@@ -68,9 +70,10 @@ pub(crate) use refund_review::{
     GoogleRefundPreference, MAX_CONSUMPTION_MILLIUNITS, RefundReview, RefundReviewRequest,
 };
 pub use refunds::backfill::GoogleBackfill;
-pub(crate) use refunds::backfill::RefundsReport;
+pub(crate) use refunds::backfill::{GoogleBackfillError, RefundsReport};
 pub(crate) use request_body::AcknowledgeRequest;
 pub use request_body::GoogleVerifyRequest;
+pub(crate) use rereads::reader::RereadReport;
 pub use routes::verify_routes;
 pub(crate) use routes::{notification_routes, openapi_document};
 pub use verify::{GoogleSettings, GoogleVerifier};

@@ -5,17 +5,19 @@ use futures_util::future::BoxFuture;
 
 use super::error_response::GoogleVerifyError;
 use super::request_body::GoogleVerifyRequest;
+use super::response_body::VerifiedPurchase;
 use super::verify::GoogleVerifier;
 use crate::base::id::TenantId;
 use crate::http::Problem;
 use crate::stores::shared::subject_source::{RefreshedSubject, SubjectSource};
 
 impl GoogleVerifier {
-    async fn verify_current(
+    /// What Google says of the newest purchase of the subscription, or of the product, that events name by `key`.
+    pub(super) async fn verify_current(
         &self,
         tenant: &TenantId,
         key: &str,
-    ) -> Result<RefreshedSubject, GoogleVerifyError> {
+    ) -> Result<VerifiedPurchase, GoogleVerifyError> {
         let credentials = self.require_credentials(tenant).await?;
         let mut request = GoogleVerifyRequest {
             package_name: credentials.package_name.clone(),
@@ -31,11 +33,7 @@ impl GoogleVerifier {
             request.purchase_token = newest;
             found = self.verify_purchase(tenant, &request).await?;
         }
-        Ok(RefreshedSubject {
-            subject: found.subject,
-            state: found.state,
-            state_error: found.state_error,
-        })
+        Ok(found)
     }
 }
 
@@ -45,6 +43,14 @@ impl SubjectSource for GoogleVerifier {
         tenant: &'a TenantId,
         key: &'a str,
     ) -> BoxFuture<'a, Result<RefreshedSubject, Problem>> {
-        async move { Ok(self.verify_current(tenant, key).await?) }.boxed()
+        async move {
+            let found = self.verify_current(tenant, key).await?;
+            Ok(RefreshedSubject {
+                subject: found.subject,
+                state: found.state,
+                state_error: found.state_error,
+            })
+        }
+        .boxed()
     }
 }

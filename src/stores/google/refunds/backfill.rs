@@ -1,7 +1,7 @@
 //! Fetches refunds whose notification did not arrive, from Google's list of voided purchases, which reaches back 30 days.
 //!
-//! Google lists nothing else: a renewal or a cancellation whose notification was lost is known when the purchase is verified next, or by
-//! its next notification.
+//! Google lists nothing else: subscriptions of which it should have told something are read again instead, by
+//! [`rereads`](super::super::rereads).
 //!
 //! A missing refund takes the way of a push: the same lookup of the purchase, the same event, marked as recovered. One that a push
 //! tells as well becomes one event, whichever comes first.
@@ -20,6 +20,7 @@ use super::super::api::VoidedPurchasesQuery;
 use super::super::error_response::{GoogleNotificationError, GoogleVerifyError};
 use super::super::notifications::{NotificationAcceptor, PubsubMessage};
 use super::super::payload::{Int64, VoidedPurchase};
+use super::super::rereads::reader::{RereadReport, RereadRound, SubscriptionRereader};
 use super::super::store::GoogleCredentials;
 use super::super::verify::GoogleVerifier;
 use super::known_refund::KnownRefund;
@@ -48,6 +49,7 @@ const RETRY_DELAY: Duration = Duration::from_mins(15);
 pub struct GoogleBackfill {
     google: GoogleVerifier,
     acceptor: NotificationAcceptor,
+    rereader: SubscriptionRereader,
 }
 
 /// What a reading has done.
@@ -99,8 +101,29 @@ impl GoogleBackfill {
     pub(crate) fn new(google: &GoogleVerifier, recorder: EventRecorder) -> Self {
         Self {
             google: google.clone(),
-            acceptor: NotificationAcceptor::new(google, recorder),
+            acceptor: NotificationAcceptor::new(google, recorder.clone()),
+            rereader: SubscriptionRereader::new(google, recorder),
         }
+    }
+
+    /// Reads the subscriptions of a tenant again of which Google should have told something. With `is_dry_run` nothing is stored.
+    pub(crate) async fn reread_subscriptions(
+        &self,
+        tenant: &TenantId,
+        is_dry_run: bool,
+        stop: &CancellationToken,
+    ) -> Result<RereadReport, GoogleBackfillError> {
+        self.rereader
+            .reread_tenant(tenant, None, is_dry_run, stop)
+            .await
+    }
+
+    /// The same for all active tenants, and of each no more than a round of the job may take.
+    pub(crate) async fn reread_overdue(
+        &self,
+        stop: &CancellationToken,
+    ) -> Result<RereadRound, Error> {
+        self.rereader.reread_overdue(stop).await
     }
 
     /// Reads a tenant's list from `since` on, or as far as it reaches back, until `until`. With `is_dry_run` nothing is stored.
