@@ -205,3 +205,42 @@ async fn the_command_counts_recovers_and_keeps_to_the_tenant() {
     assert!(none.complained.contains("credentials"), "{none:?}");
     assert_eq!(run(&["--since", "yesterday"]).await.exit, 2);
 }
+
+#[tokio::test]
+async fn a_part_of_a_quantity_that_a_late_push_tells_too_is_told_once() {
+    let shop = Shop::open().await;
+    let (world, tenant) = (&shop.world, &shop.tenant);
+    let several = NewProduct {
+        quantity: Some(5),
+        ..NewProduct::default()
+    };
+    let token = shop.play().buy_product(several).unwrap().purchase_token;
+    let refund = |quantity| {
+        let some = ProductChange::RefundQuantity { quantity };
+        shop.play().change_product(&token, &some).unwrap();
+        shop.play().published_messages().pop().unwrap()
+    };
+    let left = async || {
+        let told = refunds(world, tenant).await;
+        let left = told
+            .iter()
+            .map(|it| it["state"]["refundableQuantity"].clone());
+        left.collect::<Vec<_>>()
+    };
+    let first = refund(2);
+    world.pass(MINUTE * 6).await;
+    assert_eq!(run_job(world).await, (1, 1, 0));
+    let late = shop.play().push_message(&first.message_id).await.unwrap();
+    assert_eq!((late.status, &late.body["isNew"]), (200, &json!(false)));
+    assert_eq!(left().await, [json!(3)]);
+    // The next part is pushed, and the list tells nothing new.
+    refund(1);
+    assert_eq!(shop.push_newest().await["reason"], "partial");
+    world.pass(DAY).await;
+    assert_eq!(run_job(world).await, (1, 0, 0));
+    // The last one is lost: it is found, although the others are known.
+    refund(1);
+    world.pass(DAY).await;
+    assert_eq!(run_job(world).await, (1, 1, 0));
+    assert_eq!(left().await, [json!(3), json!(2), json!(1)]);
+}

@@ -235,3 +235,29 @@ async fn the_command_tells_what_the_route_tells() {
         }))
     );
 }
+
+#[tokio::test]
+async fn an_answer_that_google_has_taken_without_saying_so_is_sent() {
+    let shop = Shop::open().await;
+    let event = ask_about(&shop, &buy_coins(&shop)).await;
+    let body = answer_to(&event);
+    // Google takes the answer, and the connection breaks. The second try is told that it is too late.
+    let lost = Fault::at_place("google/play").cut();
+    shop.world.simulator.add_fault(lost).unwrap();
+    let answer = tell(&shop, &shop.tenant, &body).await;
+    assert_eq!((answer.status, &answer.body["sent"]), (200, &json!(true)));
+    let told = shop.play().list_refund_reviews().pop().unwrap();
+    assert!(told.answer.is_some());
+    // A refusal alone says that another answer was first.
+    let again = tell(&shop, &shop.tenant, &body).await;
+    assert_eq!(refusal(&again), ("NOT_ACCEPTED".into(), json!("closed")));
+    // So it does behind tries that Google has refused for another reason.
+    let event = ask_about(&shop, &buy_coins(&shop)).await;
+    let body = answer_to(&event);
+    assert_eq!(tell(&shop, &shop.tenant, &body).await.status, 200);
+    let busy = Fault::at_place("google/play").reason("concurrentUpdate");
+    shop.world.simulator.add_fault(busy.status(409)).unwrap();
+    let again = tell(&shop, &shop.tenant, &body).await;
+    assert_eq!(refusal(&again), ("NOT_ACCEPTED".into(), json!("closed")));
+    shop.world.end().await;
+}

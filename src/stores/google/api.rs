@@ -32,6 +32,7 @@
 //! purchase, which is retried like a 5xx.
 
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 
 use serde::de::DeserializeOwned;
 use serde_json::value::RawValue;
@@ -180,7 +181,8 @@ impl PlayClient {
             .map_err(|error| GoogleApiError::Unreadable(describe_json_error(&error)).into())
     }
 
-    /// Calls Google's `orders.reviewrefund`: the first answer counts.
+    /// Calls Google's `orders.reviewrefund`: the first answer counts. `has_unknown_outcome` is set when a try of this call brought no
+    /// answer, after which Google may have taken what it was sent.
     pub(crate) async fn review_refund(
         &self,
         tenant: &TenantId,
@@ -188,10 +190,19 @@ impl PlayClient {
         package_name: &str,
         order_id: &str,
         body: Value,
+        has_unknown_outcome: &AtomicBool,
     ) -> Result<(), PurchaseLookupError> {
         let path = ["orders", order_id];
-        self.post_json(tenant, account, package_name, &path, "reviewrefund", body)
-            .await
+        let call = (&path[..], "reviewrefund");
+        self.post_json_counted(
+            tenant,
+            account,
+            package_name,
+            call,
+            body,
+            has_unknown_outcome,
+        )
+        .await
     }
 
     /// `purchases.subscriptions.acknowledge`. `external_account_ids` name the user of a purchase that was made outside the app.
@@ -264,19 +275,42 @@ impl PlayClient {
         method: &str,
         body: Value,
     ) -> Result<(), PurchaseLookupError> {
+        let call = (path, method);
+        let ignored = AtomicBool::new(false);
+        self.post_json_counted(tenant, account, package_name, call, body, &ignored)
+            .await
+    }
+
+    /// `has_unknown_outcome` is set when a try is made after one that Google did not refuse: it gave no answer, or failed.
+    async fn post_json_counted(
+        &self,
+        tenant: &TenantId,
+        account: &Arc<GoogleServiceAccount>,
+        package_name: &str,
+        (path, method): (&[&str], &str),
+        body: Value,
+        has_unknown_outcome: &AtomicBool,
+    ) -> Result<(), PurchaseLookupError> {
         let url = endpoint_url(&self.base_url, package_name, path)
             .and_then(|url| Url::parse(&format!("{url}:{method}")).ok())
             .ok_or(GoogleNotFound::Malformed)?;
-        let build = |client: &reqwest::Client| client.post(url.clone()).json(&body);
-        let response = self
-            .api
-            .send_request(tenant, account, build, |response| {
-                match response.status.as_u16() {
-                    409 => RetryDecision::Transient,
-                    _ => classify_response(response),
-                }
-            })
-            .await?;
+        let unanswered = AtomicBool::new(false);
+        let build = |client: &reqwest::Client| {
+            if unanswered.swap(true, Ordering::Relaxed) {
+                has_unknown_outcome.store(true, Ordering::Relaxed);
+            }
+            client.post(url.clone()).json(&body)
+        };
+        let judge = |response: &UpstreamResponse| {
+            if response.status.is_client_error() {
+                unanswered.store(false, Ordering::Relaxed);
+            }
+            match response.status.as_u16() {
+                409 => RetryDecision::Transient,
+                _ => classify_response(response),
+            }
+        };
+        let response = self.api.send_request(tenant, account, build, judge).await?;
         if response.status.is_success() {
             return Ok(());
         }

@@ -235,7 +235,8 @@ impl NotificationAcceptor {
         let database = &self.google.database;
         let failed = |error| GoogleNotificationError::Database(Arc::new(error));
         // A refund that Google's list has told before becomes no second event.
-        if let Some(refund) = KnownRefund::of_notification(&decoded.notification) {
+        let refund = KnownRefund::of_notification(&decoded.notification, purchase.product());
+        if let Some(refund) = refund {
             let noted = refund.note(database, tenant, &message.id).await;
             message.id = noted.map_err(failed)?;
         }

@@ -30,7 +30,7 @@ impl GoogleVerifier {
             purchase_id: &request.order_id,
             refund_token: Some(&request.pending_refund_token),
         };
-        let sending = self.review_refund(tenant, request);
+        let sending = self.review_refund(tenant, request, false);
         BegunAnswer::send(&self.database, tenant, key, sending).await
     }
 }
@@ -64,7 +64,10 @@ impl GoogleRefundAnswers {
             review,
             usage_events: Vec::new(),
         };
-        match google.review_refund(tenant, &request).await {
+        match google
+            .review_refund(tenant, &request, question.may_be_taken)
+            .await
+        {
             Ok(_) => DefaultAnswer::Sent,
             Err(
                 error @ (RefundReviewError::NotAccepted { .. } | RefundReviewError::OrderNotFound),

@@ -6,6 +6,7 @@
 //! Source: Google's `orders.reviewrefund`.
 
 use std::sync::Arc;
+use std::sync::atomic::AtomicBool;
 use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
@@ -246,11 +247,13 @@ fn read_usage_events(body: &mut JsonFields<'_>) -> Vec<Map<String, Value>> {
 }
 
 impl GoogleVerifier {
-    /// Sends the answer. Google takes the first one only.
+    /// Sends the answer. Google takes the first one only, and does not tell which one it has. `may_be_taken`: the same answer was sent before,
+    /// and what became of it is not known. After such a try, of this call or of one before, Google's "closed" means that it has the answer.
     pub(crate) async fn review_refund(
         &self,
         tenant: &TenantId,
         request: &RefundReviewRequest,
+        may_be_taken: bool,
     ) -> Result<SentRefundReview, RefundReviewError> {
         let credentials = self.require_credentials(tenant).await?;
         let package_name = &credentials.package_name;
@@ -263,19 +266,29 @@ impl GoogleVerifier {
         if !request.usage_events.is_empty() {
             body["consumptionUsageEvents"] = json!(request.usage_events);
         }
-        self.play
+        let has_unknown_outcome = AtomicBool::new(may_be_taken);
+        let answered = self
+            .play
             .review_refund(
                 tenant,
                 &credentials.account,
                 package_name,
                 &request.order_id,
                 body,
+                &has_unknown_outcome,
             )
             .await
             .map_err(|error| {
                 let error = error.redact_purchase_token(&request.pending_refund_token);
                 RefundReviewError::from_lookup(error, package_name)
-            })?;
+            });
+        match answered {
+            Err(RefundReviewError::NotAccepted {
+                reason: ReviewRefusal::Closed,
+                ..
+            }) if has_unknown_outcome.into_inner() => {}
+            answered => answered?,
+        }
         Ok(SentRefundReview {
             valid: true,
             version: crate::VERSION,

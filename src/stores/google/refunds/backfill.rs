@@ -6,7 +6,7 @@
 //! A missing refund takes the way of a push: the same lookup of the purchase, the same event, marked as recovered. One that a push
 //! tells as well becomes one event, whichever comes first.
 
-use std::collections::HashSet;
+use std::collections::{HashMap, HashSet};
 use std::time::Duration;
 
 use base64::Engine as _;
@@ -23,7 +23,7 @@ use super::super::payload::{Int64, VoidedPurchase};
 use super::super::rereads::reader::{RereadReport, RereadRound, SubscriptionRereader};
 use super::super::store::GoogleCredentials;
 use super::super::verify::GoogleVerifier;
-use super::known_refund::KnownRefund;
+use super::known_refund::{KnownRefund, RefundedPart};
 use super::store::{self, ReadingProgress};
 use crate::base::backoff::spread;
 use crate::base::clock::Timestamp;
@@ -155,15 +155,27 @@ impl GoogleBackfill {
         for refund in self.list(tenant, &credentials, &mut report, false).await? {
             products.extend(refund.purchase.purchase_token);
         }
-        for refund in self.list(tenant, &credentials, &mut report, true).await? {
+        let mut refunds = self.list(tenant, &credentials, &mut report, true).await?;
+        refunds.sort_by_key(|refund| refund.voided_at());
+        let mut refunded = HashMap::new();
+        for refund in refunds {
             let Some(token) = &refund.purchase.purchase_token else {
                 continue;
             };
             let is_product = products.contains(token);
             report.read += 1;
-            let is_partial = refund.purchase.voided_quantity.is_some();
             let order_id = refund.purchase.order_id.as_deref().unwrap_or_default();
-            let known = KnownRefund::new(token, order_id, is_partial);
+            let part = match refund.purchase.voided_quantity {
+                None => RefundedPart::Whole,
+                Some(quantity) => {
+                    // Several parts of an order add up.
+                    let key = (token.clone(), order_id.to_owned());
+                    let sum: &mut i64 = refunded.entry(key).or_default();
+                    *sum += quantity;
+                    RefundedPart::Quantity(Some(*sum))
+                }
+            };
+            let known = KnownRefund::new(token, order_id, part);
             let is_missing = !known.is_known(&self.google.database, tenant).await?
                 && (is_dry_run
                     || self
@@ -225,8 +237,7 @@ impl GoogleBackfill {
         is_product: bool,
     ) -> Result<bool, GoogleNotificationError> {
         let purchase = &refund.purchase;
-        let voided_at = purchase.voided_time_millis.map(|Int64(millis)| millis);
-        let voided_at = voided_at.map(Timestamp::from_millis);
+        let voided_at = refund.voided_at();
         let notification = json!({
             "version": "1.0",
             "packageName": credentials.package_name,
@@ -340,4 +351,11 @@ struct ListedRefund {
     purchase: VoidedPurchase,
     /// As Google sent it.
     raw: Box<RawValue>,
+}
+
+impl ListedRefund {
+    fn voided_at(&self) -> Option<Timestamp> {
+        let Int64(millis) = self.purchase.voided_time_millis?;
+        Some(Timestamp::from_millis(millis))
+    }
 }

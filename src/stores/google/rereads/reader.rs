@@ -111,10 +111,10 @@ impl SubscriptionRereader {
         let database = &self.google.database;
         let mut report = RereadReport::default();
         let mut after: Option<OverdueSubscription> = None;
+        let due_until = self.google.clock.now().minus(ARRIVAL_TIME);
         loop {
             let page =
-                store::list_overdue(database, tenant, ARRIVAL_TIME, after.as_ref(), PAGE_ROWS)
-                    .await?;
+                store::list_overdue(database, tenant, due_until, after.as_ref(), PAGE_ROWS).await?;
             let Some(last) = page.last().cloned() else {
                 return Ok(report);
             };
@@ -138,7 +138,8 @@ impl SubscriptionRereader {
     ) -> Result<(), GoogleBackfillError> {
         let reread = self.ask(tenant, overdue).await?;
         report.read += 1;
-        let database = &self.google.database;
+        let (database, now) = (&self.google.database, self.google.clock.now());
+        let reread_at = |delay: Duration| now.plus(delay).minus(ARRIVAL_TIME);
         match reread {
             Reread::Changed(..) if is_dry_run => report.recovered += 1,
             Reread::Gone if is_dry_run => report.gone += 1,
@@ -150,17 +151,12 @@ impl SubscriptionRereader {
                 report.recovered += u64::from(stored.is_new);
             }
             Reread::Unchanged(state) => {
-                let now = self.google.clock.now();
                 let next = told_state::changes_next(&state, now);
-                let delay = match next {
-                    Some(next) => next.duration_since(now),
-                    None => UNCHANGED_DELAY.saturating_sub(ARRIVAL_TIME),
-                };
-                store::put_off(database, tenant, overdue, delay).await?;
+                let next = next.unwrap_or(reread_at(UNCHANGED_DELAY));
+                store::put_off(database, tenant, overdue, next).await?;
             }
             Reread::Unsettled => {
-                let delay = UNSETTLED_DELAY.saturating_sub(ARRIVAL_TIME);
-                store::put_off(database, tenant, overdue, delay).await?;
+                store::put_off(database, tenant, overdue, reread_at(UNSETTLED_DELAY)).await?;
             }
             Reread::Gone => {
                 store::stop_expecting(database, tenant, overdue).await?;

@@ -1,7 +1,5 @@
-//! The queries on the subscriptions of which Google should have told something: columns of `subjects`. Only the database's clock
-//! decides what is overdue.
-
-use std::time::Duration;
+//! The queries on the subscriptions of which Google should have told something: columns of `subjects`. Their times are Google's, and
+//! compared with the processes' clock.
 
 use time::OffsetDateTime;
 
@@ -25,11 +23,11 @@ pub(super) struct OverdueSubscription {
     due_at: OffsetDateTime,
 }
 
-/// The subscriptions of a tenant that are overdue for `patience`, longest first.
+/// The subscriptions of a tenant of which Google should have told something until `due_until`, longest overdue first.
 pub(super) async fn list_overdue(
     database: &Database,
     tenant: &TenantId,
-    patience: Duration,
+    due_until: Timestamp,
     after: Option<&OverdueSubscription>,
     limit: i64,
 ) -> Result<Vec<OverdueSubscription>, Error> {
@@ -38,13 +36,13 @@ pub(super) async fn list_overdue(
         select key_hash, recheck_key as "key!", told_state_hash as "told_state_hash!", last_sequence, changes_by as "changes_by!"
         from subjects
         where tenant_id = $1 and source = 'google' and recheck_key is not null and told_state_hash is not null
-            and changes_by <= attesto_now() - make_interval(secs => $2)
+            and changes_by <= $2
             and ($3::timestamptz is null or (changes_by, key_hash) > ($3, $4::bytea))
         order by changes_by, key_hash
         limit $5
         "#,
         tenant.as_str(),
-        patience.as_secs_f64(),
+        OffsetDateTime::from(due_until),
         after.map(|after| after.due_at),
         after.map(|after| after.key_hash.as_slice()),
         limit,
@@ -62,21 +60,21 @@ pub(super) async fn list_overdue(
     Ok(overdue.collect())
 }
 
-/// Expects a change after `delay` only. Without effect if an event was stored meanwhile, which has said it itself.
+/// Expects a change at `changes_by` only. Without effect if an event was stored meanwhile, which has said it itself.
 pub(super) async fn put_off(
     database: &Database,
     tenant: &TenantId,
     overdue: &OverdueSubscription,
-    delay: Duration,
+    changes_by: Timestamp,
 ) -> Result<(), Error> {
     sqlx::query!(
-        "update subjects set changes_by = attesto_now() + make_interval(secs => $5) \
+        "update subjects set changes_by = $5 \
           where tenant_id = $1 and source = 'google' and key_hash = $2 and last_sequence = $3 and changes_by = $4",
         tenant.as_str(),
         overdue.key_hash,
         overdue.last_sequence,
         overdue.due_at,
-        delay.as_secs_f64(),
+        OffsetDateTime::from(changes_by),
     )
     .execute(database.pool())
     .await

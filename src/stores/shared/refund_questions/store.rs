@@ -65,6 +65,8 @@ pub(crate) struct RefundQuestion {
     pub(super) is_over: bool,
     /// How often it was tried to answer it, this time included.
     pub(super) attempt: u32,
+    /// Whether the answer was sent before, and what became of that is not known: the process ended, or the store gave no answer.
+    pub(crate) may_be_taken: bool,
     question_hash: Vec<u8>,
     /// The end of the lease, which tells this claim from others.
     lease: time::OffsetDateTime,
@@ -278,7 +280,8 @@ pub(super) async fn claim_due(
             join tenants on tenants.id = waiting.tenant_id and tenants.is_active
             where waiting.next_check_at <= attesto_now()
         ), free as (
-            select tenant_id, source, question_hash from refund_questions
+            select tenant_id, source, question_hash, leased_until is not null or error is not null as may_be_taken
+            from refund_questions
             where (tenant_id, source, question_hash) in (
                     select tenant_id, source, question_hash from due where place <= $2 order by next_check_at limit $1
                 )
@@ -292,7 +295,8 @@ pub(super) async fn claim_due(
         where (question.tenant_id, question.source, question.question_hash) = (free.tenant_id, free.source, free.question_hash)
         returning question.tenant_id as "tenant!: TenantId", question.source, question.question_hash, question.purchase_id,
             question.refund_token, question.environment, question.answer_by,
-            question.answer_by <= attesto_now() as "is_over!", question.attempt_count, question.leased_until as "lease!"
+            question.answer_by <= attesto_now() as "is_over!", question.attempt_count, question.leased_until as "lease!",
+            free.may_be_taken as "may_be_taken!"
         "#,
         i64::from(limits.questions),
         i64::from(limits.questions_per_tenant),
@@ -310,6 +314,7 @@ pub(super) async fn claim_due(
             answer_by: row.answer_by.into(),
             is_over: row.is_over,
             attempt: row.attempt_count.unsigned_abs(),
+            may_be_taken: row.may_be_taken,
             question_hash: row.question_hash,
             lease: row.lease,
         })

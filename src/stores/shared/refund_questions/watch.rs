@@ -151,16 +151,27 @@ impl RefundAnswerWatch {
     pub async fn tick(&self) -> Result<RefundAnswerRound, Error> {
         store::remove_old(&self.database).await?;
         let claimed = store::claim_due(&self.database, CLAIM_LIMITS).await?;
-        let answers = join_all(claimed.iter().map(|question| self.send_default(question))).await;
+        let answers = join_all(claimed.iter().map(|question| self.answer(question))).await;
         let mut round = RefundAnswerRound {
             claimed: claimed.len(),
             sent: 0,
         };
-        for (question, answer) in claimed.iter().zip(answers) {
-            round.sent += usize::from(matches!(answer, Some(DefaultAnswer::Sent)));
-            self.record(question, answer).await?;
+        for is_sent in answers {
+            round.sent += usize::from(is_sent?);
         }
         Ok(round)
+    }
+
+    /// Sends the default answer, and records at once what became of it. Returns whether the store has it.
+    ///
+    /// A process that ends between the two leaves a question that is answered a second time, after its lease. That is harmless: Apple takes
+    /// the newest answer, which is the same; and Google takes the first one only and says so, which the second try knows how to
+    /// read (see [`RefundQuestion::may_be_taken`]).
+    async fn answer(&self, question: &RefundQuestion) -> Result<bool, Error> {
+        let answer = self.send_default(question).await;
+        let is_sent = matches!(answer, Some(DefaultAnswer::Sent));
+        self.record(question, answer).await?;
+        Ok(is_sent)
     }
 
     /// `None`: the deadline is over.
