@@ -10,8 +10,8 @@ create table first_seen_keys (
     created_at timestamptz not null default now()
 );
 
-create trigger audit_change after insert or delete or update on first_seen_keys
-    for each row execute function audit_change('tenant_id');
+create constraint trigger audit_change after insert or delete or update on first_seen_keys
+    deferrable initially immediate for each row execute function audit_change('tenant_id');
 -- Processes keep the sealed key with the tenant's API keys.
 create trigger notify_change after insert or delete or update on first_seen_keys
     for each row execute function notify_change();

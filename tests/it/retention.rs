@@ -160,6 +160,7 @@ async fn old_rows_are_deleted_and_undelivered_events_stay() {
         "redeliveries": 0,
         "attemptDetails": 4,
         "validationAudit": 1,
+        "firstSeen": 0,
         "retiredSecrets": 0,
         "operatorAudit": 2,
         "replacedCredentials": 0,
