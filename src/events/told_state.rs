@@ -104,8 +104,8 @@ mod tests {
         let at = |text| Timestamp::parse(text).expect("a time");
         assert_eq!(changes_next(&owed, at(early)), Some(at(end)));
         assert_eq!(changes_next(&owed, at(end)), None);
-        let held = state(&json!({ "status": "on_hold", "renewsAt": null }));
-        assert_eq!(changes_next(&held, at(early)), None);
+        let unpaid = state(&json!({ "status": "on_hold", "renewsAt": null }));
+        assert_eq!(changes_next(&unpaid, at(early)), None);
     }
 
     #[test]

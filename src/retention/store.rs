@@ -32,6 +32,7 @@ pub(super) async fn prune_batch(
     let done = match kind {
         RetentionKind::Events => return prune_events(database, age, after).await,
         RetentionKind::OperatorAudit => return prune_operator_audit_batch(database, kept).await,
+        RetentionKind::FirstSeen => return prune_first_seen(database, age).await,
         RetentionKind::Redeliveries => {
             sqlx::query!(
                 "
@@ -81,24 +82,6 @@ pub(super) async fn prune_batch(
             .execute(pool)
             .await?
         }
-        RetentionKind::FirstSeen => {
-            sqlx::query!(
-                "
-                with gone as (
-                    select tenant_id, purchase_hash from first_seen_purchases
-                    where last_seen_at < attesto_now() - make_interval(secs => $1)
-                    order by last_seen_at
-                    limit $2 for update skip locked
-                )
-                delete from first_seen_purchases seen using gone
-                where seen.tenant_id = gone.tenant_id and seen.purchase_hash = gone.purchase_hash
-                ",
-                age,
-                BATCH_SIZE
-            )
-            .execute(pool)
-            .await?
-        }
         RetentionKind::RetiredSecrets => {
             sqlx::query!(
                 "
@@ -134,6 +117,30 @@ pub(super) async fn prune_batch(
             .await?
         }
     };
+    Ok(PrunedBatch {
+        removed: done.rows_affected(),
+        scanned: done.rows_affected(),
+        cursor: None,
+    })
+}
+
+async fn prune_first_seen(database: &Database, age: f64) -> Result<PrunedBatch, Error> {
+    let done = sqlx::query!(
+        "
+        with gone as (
+            select tenant_id, purchase_hash from first_seen_purchases
+            where last_seen_at < attesto_now() - make_interval(secs => $1)
+            order by last_seen_at
+            limit $2 for update skip locked
+        )
+        delete from first_seen_purchases seen using gone
+        where seen.tenant_id = gone.tenant_id and seen.purchase_hash = gone.purchase_hash
+        ",
+        age,
+        BATCH_SIZE
+    )
+    .execute(database.pool())
+    .await?;
     Ok(PrunedBatch {
         removed: done.rows_affected(),
         scanned: done.rows_affected(),

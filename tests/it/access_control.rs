@@ -7,6 +7,7 @@ use crate::world::attesto::{APP, World};
 use crate::world::wait::wait_for;
 
 #[tokio::test]
+#[expect(clippy::too_many_lines, reason = "one table of all routes")]
 async fn each_route_answers_each_caller_as_the_table_says() {
     let world = World::new().await;
     let (tenant, stranger) = (world.tenant().await, world.stranger().await);

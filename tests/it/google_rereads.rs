@@ -5,7 +5,7 @@ use std::time::Duration;
 use attesto::base::clock::Timestamp;
 use attesto::simulator::Fault;
 use attesto::simulator::state::google::{GoneReason, SubscriptionChange};
-use serde_json::{Value, json};
+use serde_json::{Map, Value, json};
 
 use crate::google_state::{Shop, users};
 use crate::world::attesto::World;
@@ -27,6 +27,18 @@ async fn sell(shop: &Shop) -> (String, Timestamp) {
 /// Play changes the subscription; what it publishes is not pushed.
 fn change(shop: &Shop, token: &str, change: &SubscriptionChange) {
     shop.play().change_subscription(token, change).unwrap();
+}
+
+/// From now on Play says that the subscription is in this state, and tells it by no message.
+fn say(shop: &Shop, token: &str, state: &str) {
+    let fields = json!({ "subscriptionState": state });
+    let fields = fields.as_object().unwrap().clone();
+    let item_fields = Map::new();
+    let set = SubscriptionChange::Set {
+        fields,
+        item_fields,
+    };
+    change(shop, token, &set);
 }
 
 /// What the tenant is told, in the order in which it was stored.
@@ -127,9 +139,9 @@ async fn a_subscription_that_was_told_or_has_not_changed_becomes_no_event() {
     pass(&shop, DAY).await;
     assert_eq!(run_job(&shop).await, Some((0, 0, 0)));
     assert_eq!(events(&shop).await.len(), 4);
-    // Nothing can happen any more to one that is revoked.
-    change(&shop, &told, &SubscriptionChange::Revoke {});
-    shop.notify(12, &told).await;
+    // Nothing can happen any more to one that has ended.
+    change(&shop, &told, &SubscriptionChange::Expire {});
+    shop.notify(13, &told).await;
     // The pause is over, and goes on for Google.
     pass(&shop, DAY * 10).await;
     assert_eq!(run_job(&shop).await, Some((1, 0, 0)));
@@ -158,13 +170,9 @@ async fn an_end_is_told_when_google_says_it_and_a_token_that_is_gone_is_given_up
     shop.world
         .pass(end.duration_since(shop.world.clock.now()))
         .await;
-    change(
-        &shop,
-        &gone,
-        &SubscriptionChange::Gone {
-            how: GoneReason::default(),
-        },
-    );
+    let how = GoneReason::default();
+    change(&shop, &gone, &SubscriptionChange::Gone { how });
+    say(&shop, &ended, "SUBSCRIPTION_STATE_ACTIVE");
     pass(&shop, HOUR * 2).await;
     // Of the first Google says that it is active, with an expiry that has passed.
     assert_eq!(run_job(&shop).await, Some((2, 0, 1)));
@@ -174,7 +182,7 @@ async fn an_end_is_told_when_google_says_it_and_a_token_that_is_gone_is_given_up
         "the first is put off"
     );
     assert_eq!(events(&shop).await.len(), 2);
-    change(&shop, &ended, &SubscriptionChange::Expire {});
+    say(&shop, &ended, "SUBSCRIPTION_STATE_EXPIRED");
     pass(&shop, HOUR * 3).await;
     assert_eq!(run_job(&shop).await, Some((1, 1, 0)));
     let last = events(&shop).await.pop().unwrap();

@@ -155,13 +155,7 @@ impl Move {
                 "insert into voided_purchases (tenant_id, refund_hash, external_id) values ('{id}', sha256('r'), '7')"
             ))
             .await;
-        shell.rows(&["tenant", "set-first-seen", id, "on"]);
-        moved
-            .execute(&format!(
-                "insert into first_seen_purchases (tenant_id, purchase_hash, user_hash, first_seen_at, last_seen_at)
-                 values ('{id}', sha256('p'), sha256('u'), now(), now())"
-            ))
-            .await;
+        moved.see_a_purchase().await;
         moved
             .execute(&format!(
                 "insert into subjects (tenant_id, source, key_hash, last_sequence) values ('{id}', 'google', sha256('t'), 7)"
@@ -232,6 +226,18 @@ impl Move {
         let (file, [flag, opener]) = (self.file(name), self.opener());
         let words = ["tenant", "import", "--file", &file, &flag, &opener];
         self.new_shell().run(&[&words[..], more].concat())
+    }
+
+    /// The tenant asks for whom purchases were first verified, and one was.
+    async fn see_a_purchase(&self) {
+        let id = self.tenant.id.as_str();
+        let words = ["tenant", "set-first-seen", id, "on"];
+        self.old.shell().rows(&words);
+        self.execute(&format!(
+            "insert into first_seen_purchases (tenant_id, purchase_hash, user_hash, first_seen_at, last_seen_at)
+             values ('{id}', sha256('p'), sha256('u'), now(), now())"
+        ))
+        .await;
     }
 
     async fn execute(&self, statement: &str) {
