@@ -61,20 +61,23 @@ pub(crate) enum TenantCommand {
         intake_megabytes: Option<LimitOverride>,
     },
     /// Say in verify answers whether a purchase was verified before for another user, or stop it and forget what was seen
-    #[command(
-        after_help = "Examples:\n  attesto tenant set-first-seen tenant_01J9ZQ4T5W6X7Y8Z9A0B1C2D3E on"
-    )]
-    SetFirstSeen {
-        /// The tenant's id, `tenant_…`
-        tenant: TenantId,
-        /// Whether answers say it
-        #[arg(value_enum)]
-        switch: Switch,
-    },
+    SetFirstSeen(SetFirstSeenArgs),
     /// Export a tenant into an encrypted file, to move or to restore it
     Export(transfer::TenantExportArgs),
     /// Import a tenant from the file that `tenant export` wrote
     Import(transfer::TenantImportArgs),
+}
+
+#[derive(Debug, clap::Args)]
+#[command(
+    after_help = "Examples:\n  attesto tenant set-first-seen tenant_01J9ZQ4T5W6X7Y8Z9A0B1C2D3E on"
+)]
+pub(crate) struct SetFirstSeenArgs {
+    /// The tenant's id, `tenant_…`
+    tenant: TenantId,
+    /// Whether answers say it
+    #[arg(value_enum)]
+    switch: Switch,
 }
 
 /// Whether something is done.
@@ -157,9 +160,7 @@ pub(crate) async fn run(
             let prose = format!("{} is now called {}.", tenant.id, tenant.name);
             output.write_json_or_text(&tenant, &prose)?;
         }
-        TenantCommand::SetFirstSeen { tenant, switch } => {
-            set_first_seen(&tenant, switch, &database, context).await?;
-        }
+        TenantCommand::SetFirstSeen(args) => set_first_seen(args, &database, context).await?,
         TenantCommand::SetLimits {
             tenant: id,
             per_second,
@@ -210,12 +211,12 @@ pub(crate) async fn run(
 }
 
 async fn set_first_seen(
-    tenant: &TenantId,
-    switch: Switch,
+    args: SetFirstSeenArgs,
     database: &Database,
     context: &CommandContext,
 ) -> Result<(), CommandError> {
-    let (view, prose) = match switch {
+    let tenant = &args.tenant;
+    let (view, prose) = match args.switch {
         Switch::On => {
             let keyring = context.load_verified_keyring(database).await?;
             setting::enable(database, &keyring, tenant).await?;

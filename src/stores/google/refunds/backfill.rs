@@ -156,7 +156,7 @@ impl GoogleBackfill {
             products.extend(refund.purchase.purchase_token);
         }
         let mut refunds = self.list(tenant, &credentials, &mut report, true).await?;
-        refunds.sort_by_key(|refund| refund.voided_at());
+        refunds.sort_by_key(ListedRefund::voided_at);
         let mut refunded = HashMap::new();
         for refund in refunds {
             let Some(token) = &refund.purchase.purchase_token else {
