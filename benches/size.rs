@@ -291,7 +291,7 @@ impl Side {
         for (which, time) in times.iter_mut().enumerate() {
             let begun = Instant::now();
             let found = match which {
-                0 => history::store::list_events(&self.database, tenant, None, 50)
+                0 => history::store::list_events(&self.database, tenant, None, None, 50)
                     .await
                     .expect("events")
                     .len(),
@@ -299,12 +299,13 @@ impl Side {
                     &self.database,
                     tenant,
                     Some(EventStatus::Failed),
+                    None,
                     50,
                 )
                 .await
                 .expect("events")
                 .len(),
-                2 => history::store::list_deliveries(&self.database, tenant, None, None, 50)
+                2 => history::store::list_deliveries(&self.database, tenant, None, None, None, 50)
                     .await
                     .expect("rows")
                     .len(),
@@ -312,6 +313,7 @@ impl Side {
                     &self.database,
                     tenant,
                     Some(EventStatus::Failed),
+                    None,
                     None,
                     50,
                 )

@@ -138,6 +138,54 @@ define_id!(
     "aud_"
 );
 
+/// The number of a callback within its tenant. The first is 1, and a number is not given twice.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, sqlx::Type)]
+#[serde(transparent)]
+#[sqlx(transparent)]
+pub struct CallbackNumber(i16);
+
+/// A text is not the number of a callback.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("the number of a callback is a whole number from 1 on, as `attesto webhook list` shows it")]
+pub struct InvalidCallbackNumber;
+
+impl CallbackNumber {
+    /// The callback that every tenant with a callback has. Commands without a number are about it.
+    pub const FIRST: Self = Self(1);
+
+    /// The number in a request. `None`: no callback can have it.
+    pub fn new(number: i64) -> Option<Self> {
+        let number = i16::try_from(number).ok();
+        number.filter(|number| *number > 0).map(Self)
+    }
+
+    /// The value of the column `callback`.
+    pub fn column(self) -> i16 {
+        self.0
+    }
+}
+
+impl Default for CallbackNumber {
+    fn default() -> Self {
+        Self::FIRST
+    }
+}
+
+impl FromStr for CallbackNumber {
+    type Err = InvalidCallbackNumber;
+
+    fn from_str(text: &str) -> Result<Self, InvalidCallbackNumber> {
+        let number = text.parse().ok();
+        number.and_then(Self::new).ok_or(InvalidCallbackNumber)
+    }
+}
+
+impl fmt::Display for CallbackNumber {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        self.0.fmt(f)
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -166,5 +214,20 @@ mod tests {
         ] {
             assert!(wrong.parse::<KeyId>().is_err(), "{wrong} must not parse");
         }
+    }
+
+    #[test]
+    fn a_number_begins_with_one() {
+        for (text, number) in [("1", 1), ("7", 7), ("32767", 32767)] {
+            assert_eq!(text.parse(), Ok(CallbackNumber(number)));
+        }
+        for text in ["0", "-1", "32768", "", "one", "1.0"] {
+            assert_eq!(
+                text.parse::<CallbackNumber>(),
+                Err(InvalidCallbackNumber),
+                "{text}"
+            );
+        }
+        assert_eq!(CallbackNumber::FIRST.to_string(), "1");
     }
 }

@@ -9,7 +9,7 @@ use super::runner::DatabaseContext;
 use super::store;
 use crate::db::Error;
 use crate::deliveries::hold::store::DeliveryHold;
-use crate::deliveries::probe::store::{self as probes, AffectedTenants};
+use crate::deliveries::probe::store::{self as probes, AffectedCallbacks};
 use crate::deliveries::queue_stats::QueueStats;
 use crate::events::unresolved::store::UnresolvedStats;
 
@@ -23,14 +23,14 @@ const MAX_STATE_WAIT: Duration = Duration::from_hours(1);
 
 pub(super) const CLIENT_CERTIFICATE_ADVICE: &str = "Ask the receiver's operator for a new one, and set it: `attesto webhook set-config <tenant> --client-certificate-path … --client-key-path …`.";
 
-impl From<AffectedTenants> for CountWithNames {
-    /// The names have the form `tenant_a (dns)`.
-    fn from(found: AffectedTenants) -> Self {
+impl From<AffectedCallbacks> for CountWithNames {
+    /// The names have the form `tenant_a (dns)`, or `tenant_a callback 2 (dns)`.
+    fn from(found: AffectedCallbacks) -> Self {
         let names = found.first.iter();
         Self {
             count: found.count,
             names: names
-                .map(|(tenant, reason)| format!("{tenant} ({reason})"))
+                .map(|callback| format!("{} ({})", callback.name, callback.what))
                 .collect(),
         }
     }
@@ -77,7 +77,7 @@ pub(super) fn judge_hold(hold: &DeliveryHold) -> CheckResult {
     )
 }
 
-/// The count is that of deliveries; the names are those of tenants.
+/// The count is that of deliveries; the names are those of callbacks.
 pub(super) fn judge_recent_failures(failures: &CountWithNames) -> CheckResult {
     const NAME: &str = "deliveries.failed";
     if failures.count == 0 {

@@ -21,7 +21,7 @@ use super::runner::DatabaseContext;
 use super::store;
 use crate::credentials::reseal;
 use crate::credentials::sealed_columns::ENCRYPTION_CANARY;
-use crate::deliveries::probe::store::{AffectedTenants, list_expiring_certificates};
+use crate::deliveries::probe::store::{AffectedCallbacks, list_expiring_certificates};
 use crate::jobs::{Job, JobContext};
 use crate::replicas::LiveReplicas;
 
@@ -160,12 +160,13 @@ async fn run_expiry_job(context: DatabaseContext) -> anyhow::Result<Value> {
     }))
 }
 
-fn log_expiring_certificates(certificate: &str, tenants: &AffectedTenants, advice: &str) {
-    for (tenant, end) in &tenants.first {
+fn log_expiring_certificates(certificate: &str, callbacks: &AffectedCallbacks, advice: &str) {
+    for callback in &callbacks.first {
         tracing::warn!(
             certificate,
-            tenantId = %tenant,
-            endsAt = end,
+            tenantId = %callback.tenant,
+            callback = callback.callback.column(),
+            endsAt = callback.what,
             advice,
             "certificate_expires_soon"
         );

@@ -7,9 +7,9 @@ use time::OffsetDateTime;
 use super::check::CountWithNames;
 use super::expiry::{CredentialKind, DueCredential};
 use crate::base::clock::Timestamp;
-use crate::base::id::TenantId;
+use crate::base::id::{CallbackNumber, TenantId};
 use crate::db::{Database, Error};
-use crate::deliveries::probe::store::AffectedTenants;
+use crate::deliveries::probe::store::{AffectedCallback, AffectedCallbacks};
 
 #[derive(Clone, Debug)]
 pub(super) struct PostgresServer {
@@ -287,7 +287,7 @@ pub(super) async fn count_expired_leases(database: &Database) -> Result<CountWit
     })
 }
 
-/// The number of deliveries of events of the last 24 hours that failed permanently, and the tenants with the most of
+/// The number of deliveries of events of the last 24 hours that failed permanently, and the callbacks with the most of
 /// them.
 pub(super) async fn list_recent_failures(
     database: &Database,
@@ -297,7 +297,7 @@ pub(super) async fn list_recent_failures(
         database,
         r#"
         select
-            delivery.tenant_id || coalesce(' (' || (
+            callback_name(delivery.tenant_id, delivery.callback) || coalesce(' (' || (
                 array_agg(delivery.last_error order by delivery.failed_at desc)
                     filter (where delivery.last_error is not null)
             )[1] || ')', '') as "name!",
@@ -306,8 +306,8 @@ pub(super) async fn list_recent_failures(
         join webhook_deliveries delivery on delivery.event_id = event.id
         where event.received_at > attesto_now() - interval '1 day'
             and delivery.status = 'failed'
-        group by delivery.tenant_id
-        order by count(*) desc, delivery.tenant_id limit $1
+        group by delivery.tenant_id, delivery.callback
+        order by count(*) desc, delivery.tenant_id, delivery.callback limit $1
         "#,
         limit
     )
@@ -365,11 +365,11 @@ pub(super) async fn list_disabled_callbacks(
     few!(
         database,
         r#"
-        select tenant_id as "name!", count(*) over () as "count!"
+        select callback_name(tenant_id, callback) as "name!", count(*) over () as "count!"
         from webhook_configs config
         join tenants on tenants.id = tenant_id and tenants.is_active
         where not config.is_active
-        order by tenant_id limit $1
+        order by tenant_id, callback limit $1
         "#,
         limit
     )
@@ -383,11 +383,11 @@ pub(super) async fn list_closed_callbacks(
     few!(
         database,
         r#"
-        select config.tenant_id as "name!", count(*) over () as "count!"
+        select callback_name(config.tenant_id, config.callback) as "name!", count(*) over () as "count!"
         from webhook_configs config
         join tenants tenant on tenant.id = config.tenant_id and tenant.is_active
         join webhook_health health
-            on health.tenant_id = config.tenant_id
+            on health.tenant_id = config.tenant_id and health.callback = config.callback
             and health.callback_key = hashtextextended(config.callback_url, 0)
         where config.is_active and health.state in ('open', 'paused')
         order by health.failing_since limit $1
@@ -396,8 +396,9 @@ pub(super) async fn list_closed_callbacks(
     )
 }
 
-/// Callbacks older than `grace` without a stored delivery; retention may have removed earlier ones. Tenants with an
-/// Apple key are covered by [`list_tenants_without_apple_events`].
+/// Tenants with a callback older than `grace` and without a stored delivery; retention may have removed earlier ones. Tenants
+/// with an Apple key are covered by [`list_tenants_without_apple_events`]. Single callbacks are not looked at: they may be sent
+/// rare events only.
 pub(super) async fn list_unused_callbacks(
     database: &Database,
     grace: Duration,
@@ -407,13 +408,20 @@ pub(super) async fn list_unused_callbacks(
         database,
         r#"
         select config.tenant_id as "name!", count(*) over () as "count!"
-        from webhook_configs config
+        from (
+            select tenant_id, min(created_at) as created_at from webhook_configs where is_active group by tenant_id
+        ) config
         join tenants on tenants.id = config.tenant_id and tenants.is_active
-        where config.is_active
-            and config.created_at < attesto_now() - make_interval(secs => $2)
+        -- Not `not exists`, which the planner may answer with all deliveries of all tenants.
+        left join lateral (
+            select delivery.tenant_id from webhook_deliveries delivery
+            where delivery.tenant_id = config.tenant_id
+            limit 1
+        ) delivered on true
+        where config.created_at < attesto_now() - make_interval(secs => $2)
             and exists (select from google_credentials where tenant_id = config.tenant_id)
             and not exists (select from apple_credentials where tenant_id = config.tenant_id)
-            and not exists (select from webhook_deliveries where tenant_id = config.tenant_id)
+            and delivered.tenant_id is null
         order by config.tenant_id limit $1
         "#,
         limit,
@@ -467,7 +475,9 @@ pub(super) async fn list_tenants_without_apple_events(
         select stored.tenant_id as "name!", count(*) over () as "count!"
         from apple_credentials stored
         join tenants on tenants.id = stored.tenant_id and tenants.is_active
-        join webhook_configs config on config.tenant_id = stored.tenant_id and config.is_active
+        join (
+            select tenant_id, min(created_at) as created_at from webhook_configs where is_active group by tenant_id
+        ) config on config.tenant_id = stored.tenant_id
         where greatest(stored.created_at, config.created_at)
                 < attesto_now() - make_interval(secs => $2)
             and not exists (
@@ -493,8 +503,8 @@ pub(super) async fn list_tenants_without_push_account(
         select stored.tenant_id as "name!", count(*) over () as "count!"
         from google_credentials stored
         join tenants on tenants.id = stored.tenant_id and tenants.is_active
-        join webhook_configs config on config.tenant_id = stored.tenant_id and config.is_active
         where stored.pubsub_service_account is null
+            and exists (select from webhook_configs where tenant_id = stored.tenant_id and is_active)
         order by stored.tenant_id limit $1
         "#,
         limit
@@ -581,26 +591,34 @@ pub(super) async fn list_expiring_client_certificates(
     database: &Database,
     before: Timestamp,
     limit: i64,
-) -> Result<AffectedTenants, Error> {
+) -> Result<AffectedCallbacks, Error> {
     let rows = sqlx::query!(
         r#"
-        select certificate.tenant_id as "tenant!: TenantId", not_after as "end!", count(*) over () as "count!"
+        select certificate.tenant_id as "tenant!: TenantId", certificate.callback as "callback!: CallbackNumber",
+            callback_name(certificate.tenant_id, certificate.callback) as "name!",
+            not_after as "end!", count(*) over () as "count!"
         from webhook_client_certificates certificate
-        join webhook_configs config on config.tenant_id = certificate.tenant_id and config.is_active
+        join webhook_configs config
+            on config.tenant_id = certificate.tenant_id and config.callback = certificate.callback and config.is_active
         join tenants on tenants.id = certificate.tenant_id and tenants.is_active
         where not_after < $1 and not_after - attesto_now() < (not_after - not_before) / 3
-        order by not_after, certificate.tenant_id limit $2
+        order by not_after, certificate.tenant_id, certificate.callback limit $2
         "#,
         OffsetDateTime::from(before),
         limit
     )
     .fetch_all(database.pool())
     .await?;
-    Ok(AffectedTenants {
+    Ok(AffectedCallbacks {
         count: rows.first().map_or(0, |row| row.count),
         first: rows
             .into_iter()
-            .map(|row| (row.tenant, Timestamp::from(row.end).to_string()))
+            .map(|row| AffectedCallback {
+                tenant: row.tenant,
+                callback: row.callback,
+                name: row.name,
+                what: Timestamp::from(row.end).to_string(),
+            })
             .collect(),
     })
 }
@@ -611,7 +629,8 @@ pub(super) async fn load_first_client_certificate_expiry(
 ) -> Result<Option<Timestamp>, Error> {
     let first = sqlx::query_scalar!(
         "select min(not_after) from webhook_client_certificates certificate \
-           join webhook_configs config on config.tenant_id = certificate.tenant_id and config.is_active \
+           join webhook_configs config \
+             on config.tenant_id = certificate.tenant_id and config.callback = certificate.callback and config.is_active \
            join tenants on tenants.id = certificate.tenant_id and tenants.is_active"
     )
     .fetch_one(database.pool())

@@ -827,6 +827,7 @@ fn attempt_span(claimed: &ClaimedDelivery) -> Span {
         otel.status_code = Empty,
         http.response.status_code = Empty,
         attesto.tenant_id = %job.tenant_id,
+        attesto.callback = i64::from(job.callback.column()),
         attesto.event_id = %job.event_id,
         attesto.event = job.event_type,
         attesto.delivery_id = %job.id,
@@ -847,6 +848,7 @@ fn report_attempt(
         deliveryId = %job.id,
         eventId = %job.event_id,
         tenantId = %job.tenant_id,
+        callback = job.callback.column(),
         attempt = job.attempt_number,
         status,
         responseCode = outcome.status_code(),
@@ -860,13 +862,15 @@ fn report_attempt(
 
 fn report_state_change(change: &EndpointStateChange) {
     let (tenant, health) = (&change.tenant_id, &change.health);
+    let callback = change.callback.column();
     let (from, state) = (change.previous_state.as_str(), health.state.as_str());
     match health.state {
         EndpointState::Active | EndpointState::Throttled => tracing::info!(
-            tenantId = %tenant, from, state, failures = health.failures, "webhook_callback"
+            tenantId = %tenant, callback, from, state, failures = health.failures, "webhook_callback"
         ),
         EndpointState::Open | EndpointState::Paused => tracing::warn!(
             tenantId = %tenant,
+            callback,
             from,
             state,
             failures = health.failures,

@@ -7,7 +7,7 @@ use futures_util::future::BoxFuture;
 use hyper::body::Bytes;
 
 use super::outcome::AttemptOutcome;
-use crate::base::id::{DeliveryId, EventId, TenantId};
+use crate::base::id::{CallbackNumber, DeliveryId, EventId, TenantId};
 
 /// What one attempt sends. The secrets that sign it are not part of it: they are read at each attempt.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -18,11 +18,13 @@ pub struct DeliveryJob {
     pub event_id: EventId,
     /// The tenant that owns the event and the callback.
     pub tenant_id: TenantId,
+    /// Which of the tenant's callbacks it is for.
+    pub callback: CallbackNumber,
     /// `X-Attesto-Event`, such as `subscription.renewed`.
     pub event_type: String,
-    /// The callback, fixed when the event was stored.
+    /// The URL of the callback, fixed when the event was stored.
     pub callback_url: String,
-    /// The bytes that were stored with the event.
+    /// The bytes that were stored with the event. A callback of kind `raw` is sent the store's message in them.
     pub body: Bytes,
     /// `X-Attesto-Attempt`, counted from one.
     pub attempt_number: u32,

@@ -8,7 +8,7 @@ use futures_util::FutureExt as _;
 use futures_util::future::BoxFuture;
 use tokio::time::timeout;
 
-use super::endpoint::store::{self, EndpointsByTenant};
+use super::endpoint::store::{self, EndpointsByCallback};
 use super::job::{DeliveryJob, JobSender};
 use super::outcome::{AttemptOutcome, OutcomeClass};
 use super::sender::Sender;
@@ -41,7 +41,7 @@ impl SigningSender {
     async fn load_endpoints(
         self,
         tenants: BTreeSet<TenantId>,
-    ) -> Result<Arc<EndpointsByTenant>, String> {
+    ) -> Result<Arc<EndpointsByCallback>, String> {
         let tenants: Vec<TenantId> = tenants.into_iter().collect();
         let loading = store::load_endpoints(&self.database, &self.keyring, &tenants);
         let endpoints = timeout(LOAD_ENDPOINTS_TIMEOUT, loading)
@@ -49,7 +49,12 @@ impl SigningSender {
             .map_err(|_| "the secrets could not be read in time".to_owned())?
             .map_err(|error| format!("the secrets could not be read: {error}"))?;
         for error in endpoints.values().filter_map(|found| found.as_ref().err()) {
-            tracing::error!(tenantId = %error.tenant, error = %error, "webhook_secret_unreadable");
+            tracing::error!(
+                tenantId = %error.tenant,
+                callback = error.callback.column(),
+                error = %error,
+                "webhook_secret_unreadable"
+            );
         }
         Ok(Arc::new(endpoints))
     }
@@ -67,7 +72,7 @@ impl JobSender for SigningSender {
 async fn send_signed(
     sender: Sender,
     job: Arc<DeliveryJob>,
-    endpoints: impl Future<Output = Result<Arc<EndpointsByTenant>, String>>,
+    endpoints: impl Future<Output = Result<Arc<EndpointsByCallback>, String>>,
 ) -> AttemptOutcome {
     // Nothing was sent, and the callback did nothing wrong.
     let unsigned = |detail| AttemptOutcome::NotAttempted {
@@ -75,10 +80,10 @@ async fn send_signed(
         detail,
     };
     match endpoints.await {
-        Ok(endpoints) => match endpoints.get(&job.tenant_id) {
+        Ok(endpoints) => match endpoints.get(&(job.tenant_id.clone(), job.callback)) {
             Some(Ok(endpoint)) => sender.send(&job, endpoint).await,
             Some(Err(error)) => unsigned(error.to_string()),
-            None => unsigned("the tenant has no webhook configuration".to_owned()),
+            None => unsigned("the tenant has no such callback any more".to_owned()),
         },
         Err(detail) => unsigned(detail),
     }

@@ -17,7 +17,7 @@ use super::health::{EndpointHealth, EndpointState, HealthSignal, MAX_IN_FLIGHT_P
 use super::job::DeliveryJob;
 use super::outcome::AttemptOutcome;
 use crate::base::clock::Timestamp;
-use crate::base::id::{DeliveryId, EventId, TenantId};
+use crate::base::id::{CallbackNumber, DeliveryId, EventId, TenantId};
 use crate::base::lane::{Lane, LaneSet};
 use crate::db::{Database, DbTransaction, Error};
 
@@ -100,6 +100,7 @@ pub(super) struct BatchReport {
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) struct EndpointStateChange {
     pub(super) tenant_id: TenantId,
+    pub(super) callback: CallbackNumber,
     pub(super) previous_state: EndpointState,
     pub(super) health: EndpointHealth,
 }
@@ -321,23 +322,32 @@ impl DeliveryStore {
         results: &[&FinishedAttempt],
     ) -> Result<Vec<EndpointStateChange>, Error> {
         // In the same order in all processes, so that no two of them wait for each other.
-        let mut signals: BTreeMap<(&str, &str), Vec<HealthSignal>> = BTreeMap::new();
+        let mut signals: BTreeMap<CallbackUrl<'_>, Vec<HealthSignal>> = BTreeMap::new();
         for result in results {
             if let Some(signal) = result.health_signal() {
                 let job = &result.claimed.job;
-                let callback = (job.tenant_id.as_str(), job.callback_url.as_str());
+                let callback = (
+                    job.tenant_id.as_str(),
+                    job.callback,
+                    job.callback_url.as_str(),
+                );
                 signals.entry(callback).or_default().push(signal);
             }
         }
         if signals.is_empty() {
             return Ok(Vec::new());
         }
-        let callbacks: Vec<(&str, &str)> = signals.keys().copied().collect();
+        let callbacks: Vec<CallbackUrl<'_>> = signals.keys().copied().collect();
         let mut rows = self.lock_health_rows(transaction, &callbacks).await?;
         let mut changes = Vec::new();
         for row in &mut rows {
             let before = row.health;
-            let signals = signals.get(&(row.tenant_id.as_str(), row.callback_url.as_str()));
+            let callback = (
+                row.tenant_id.as_str(),
+                row.callback,
+                row.callback_url.as_str(),
+            );
+            let signals = signals.get(&callback);
             row.health = signals
                 .into_iter()
                 .flatten()
@@ -347,6 +357,7 @@ impl DeliveryStore {
             if before.state != row.health.state {
                 changes.push(EndpointStateChange {
                     tenant_id: row.tenant_id.clone(),
+                    callback: row.callback,
                     previous_state: before.state,
                     health: row.health,
                 });
@@ -356,43 +367,51 @@ impl DeliveryStore {
         Ok(changes)
     }
 
-    /// Locks the health of these callbacks, each a tenant and a URL, and creates the rows that do not exist.
+    /// Locks the health of these callbacks and creates the rows that do not exist.
     async fn lock_health_rows(
         &self,
         transaction: &mut DbTransaction,
-        callbacks: &[(&str, &str)],
+        callbacks: &[CallbackUrl<'_>],
     ) -> Result<Vec<HealthRow>, Error> {
-        let tenants = to_column(callbacks, |(tenant, _)| (*tenant).to_owned());
-        let urls = to_column(callbacks, |(_, url)| (*url).to_owned());
+        let tenants = to_column(callbacks, |(tenant, ..)| (*tenant).to_owned());
+        let numbers = to_column(callbacks, |(_, number, _)| number.column());
+        let urls = to_column(callbacks, |(.., url)| (*url).to_owned());
         sqlx::query!(
             "
-            insert into webhook_health (tenant_id, callback_url)
-            select tenant, url from unnest($1::text[], $2::text[]) as news (tenant, url) order by tenant, url
+            insert into webhook_health (tenant_id, callback, callback_url)
+            select tenant, callback, url
+            from unnest($1::text[], $2::int2[], $3::text[]) as news (tenant, callback, url)
+            order by tenant, callback, url
             on conflict do nothing
             ",
             &tenants,
+            &numbers,
             &urls,
         )
         .execute(&mut **transaction)
         .await?;
         let rows = sqlx::query!(
             r#"
-            select health.tenant_id as "tenant: TenantId", news.url as "url!", health.callback_key as "key!",
+            select health.tenant_id as "tenant: TenantId", health.callback as "callback: CallbackNumber",
+                news.url as "url!", health.callback_key as "key!",
                 state, allowed, failures, unreachable, failing_since, last_success_at, last_failure_at, closed_until,
                 closings, attesto_now() as "now!"
-            from unnest($1::text[], $2::text[]) as news (tenant, url)
+            from unnest($1::text[], $2::int2[], $3::text[]) as news (tenant, callback, url)
             join webhook_health health
-                on health.tenant_id = news.tenant and health.callback_key = hashtextextended(news.url, 0)
-            order by health.tenant_id, health.callback_key
+                on health.tenant_id = news.tenant and health.callback = news.callback
+                and health.callback_key = hashtextextended(news.url, 0)
+            order by health.tenant_id, health.callback, health.callback_key
             for no key update of health
             "#,
             &tenants,
+            &numbers,
             &urls,
         )
         .fetch_all(&mut **transaction)
         .await?;
         let rows = rows.into_iter().map(|row| HealthRow {
             tenant_id: row.tenant,
+            callback: row.callback,
             callback_url: row.url,
             callback_key: row.key,
             now: row.now.into(),
@@ -428,24 +447,28 @@ impl DeliveryStore {
             ClaimedRow,
             r#"
             with busy as (
-                select tenant_id, callback_key, count(*) as requests
+                select tenant_id, callback, callback_key, count(*) as requests
                 from webhook_deliveries
                 where lane = any($6) and lease_until is not null and lease_until > attesto_now()
-                group by tenant_id, callback_key
+                group by tenant_id, callback, callback_key
             ), open as (
-                select waiting.lane, waiting.tenant_id, waiting.callback_key, waiting.next_attempt_at,
+                select waiting.lane, waiting.tenant_id, waiting.callback, waiting.callback_key, waiting.next_attempt_at,
                     coalesce(busy.requests, 0) as under_way,
                     coalesce(of_tenant.requests, 0) as under_way_of_tenant,
                     case when health.closed_until is null then coalesce(health.allowed, 1) else 1 end as admitted,
                     coalesce(health.state = 'active' and health.allowed = $5 and health.failures = 0
                         and health.last_success_at > attesto_now() - make_interval(secs => 60), false)
                         as settled
-                from delivery_callbacks_waiting($6) waiting
+                from callbacks_waiting_in_lanes($6) waiting
                 join tenants tenant on tenant.id = waiting.tenant_id and tenant.is_active
-                join webhook_configs config on config.tenant_id = waiting.tenant_id and config.is_active
+                join webhook_configs config
+                    on config.tenant_id = waiting.tenant_id and config.callback = waiting.callback and config.is_active
                 left join webhook_health health
-                    on health.tenant_id = waiting.tenant_id and health.callback_key = waiting.callback_key
-                left join busy on busy.tenant_id = waiting.tenant_id and busy.callback_key = waiting.callback_key
+                    on health.tenant_id = waiting.tenant_id and health.callback = waiting.callback
+                    and health.callback_key = waiting.callback_key
+                left join busy
+                    on busy.tenant_id = waiting.tenant_id and busy.callback = waiting.callback
+                    and busy.callback_key = waiting.callback_key
                 left join (select tenant_id, sum(requests)::int8 as requests from busy group by tenant_id) of_tenant
                     on of_tenant.tenant_id = waiting.tenant_id
                 where waiting.next_attempt_at <= attesto_now()
@@ -454,7 +477,8 @@ impl DeliveryStore {
             ), candidate as (
                 select due.id, open.tenant_id, open.settled,
                     open.under_way_of_tenant + row_number() over (
-                        partition by open.tenant_id order by open.under_way + due.position, open.callback_key
+                        partition by open.tenant_id
+                        order by open.under_way + due.position, open.callback, open.callback_key
                     ) as place
                 from open
                 cross join lateral (
@@ -464,7 +488,8 @@ impl DeliveryStore {
                         from webhook_deliveries delivery
                         where delivery.status = 'pending' and delivery.lease_until is null and delivery.parked_at is null
                             and delivery.lane = open.lane
-                            and delivery.tenant_id = open.tenant_id and delivery.callback_key = open.callback_key
+                            and delivery.tenant_id = open.tenant_id and delivery.callback = open.callback
+                            and delivery.callback_key = open.callback_key
                             -- Not before the first that waits: the index still has delivered ones there.
                             and delivery.next_attempt_at >= open.next_attempt_at
                             and delivery.next_attempt_at <= attesto_now()
@@ -491,7 +516,8 @@ impl DeliveryStore {
             from locked, picked, webhook_events event
             where delivery.id = locked.id and picked.id = locked.id and event.id = delivery.event_id
             returning delivery.id as "id: DeliveryId", delivery.event_id as "event_id: EventId",
-                delivery.tenant_id as "tenant_id: TenantId", delivery.callback_url, delivery.attempt_count,
+                delivery.tenant_id as "tenant_id: TenantId", delivery.callback as "callback: CallbackNumber",
+                delivery.callback_url, delivery.attempt_count,
                 delivery.lease_no, delivery.requested_by is not null as "requested!",
                 extract(epoch from attesto_now() - delivery.next_attempt_at)::float8
                     as "waited!",
@@ -521,18 +547,22 @@ impl DeliveryStore {
         let rows = sqlx::query!(
             r#"
             with busy as (
-                select tenant_id, callback_key, count(*) as requests
+                select tenant_id, callback, callback_key, count(*) as requests
                 from webhook_deliveries
                 where lane = any($2) and lease_until is not null and lease_until > attesto_now()
-                group by tenant_id, callback_key
+                group by tenant_id, callback, callback_key
             ), due as (
                 select waiting.lane, min(greatest(waiting.next_attempt_at, health.closed_until)) as due_at
-                from delivery_callbacks_waiting($2) waiting
+                from callbacks_waiting_in_lanes($2) waiting
                 join tenants tenant on tenant.id = waiting.tenant_id and tenant.is_active
-                join webhook_configs config on config.tenant_id = waiting.tenant_id and config.is_active
+                join webhook_configs config
+                    on config.tenant_id = waiting.tenant_id and config.callback = waiting.callback and config.is_active
                 left join webhook_health health
-                    on health.tenant_id = waiting.tenant_id and health.callback_key = waiting.callback_key
-                left join busy on busy.tenant_id = waiting.tenant_id and busy.callback_key = waiting.callback_key
+                    on health.tenant_id = waiting.tenant_id and health.callback = waiting.callback
+                    and health.callback_key = waiting.callback_key
+                left join busy
+                    on busy.tenant_id = waiting.tenant_id and busy.callback = waiting.callback
+                    and busy.callback_key = waiting.callback_key
                 left join (select tenant_id, sum(requests)::int8 as requests from busy group by tenant_id) of_tenant
                     on of_tenant.tenant_id = waiting.tenant_id
                 where not exists (select from delivery_holds where released_at is null)
@@ -698,19 +728,15 @@ async fn lock_delivery_rows(
     Ok(())
 }
 
-/// Ends the original delivery of each event that a redelivery has delivered. One that is in flight may finish: its
+/// Ends the original delivery to the same callback of each event that a redelivery has delivered. One that is in flight may finish: its
 /// column `settled_by` decides what its result means.
 async fn settle_original_deliveries(
     transaction: &mut DbTransaction,
     results: &[&FinishedAttempt],
 ) -> Result<(), Error> {
     let redelivered = results.iter().filter(|r| r.is_successful_redelivery());
-    let (events, deliveries): (Vec<String>, Vec<String>) = redelivered
-        .map(|r| {
-            let job = &r.claimed.job;
-            (job.event_id.to_string(), job.id.to_string())
-        })
-        .unzip();
+    let jobs: Vec<_> = redelivered.map(|r| &r.claimed.job).collect();
+    let events = to_column(&jobs, |job| job.event_id.to_string());
     if events.is_empty() {
         return Ok(());
     }
@@ -723,11 +749,13 @@ async fn settle_original_deliveries(
             delivered_at = case
                 when lease_until is null then attesto_now() else delivered_at
             end
-        from unnest($1::text[], $2::text[]) as arrived (event, delivery)
-        where delivery.event_id = arrived.event and delivery.status = 'pending' and delivery.requested_by is null
+        from unnest($1::text[], $2::int2[], $3::text[]) as arrived (event, callback, delivery)
+        where delivery.event_id = arrived.event and delivery.callback = arrived.callback
+            and delivery.status = 'pending' and delivery.requested_by is null
         ",
         &events,
-        &deliveries,
+        &to_column(&jobs, |job| job.callback.column()),
+        &to_column(&jobs, |job| job.id.to_string()),
     )
     .execute(&mut **transaction)
     .await?;
@@ -770,6 +798,7 @@ struct ClaimedRow {
     id: DeliveryId,
     event_id: EventId,
     tenant_id: TenantId,
+    callback: CallbackNumber,
     callback_url: String,
     attempt_count: i32,
     lease_no: i32,
@@ -796,6 +825,7 @@ impl ClaimedRow {
                 event_id: self.event_id,
                 tenant_id: self.tenant_id,
                 event_type: self.event_type,
+                callback: self.callback,
                 callback_url: self.callback_url,
                 body,
                 attempt_number: to_unsigned(self.attempt_count).saturating_add(1),
@@ -807,9 +837,13 @@ impl ClaimedRow {
     }
 }
 
+/// A tenant, one of its callbacks, and the URL of that callback.
+type CallbackUrl<'a> = (&'a str, CallbackNumber, &'a str);
+
 /// A locked row of `webhook_health`.
 struct HealthRow {
     tenant_id: TenantId,
+    callback: CallbackNumber,
     callback_url: String,
     callback_key: i64,
     /// The database's clock.
@@ -829,10 +863,10 @@ async fn save_health(transaction: &mut DbTransaction, rows: &[HealthRow]) -> Res
                 failing_since = news.failing_since, last_success_at = news.last_success_at,
                 last_failure_at = news.last_failure_at, closed_until = news.closed_until, closings = news.closings
             from unnest($1::text[], $2::int8[], $3::text[], $4::int2[], $5::int[], $6::int[], $7::timestamptz[],
-                    $8::timestamptz[], $9::timestamptz[], $10::timestamptz[], $11::int[])
+                    $8::timestamptz[], $9::timestamptz[], $10::timestamptz[], $11::int[], $12::int2[])
                 as news (tenant, key, state, allowed, failures, unreachable, failing_since, last_success_at,
-                    last_failure_at, closed_until, closings)
-            where health.tenant_id = news.tenant and health.callback_key = news.key
+                    last_failure_at, closed_until, closings, callback)
+            where health.tenant_id = news.tenant and health.callback = news.callback and health.callback_key = news.key
             ",
         &to_column(rows, |row| row.tenant_id.to_string()),
         &to_column(rows, |row| row.callback_key),
@@ -845,6 +879,7 @@ async fn save_health(transaction: &mut DbTransaction, rows: &[HealthRow]) -> Res
         &moments(|health| health.last_failure_at) as &[Option<OffsetDateTime>],
         &moments(|health| health.closed_until) as &[Option<OffsetDateTime>],
         &to_column(rows, |row| number(row.health.closings)),
+        &to_column(rows, |row| row.callback.column()),
     )
     .execute(&mut **transaction)
     .await?;

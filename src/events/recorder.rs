@@ -25,7 +25,7 @@ pub struct EventRecorder {
 }
 
 impl EventRecorder {
-    /// `on_delivery_enqueued` is called with its tenant after each commit that has enqueued a delivery. It must return at once.
+    /// `on_delivery_enqueued` is called with its tenant after each commit that has enqueued deliveries. It must return at once.
     pub fn new(
         database: &Database,
         clock: &Clock,
@@ -60,7 +60,7 @@ impl EventRecorder {
         self
     }
 
-    /// Writes the event, and a delivery if its tenant has an active callback. Both are committed when this returns. The event
+    /// Writes the event, and a delivery for each active callback that is sent such events. All are committed when this returns. The event
     /// of a repeated notification is not written again, and no event is written for an inactive tenant.
     pub async fn record_event(&self, event: &NewEvent) -> Result<StoredEvent, RecordError> {
         loop {
@@ -111,8 +111,8 @@ pub struct AcceptedNotification {
     pub external_id: String,
     /// Whether it came for the first time.
     pub is_new: bool,
-    /// Whether this request has put it on its way to the tenant's callback. False for a repeat, and for a tenant without a
-    /// callback.
+    /// Whether this request has put it on its way to a callback of the tenant. False for a repeat, and if there is none that is
+    /// sent such events.
     pub enqueued_delivery: bool,
 }
 

@@ -18,6 +18,7 @@ use crate::base::clock::Timestamp;
 use crate::base::id::{DeliveryId, EventId, TenantId};
 use crate::crypto::token::sha256;
 use crate::db::{Database, Error};
+use crate::deliveries::endpoint::MAX_CALLBACKS;
 
 /// Longer texts are truncated in indexed columns: a B-tree entry of Postgres has room for about 2,700 bytes.
 const MAX_KEY_BYTES: usize = 1024;
@@ -29,7 +30,7 @@ pub struct StoredEvent {
     pub event_id: EventId,
     /// False for a repeated notification.
     pub is_new: bool,
-    /// Whether a delivery was enqueued. Never for a repeated notification.
+    /// Whether at least one delivery was enqueued. Never for a repeated notification.
     pub enqueued: bool,
 }
 
@@ -69,10 +70,11 @@ impl From<Error> for RecordError {
     }
 }
 
-/// The columns of an event and its delivery, as they are written.
+/// The columns of an event and its deliveries, as they are written.
 #[derive(Clone, Debug)]
 pub(super) struct EventRow {
     pub(super) id: EventId,
+    /// Of the first delivery. The statement derives those of further callbacks from it.
     pub(super) delivery_id: DeliveryId,
     tenant: TenantId,
     source: EventSource,
@@ -188,7 +190,7 @@ pub(super) enum InsertOutcome {
     TenantInactive,
     /// The notification was stored before. [`confirm_event`] tells which event that is.
     Repeated,
-    /// The event is committed; `enqueued`: with a delivery.
+    /// The event is committed; `enqueued`: with at least one delivery.
     Stored { enqueued: bool },
 }
 
@@ -206,7 +208,7 @@ impl InsertOutcome {
 /// stored: another process stored it meanwhile. The number is given back with the rest of the statement.
 const NOTIFICATION_REPEATED: &str = "AT001";
 
-/// Writes an event and, if its tenant has an active callback, a delivery; an event with a subject and without a state is also
+/// Writes an event and a delivery for each active callback of its tenant that is sent such events; an event with a subject and without a state is also
 /// listed in `unresolved_states`. One statement: all are written or none is, and a client that disconnects cannot leave a
 /// transaction open. The same statement checks that the tenant is active: an earlier check may be out of date, and an export
 /// of an inactive tenant must contain all of its events.
@@ -245,10 +247,12 @@ pub(super) async fn insert_event(
                 returning id
             ), delivery as (
                 -- Where it goes is decided now: a later change of the configuration redirects nothing.
-                insert into webhook_deliveries (id, event_id, tenant_id, callback_url)
-                select $15, event.id, config.tenant_id, config.callback_url
+                insert into webhook_deliveries (id, event_id, tenant_id, callback, callback_url)
+                select nth_delivery_id($15, row_number() over (order by config.callback) - 1), event.id,
+                    config.tenant_id, config.callback, config.callback_url
                 from event, webhook_configs as config
                 where config.tenant_id = $2 and config.is_active
+                    and callback_takes(config.kind, config.events, config.sources, config.environments, $5, $3, $8, $4, $7)
                 returning id
             ), unresolved as (
                 insert into unresolved_states
@@ -374,16 +378,20 @@ pub(super) async fn insert_events(
             returning id
         ), delivery as (
             -- Where it goes is decided now: a later change of the configuration redirects nothing.
-            insert into webhook_deliveries (id, event_id, tenant_id, callback_url)
-            select fresh.delivery_id, event.id, fresh.tenant_id, config.callback_url
+            insert into webhook_deliveries (id, event_id, tenant_id, callback, callback_url)
+            select nth_delivery_id(fresh.delivery_id, config.nth), event.id, fresh.tenant_id, config.callback,
+                config.callback_url
             from event
             join fresh on fresh.id = event.id
             cross join lateral (
-                select callback_url from webhook_configs
+                select callback, callback_url, row_number() over (order by callback) - 1 as nth
+                from webhook_configs
                 where webhook_configs.tenant_id = fresh.tenant_id and webhook_configs.is_active
-                limit 1
+                    and callback_takes(kind, events, sources, environments, fresh.event_type, fresh.source,
+                        fresh.environment, fresh.external_id, fresh.platform_event)
+                limit $24
             ) config
-            order by fresh.place
+            order by fresh.place, config.nth
             returning event_id
         ), unresolved as (
             insert into unresolved_states
@@ -396,12 +404,11 @@ pub(super) async fn insert_events(
             where fresh.key_hash is not null and fresh.state is null and fresh.state_error is not null
         )
         select input.is_active as "is_active!", event.id is not null as "is_new!",
-            delivery.event_id is not null as "enqueued!",
+            input.id in (select event_id from delivery) as "enqueued!",
             case when input.is_active and not input.is_repeated and event.id is null and input.key_hash is not null
                 then raise_notification_repeated() end as repeated
         from input
         left join event on event.id = input.id
-        left join delivery on delivery.event_id = input.id
         order by input.place
         "#,
         &column(events, |event| event.id.as_str()) as &[&str],
@@ -429,6 +436,7 @@ pub(super) async fn insert_events(
         &column(events, |event| event.told.hash.as_ref().map(<[u8; 32]>::as_slice))
             as &[Option<&[u8]>],
         &column(events, |event| event.told.changes_by) as &[Option<OffsetDateTime>],
+        MAX_CALLBACKS,
     )
     .fetch_all(database.pool());
     let rows = database.writes().observe(rows).await?;

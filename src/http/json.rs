@@ -59,22 +59,47 @@ impl<S: Send + Sync, T: FromJson> FromRequest<S> for JsonBody<T> {
     type Rejection = Problem;
 
     async fn from_request(request: Request, _state: &S) -> Result<Self, Problem> {
-        let (parts, body) = request.into_parts();
-        let issues = check_headers(&parts.headers);
-        let admission = parts.extensions.get::<BodyAdmission>().cloned();
-        // The body is read even when its headers are wrong, so that the connection can be used again.
-        let bytes = body::read_body(parts, body).await?;
-        if !issues.is_empty() {
-            return Err(Problem::invalid_request(&issues));
-        }
-        let read = read_json(&bytes);
-        drop(bytes);
-        // What was read of it is small, and a store may take seconds to answer.
-        if let Some(admission) = admission {
-            admission.release();
-        }
-        read.map(Self)
+        receive_json(request, || None).await.map(Self)
     }
+}
+
+/// Extracts a body as [`JsonBody`] does, and the default if the request has none.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct OptionalJsonBody<T>(pub(crate) T);
+
+impl<S: Send + Sync, T: FromJson + Default> FromRequest<S> for OptionalJsonBody<T> {
+    type Rejection = Problem;
+
+    async fn from_request(request: Request, _state: &S) -> Result<Self, Problem> {
+        receive_json(request, || Some(T::default())).await.map(Self)
+    }
+}
+
+/// Receives the whole body and reads it. `when_empty` says what an empty one means, if it is not an error.
+async fn receive_json<T: FromJson>(
+    request: Request,
+    when_empty: impl FnOnce() -> Option<T>,
+) -> Result<T, Problem> {
+    let (parts, body) = request.into_parts();
+    let issues = check_headers(&parts.headers);
+    let admission = parts.extensions.get::<BodyAdmission>().cloned();
+    // The body is read even when its headers are wrong, so that the connection can be used again.
+    let bytes = body::read_body(parts, body).await?;
+    if bytes.is_empty()
+        && let Some(meant) = when_empty()
+    {
+        return Ok(meant);
+    }
+    if !issues.is_empty() {
+        return Err(Problem::invalid_request(&issues));
+    }
+    let read = read_json(&bytes);
+    drop(bytes);
+    // What was read of it is small, and a store may take seconds to answer.
+    if let Some(admission) = admission {
+        admission.release();
+    }
+    read
 }
 
 /// Reads the bytes of a body.

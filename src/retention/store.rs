@@ -86,12 +86,13 @@ pub(super) async fn prune_batch(
             sqlx::query!(
                 "
                 with gone as (
-                    select tenant_id, number from webhook_previous_secrets
+                    select tenant_id, callback, number from webhook_previous_secrets
                     where expires_at <= attesto_now() - make_interval(secs => $1)
                     limit $2 for update skip locked
                 )
                 delete from webhook_previous_secrets previous using gone
-                where previous.tenant_id = gone.tenant_id and previous.number = gone.number
+                where previous.tenant_id = gone.tenant_id and previous.callback = gone.callback
+                    and previous.number = gone.number
                 ",
                 age,
                 BATCH_SIZE

@@ -7,7 +7,7 @@ use serde_json::Value;
 
 use crate::audit::store::LoggedVerification;
 use crate::base::clock::Timestamp;
-use crate::base::id::{DeliveryId, EventId};
+use crate::base::id::{CallbackNumber, DeliveryId, EventId};
 use crate::crypto::token::encode_hex;
 use crate::deliveries::history::{DeliveryRow, EventRow};
 use crate::events::PurchaseState;
@@ -66,6 +66,8 @@ pub enum TailLine {
         event_id: EventId,
         /// The type of that event.
         event: String,
+        /// Which of the tenant's callbacks it is for.
+        callback: CallbackNumber,
         /// The number of attempts so far.
         attempt: i32,
         /// `pending`, `delivered` or `failed`.
@@ -122,6 +124,7 @@ impl TailLine {
             delivery_id: row.id.clone(),
             event_id: row.event_id.clone(),
             event: row.event.clone(),
+            callback: row.callback,
             attempt: row.attempt_count,
             status: row.status.clone(),
             outcome: row.last_outcome.clone(),
@@ -197,6 +200,7 @@ impl TailLine {
             Self::Delivery {
                 event_id,
                 event,
+                callback,
                 attempt,
                 status,
                 outcome,
@@ -224,8 +228,13 @@ impl TailLine {
                 } else {
                     "tried"
                 };
+                let callback = if *callback == CallbackNumber::FIRST {
+                    String::new()
+                } else {
+                    format!(" to callback {callback}")
+                };
                 format!(
-                    "delivery      {event}  {event_id}  {word}, attempt {attempt}{answer}{then}"
+                    "delivery      {event}  {event_id}  {word}{callback}, attempt {attempt}{answer}{then}"
                 )
             }
             Self::Overflow { of, .. } => {

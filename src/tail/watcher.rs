@@ -54,7 +54,8 @@ impl TailWatcher {
             },
         );
         lines.extend(overflow);
-        let rows = history::store::list_events(database, &self.tenant, None, WINDOW_SIZE).await?;
+        let rows =
+            history::store::list_events(database, &self.tenant, None, None, WINDOW_SIZE).await?;
         let overflow = self.seen_events.take_unseen(
             rows,
             |row| (row.id.to_string(), row.received_at),
@@ -76,7 +77,8 @@ impl TailWatcher {
         let read = |status, ids| {
             let tenant = &self.tenant;
             async move {
-                history::store::list_deliveries(database, tenant, status, ids, WINDOW_SIZE).await
+                history::store::list_deliveries(database, tenant, status, None, ids, WINDOW_SIZE)
+                    .await
             }
         };
         let newest = read(None, None).await?;

@@ -107,7 +107,7 @@ async fn read_to_end(
 }
 
 /// Reads the history of production of the last ten days.
-async fn backfill(world: &World, tenant: &Tenant) -> BackfillReport {
+pub(crate) async fn backfill(world: &World, tenant: &Tenant) -> BackfillReport {
     let since = world.clock.now().minus(DAY * 10);
     let mut reader = open(&world.apple_backfill(), world, tenant, Some(since)).await;
     read_to_end(&mut reader, world).await.unwrap()

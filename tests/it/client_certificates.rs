@@ -6,7 +6,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use attesto::base::clock::{Clock, Timestamp};
-use attesto::base::id::{DeliveryId, EventId, TenantId};
+use attesto::base::id::{CallbackNumber, DeliveryId, EventId, TenantId};
 use attesto::deliveries::endpoint::store;
 use attesto::deliveries::endpoint::{
     ClientCertificate, ClientCertificateChange, ClientCertificateError, EndpointChange,
@@ -212,6 +212,7 @@ async fn a_connection_is_used_again_only_for_the_certificate_that_it_was_opened_
             id: DeliveryId::mint(now),
             event_id: EventId::mint(now),
             tenant_id: tenant.clone(),
+            callback: CallbackNumber::FIRST,
             event_type: "subscription.renewed".into(),
             attempt_number: 1,
             callback_url: url.clone(),
@@ -251,7 +252,11 @@ async fn a_connection_is_used_again_only_for_the_certificate_that_it_was_opened_
     let mut endpoints = store::load_endpoints(world.database(), world.keyring(), tenants)
         .await
         .unwrap();
-    let shown = endpoints.remove(&a).unwrap().unwrap().client_certificate;
+    let shown = endpoints
+        .remove(&(a.clone(), CallbackNumber::FIRST))
+        .unwrap()
+        .unwrap()
+        .client_certificate;
     let none = AllowList::default();
     let probe = sender.probe_callback(&url, &none, shown.as_ref()).await;
     assert!(matches!(probe, ProbeOutcome::Reachable { .. }), "{probe:?}");

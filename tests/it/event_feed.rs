@@ -618,7 +618,10 @@ async fn a_backend_has_one_of_its_events_delivered_again() {
             .fetch_one(world.database().pool())
             .await
             .unwrap();
-    let expected = json!({ "tenantId": tenant.id, "eventId": event, "deliveryId": delivery });
+    let expected = json!({
+        "tenantId": tenant.id, "eventId": event, "deliveryId": delivery,
+        "deliveries": [{ "callback": 1, "deliveryId": delivery }],
+    });
     assert_eq!(answer.body, expected);
     assert!(by.starts_with("API key key_"), "{by}");
     world.end().await;

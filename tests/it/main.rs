@@ -76,6 +76,7 @@ mod runbooks;
 mod secret_leaks;
 mod secrets_in_output;
 mod serve;
+mod several_callbacks;
 mod statement_plans;
 mod stored_bodies;
 mod support_desk;

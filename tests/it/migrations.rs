@@ -11,7 +11,7 @@ use crate::world::shell::Shell;
 
 /// Rows that exist before the migrations after the file's number. Add a file together with a
 /// migration whose tables later ones will change.
-const SAMPLE_ROWS: [(i64, &str); 24] = [
+const SAMPLE_ROWS: [(i64, &str); 25] = [
     (1, include_str!("sample_rows/0001.sql")),
     (2, include_str!("sample_rows/0002.sql")),
     (3, include_str!("sample_rows/0003.sql")),
@@ -34,6 +34,7 @@ const SAMPLE_ROWS: [(i64, &str); 24] = [
     (30, include_str!("sample_rows/0030.sql")),
     (32, include_str!("sample_rows/0032.sql")),
     (38, include_str!("sample_rows/0038.sql")),
+    (40, include_str!("sample_rows/0040.sql")),
     (43, include_str!("sample_rows/0043.sql")),
     (44, include_str!("sample_rows/0044.sql")),
 ];

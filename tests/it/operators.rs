@@ -22,7 +22,7 @@ fn shell(fresh: &Fresh) -> Shell {
 }
 
 /// The records, oldest first.
-fn operations(shell: &Shell) -> Vec<Value> {
+pub(crate) fn operations(shell: &Shell) -> Vec<Value> {
     let mut rows = shell.rows(&["audit", "operators", "list", "--limit", "500"]);
     rows.reverse();
     rows

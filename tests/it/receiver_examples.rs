@@ -11,8 +11,8 @@ use std::process::Stdio;
 use std::time::Duration;
 
 use attesto::base::clock::{Clock, Timestamp};
-use attesto::base::id::{DeliveryId, EventId, TenantId};
-use attesto::deliveries::endpoint::{SigningSecret, SigningSecrets, WebhookEndpoint};
+use attesto::base::id::{CallbackNumber, DeliveryId, EventId, TenantId};
+use attesto::deliveries::endpoint::{CallbackKind, SigningSecret, SigningSecrets, WebhookEndpoint};
 use attesto::deliveries::{DeliveryJob, Sender, SenderSettings, signature};
 use attesto::egress::{AllowList, EgressPolicy};
 use attesto::events::purchase_state::{StateBasis, StateStatus};
@@ -293,6 +293,7 @@ impl Running {
             id: DeliveryId::mint(at),
             event_id: id.clone(),
             tenant_id: TenantId::mint(at),
+            callback: CallbackNumber::FIRST,
             event_type: "subscription.renewed".to_owned(),
             attempt_number: 1,
             callback_url: self.url.clone(),
@@ -300,6 +301,7 @@ impl Running {
         };
         let endpoint = WebhookEndpoint {
             secrets: secrets.clone(),
+            kind: CallbackKind::Events,
             allow_list: AllowList::default(),
             client_certificate: None,
         };

@@ -112,7 +112,7 @@ fn active_state() -> PurchaseState {
 }
 
 fn delivery(attempt: i32, status: &str, outcome: &str, code: Option<i32>) -> Value {
-    json!({ "kind": "delivery", "attempt": attempt, "status": status, "outcome": outcome, "responseCode": code,
+    json!({ "kind": "delivery", "callback": 1, "attempt": attempt, "status": status, "outcome": outcome, "responseCode": code,
         "error": null, "isParked": false })
 }
 

@@ -6,7 +6,7 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
 use attesto::base::clock::Timestamp;
-use attesto::base::id::TenantId;
+use attesto::base::id::{CallbackNumber, TenantId};
 use attesto::crypto::keyring::{Keyring, MasterKey};
 use attesto::deliveries::endpoint::store::{EndpointChange, EndpointChangeError, SecretChange};
 use attesto::deliveries::endpoint::{SigningSecret, SigningSecrets, WebhookEndpoint, store};
@@ -105,7 +105,8 @@ impl Desk {
         let mut found = store::load_endpoints(database, &self.keyring, &tenants)
             .await
             .unwrap();
-        found.remove(&self.tenant).unwrap().unwrap()
+        let first = (self.tenant.clone(), CallbackNumber::FIRST);
+        found.remove(&first).unwrap().unwrap()
     }
 
     async fn set_secret(

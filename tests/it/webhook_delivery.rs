@@ -592,7 +592,7 @@ async fn a_delivery_that_crashes_workers_is_parked() {
     };
     let redeliveries = world.redeliveries();
     redeliveries
-        .redeliver_event(&event, &request)
+        .redeliver_event(&event, None, &request)
         .await
         .unwrap();
     assert_eq!(dispatcher.run_until_idle().await.unwrap(), 1);
@@ -1148,11 +1148,11 @@ async fn a_redelivery_that_succeeds_ends_the_automatic_retries() {
         reason: Some("they asked".into()),
     };
     let first = redeliveries
-        .redeliver_event(&event, &request)
+        .redeliver_event(&event, None, &request)
         .await
         .unwrap();
     let second = redeliveries
-        .redeliver_event(&event, &request)
+        .redeliver_event(&event, None, &request)
         .await
         .unwrap();
     assert_ne!(first, second);
@@ -1198,7 +1198,7 @@ async fn a_redelivery_does_not_change_automatic_retries() {
     };
     let redeliveries = world.redeliveries();
     redeliveries
-        .redeliver_event(&event, &request)
+        .redeliver_event(&event, None, &request)
         .await
         .unwrap();
     assert_eq!(dispatcher.run_until_idle().await.unwrap(), 1);
@@ -1237,7 +1237,7 @@ async fn a_redelivery_does_not_change_automatic_retries() {
     let mut hangs = world.dispatcher(slow.sender());
     assert_eq!(hangs.tick().await.unwrap().started, 1);
     redeliveries
-        .redeliver_event(&event, &request)
+        .redeliver_event(&event, None, &request)
         .await
         .unwrap();
     let mut dispatcher = world.dispatcher(fine().sender());
@@ -1278,6 +1278,7 @@ async fn a_redelivery_by_filter_covers_each_event_once() {
         status: Some(EventStatus::Failed),
         event_type: None,
         received_within: Some(Duration::from_hours(24)),
+        callback: None,
         is_for_previous_callback: false,
     };
     let found = redeliveries.preview_matching(&filter).await.unwrap();
@@ -1354,13 +1355,16 @@ async fn a_redelivery_needs_an_event_and_a_callback() {
         reason: None,
     };
     let stranger = EventId::mint(start());
-    let refused = redeliveries.redeliver_event(&stranger, &request).await;
+    let refused = redeliveries
+        .redeliver_event(&stranger, None, &request)
+        .await;
     assert!(matches!(refused, Err(RedeliveryError::EventNotFound(_))));
     let filter = |tenant: &TenantId| RedeliveryFilter {
         tenant: tenant.clone(),
         status: None,
         event_type: None,
         received_within: None,
+        callback: None,
         is_for_previous_callback: false,
     };
     let nobody = TenantId::mint(start());
@@ -1371,7 +1375,7 @@ async fn a_redelivery_needs_an_event_and_a_callback() {
     world
         .execute("update webhook_configs set is_active = false")
         .await;
-    let refused = redeliveries.redeliver_event(&event, &request).await;
+    let refused = redeliveries.redeliver_event(&event, None, &request).await;
     assert!(matches!(refused, Err(RedeliveryError::NoActiveCallback(_))));
     let refused = redeliveries
         .redeliver_matching(&filter(&tenant), &request)
@@ -1478,6 +1482,7 @@ async fn a_backlog_does_not_delay_a_redelivery() {
         status: Some(EventStatus::Failed),
         event_type: None,
         received_within: None,
+        callback: None,
         is_for_previous_callback: false,
     };
     let request = RedeliveryRequest {

@@ -6,8 +6,8 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
 use attesto::base::clock::{Clock, Timestamp};
-use attesto::base::id::{DeliveryId, EventId, TenantId};
-use attesto::deliveries::endpoint::{SigningSecret, SigningSecrets, WebhookEndpoint};
+use attesto::base::id::{CallbackNumber, DeliveryId, EventId, TenantId};
+use attesto::deliveries::endpoint::{CallbackKind, SigningSecret, SigningSecrets, WebhookEndpoint};
 use attesto::deliveries::sender::{ProbeOutcome, TlsTrust};
 use attesto::deliveries::{
     AttemptOutcome, DeliveryJob, OutcomeClass, Sender, SenderSettings, signature,
@@ -89,6 +89,7 @@ pub(crate) fn attempt(url: &str) -> Attempt {
             id: DeliveryId::mint(now()),
             event_id: EventId::mint(now()),
             tenant_id: TenantId::mint(now()),
+            callback: CallbackNumber::FIRST,
             event_type: "subscription.renewed".into(),
             attempt_number: 3,
             callback_url: url.into(),
@@ -96,6 +97,7 @@ pub(crate) fn attempt(url: &str) -> Attempt {
         },
         endpoint: WebhookEndpoint {
             secrets: SigningSecrets::from(secret("n")),
+            kind: CallbackKind::Events,
             allow_list: AllowList::default(),
             client_certificate: None,
         },

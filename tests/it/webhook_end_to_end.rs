@@ -55,7 +55,7 @@ pub(crate) async fn set_callback(
 }
 
 /// Whether both signatures verify with these secrets, as a receiver would compute them.
-fn convinces(request: &Received, secrets: &SigningSecrets) -> bool {
+pub(crate) fn convinces(request: &Received, secrets: &SigningSecrets) -> bool {
     let timestamp = request.headers["x-attesto-timestamp"].parse().unwrap();
     let id = &request.headers["webhook-id"];
     let signed = signature::sign_delivery(secrets, id, timestamp, &request.body);

@@ -1,6 +1,7 @@
 //! The commands of `attesto webhook`.
 
 use super::super::context::{CommandContext, CommandError};
+use super::callbacks::{self, AddCallbackArgs, RemoveCallbackArgs, SetFilterArgs};
 use super::config::{self, SetWebhookArgs};
 use super::history::{self, HistoryListArgs};
 use super::networks;
@@ -8,7 +9,7 @@ use super::ping;
 use super::redelivery::{self, RedeliverArgs};
 use super::show::{self, ShowEventArgs};
 use super::signature::{self, VerifySignatureArgs};
-use crate::base::id::{RedeliveryId, TenantId};
+use crate::base::id::{CallbackNumber, RedeliveryId, TenantId};
 use crate::egress::{AllowedNetwork, AllowedNetworkError};
 
 #[derive(Debug, clap::Subcommand)]
@@ -19,7 +20,21 @@ pub(crate) enum WebhookCommand {
     Get {
         /// The tenant's id, `tenant_…`
         tenant: TenantId,
+        /// Number of the callback in `webhook list`
+        #[arg(long, value_name = "N", default_value_t)]
+        callback: CallbackNumber,
     },
+    /// Add a callback, which is sent events beside those that the tenant has
+    Add(AddCallbackArgs),
+    /// List a tenant's callbacks
+    List {
+        /// The tenant's id, `tenant_…`
+        tenant: TenantId,
+    },
+    /// Change which events a callback is sent
+    SetFilter(SetFilterArgs),
+    /// Remove a callback with its secrets
+    Remove(RemoveCallbackArgs),
     /// Retire previous signing secrets now, for example after a leak
     RetireSecret {
         /// The tenant's id, `tenant_…`
@@ -27,6 +42,9 @@ pub(crate) enum WebhookCommand {
         /// Number of the secret in `webhook get` [default: all but the newest]
         #[arg(long, value_name = "N", value_parser = clap::value_parser!(i32).range(1..))]
         number: Option<i32>,
+        /// Number of the callback in `webhook list`
+        #[arg(long, value_name = "N", default_value_t)]
+        callback: CallbackNumber,
     },
     /// Allow a tenant's callback in a private network, or list the allowed networks
     Allow {
@@ -51,6 +69,9 @@ pub(crate) enum WebhookCommand {
     Ping {
         /// The tenant's id, `tenant_…`
         tenant: TenantId,
+        /// Number of the callback in `webhook list`
+        #[arg(long, value_name = "N", default_value_t)]
+        callback: CallbackNumber,
     },
     /// Check a delivery's signature as a receiver does, and explain a mismatch; needs no database
     VerifySignature(VerifySignatureArgs),
@@ -83,10 +104,18 @@ pub(crate) async fn run(
         WebhookCommand::SetConfig(arguments) => {
             config::set_webhook_config(arguments, context).await
         }
-        WebhookCommand::Get { tenant } => config::get_webhook(&tenant, context).await,
-        WebhookCommand::RetireSecret { tenant, number } => {
-            config::retire_secrets(&tenant, number, context).await
+        WebhookCommand::Get { tenant, callback } => {
+            config::get_webhook(&tenant, callback, context).await
         }
+        WebhookCommand::Add(arguments) => callbacks::add_callback(arguments, context).await,
+        WebhookCommand::List { tenant } => callbacks::list_callbacks(&tenant, context).await,
+        WebhookCommand::SetFilter(arguments) => callbacks::set_filter(arguments, context).await,
+        WebhookCommand::Remove(arguments) => callbacks::remove_callback(&arguments, context).await,
+        WebhookCommand::RetireSecret {
+            tenant,
+            number,
+            callback,
+        } => config::retire_secrets(&tenant, callback, number, context).await,
         WebhookCommand::Allow {
             tenant,
             network,
@@ -98,7 +127,9 @@ pub(crate) async fn run(
         WebhookCommand::Disallow { tenant, network } => {
             networks::disallow_network(&tenant, network, context).await
         }
-        WebhookCommand::Ping { tenant } => ping::ping_callback(&tenant, context).await,
+        WebhookCommand::Ping { tenant, callback } => {
+            ping::ping_callback(&tenant, callback, context).await
+        }
         WebhookCommand::VerifySignature(arguments) => signature::run(arguments, context),
         WebhookCommand::Redeliver(arguments) => {
             redelivery::redeliver_events(arguments, context).await

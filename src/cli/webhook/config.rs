@@ -1,7 +1,7 @@
 //! `webhook set-config`, `webhook get` and `webhook retire-secret`.
 
 use std::fmt::Write as _;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use clap::builder::ValueParser;
@@ -13,19 +13,19 @@ use super::super::context::{
 };
 use super::super::{duration, input_file};
 use crate::base::clock::Timestamp;
-use crate::base::id::TenantId;
+use crate::base::id::{CallbackNumber, TenantId};
 use crate::config::groups::WebhookSettings;
 use crate::crypto::{ExposeSecret as _, SecretString};
 use crate::db::Database;
 use crate::deliveries::endpoint::store::{self, EndpointChange, EndpointChangeError, SecretChange};
 use crate::deliveries::endpoint::{
-    ClientCertificate, ClientCertificateChange, ClientCertificateSummary, EndpointSummary,
-    SigningSecret,
+    CallbackKind, ClientCertificate, ClientCertificateChange, ClientCertificateSummary,
+    EndpointSummary, SigningSecret,
 };
 use crate::deliveries::history;
 use crate::deliveries::probe;
 use crate::deliveries::redelivery::{EventStatus, Redeliveries, RedeliveryFilter};
-use crate::egress::{AllowList, EgressError, EgressPolicy, LookupError, Resolver};
+use crate::egress::{AllowList, EgressError, LookupError, Resolver};
 
 /// For resolving the callback's host when it is configured.
 const DNS_TIMEOUT: Duration = Duration::from_secs(3);
@@ -45,6 +45,10 @@ const ONE_TIME_SECRET_WARNING: &str =
 pub(crate) struct SetWebhookArgs {
     /// The tenant's id, `tenant_…`
     tenant: TenantId,
+
+    /// Number of the callback in `webhook list`
+    #[arg(long, value_name = "N", default_value_t)]
+    callback: CallbackNumber,
 
     /// URL that events are sent to, https://… [default: unchanged]
     #[arg(long, value_name = "URL")]
@@ -98,7 +102,7 @@ struct WebhookConfigView<'a> {
 /// Events that are still sent to a URL that the callback had before.
 #[derive(Serialize)]
 #[serde(rename_all = "camelCase")]
-struct WaitingForPreviousUrl {
+pub(super) struct WaitingForPreviousUrl {
     waiting_for_previous_url: u64,
     /// The command that sends them to the new URL.
     redeliver_with: String,
@@ -108,7 +112,7 @@ pub(super) async fn set_webhook_config(
     arguments: SetWebhookArgs,
     context: &CommandContext,
 ) -> Result<(), CommandError> {
-    let secret = read_given_secret(&arguments)?;
+    let secret = read_given_secret(arguments.secret_path.as_deref(), arguments.secret.as_ref())?;
     if arguments.overlap.is_some() && secret.is_none() {
         return Err(CommandError::usage_error(
             "--overlap needs a new secret: give it with --secret-path or --secret. To retire previous secrets now: attesto webhook retire-secret.",
@@ -118,11 +122,9 @@ pub(super) async fn set_webhook_config(
     let webhooks = context.read_settings(WebhookSettings::from_raw)?;
     let database = context.open_database().await?;
     let keyring = context.load_verified_keyring(&database).await?;
-    let tenant = &arguments.tenant;
+    let (tenant, callback) = (&arguments.tenant, arguments.callback);
     if let Some(url) = &arguments.callback_url {
-        let allowed = AllowList::new(store::list_allowed_networks(&database, tenant).await?);
-        let guard = build_egress_policy(&webhooks, &database);
-        check_callback_url(url, &guard, tenant, &allowed).await?;
+        check_callback_url(url, &webhooks, &database, tenant).await?;
     }
     let client_certificate = match &client_certificate {
         Some(certificate) => Some(ClientCertificateChange::Set(certificate)),
@@ -131,6 +133,7 @@ pub(super) async fn set_webhook_config(
             .then_some(ClientCertificateChange::Remove),
     };
     let change = EndpointChange {
+        callback,
         callback_url: arguments.callback_url.as_deref(),
         secret: secret.as_ref(),
         is_active: arguments.is_active,
@@ -146,12 +149,24 @@ pub(super) async fn set_webhook_config(
         }
         changed => changed?,
     };
-    let endpoint = load_endpoint_summary(&database, tenant).await?;
     let waiting = match arguments.callback_url {
-        Some(_) => count_waiting_for_previous_url(&database, tenant, context).await?,
+        Some(_) => count_waiting_for_previous_url(&database, tenant, callback, context).await?,
         None => None,
     };
-    let made = match &changed {
+    show_configured(&database, tenant, callback, &changed, waiting, context).await
+}
+
+/// Prints a callback that was changed or added, with its secret if that was generated.
+pub(super) async fn show_configured(
+    database: &Database,
+    tenant: &TenantId,
+    callback: CallbackNumber,
+    changed: &SecretChange,
+    waiting: Option<WaitingForPreviousUrl>,
+    context: &CommandContext,
+) -> Result<(), CommandError> {
+    let endpoint = load_endpoint_summary(database, tenant, callback).await?;
+    let made = match changed {
         SecretChange::Generated(made) => Some(made.expose()),
         SecretChange::Unchanged | SecretChange::Rotated => None,
     };
@@ -189,6 +204,7 @@ pub(super) async fn set_webhook_config(
 async fn count_waiting_for_previous_url(
     database: &Database,
     tenant: &TenantId,
+    callback: CallbackNumber,
     context: &CommandContext,
 ) -> Result<Option<WaitingForPreviousUrl>, CommandError> {
     let filter = RedeliveryFilter {
@@ -196,25 +212,48 @@ async fn count_waiting_for_previous_url(
         status: Some(EventStatus::Pending),
         event_type: None,
         received_within: None,
+        callback: Some(callback),
         is_for_previous_callback: true,
+    };
+    let which = match callback {
+        CallbackNumber::FIRST => String::new(),
+        callback => format!(" --callback {callback}"),
     };
     let redeliveries = Redeliveries::new(database, &context.clock);
     let count = redeliveries.preview_matching(&filter).await?.count;
     Ok((count > 0).then(|| WaitingForPreviousUrl {
         waiting_for_previous_url: count,
         redeliver_with: format!(
-            "attesto webhook redeliver --tenant {tenant} --status pending --previous-callback"
+            "attesto webhook redeliver --tenant {tenant} --status pending --previous-callback{which}"
         ),
     }))
 }
 
 fn format_webhook_config(endpoint: &EndpointSummary, made: Option<&str>) -> String {
-    let tenant = &endpoint.tenant_id;
-    let mut prose = if endpoint.is_active {
-        format!("Events of {tenant} are sent to {}.", endpoint.callback_url)
-    } else {
-        format!("Events of {tenant} are stored and not sent: the callback is inactive.")
+    let (tenant, url) = (&endpoint.tenant_id, &endpoint.callback_url);
+    let which = match endpoint.callback {
+        CallbackNumber::FIRST => String::new(),
+        callback => format!(" (callback {callback})"),
     };
+    let mut prose = match (endpoint.is_active, endpoint.kind) {
+        (true, CallbackKind::Events) => format!("Events of {tenant} are sent to {url}{which}."),
+        (true, CallbackKind::Raw) => {
+            format!("What the stores send for {tenant} is relayed to {url}{which}.")
+        }
+        (false, _) => {
+            format!("Events of {tenant} are stored and not sent{which}: the callback is inactive.")
+        }
+    };
+    for (what, words) in [
+        ("event types", &endpoint.filter.events),
+        ("stores", &endpoint.filter.sources),
+        ("environments", &endpoint.filter.environments),
+    ] {
+        if !words.is_empty() {
+            // Writing to a `String` cannot fail.
+            let _ = write!(prose, "\nOnly for these {what}: {}.", words.join(", "));
+        }
+    }
     for secret in &endpoint.secrets {
         let line = match secret.expires_at {
             None => format!("\nSecret {} signs deliveries.", secret.number),
@@ -246,9 +285,12 @@ fn format_webhook_config(endpoint: &EndpointSummary, made: Option<&str>) -> Stri
     prose
 }
 
-/// The value of `--secret` or the content of `--secret-path`.
-fn read_given_secret(arguments: &SetWebhookArgs) -> Result<Option<SigningSecret>, CommandError> {
-    let from_file = match &arguments.secret_path {
+/// The content of `--secret-path` or the value of `--secret`.
+pub(super) fn read_given_secret(
+    path: Option<&Path>,
+    given: Option<&SecretString>,
+) -> Result<Option<SigningSecret>, CommandError> {
+    let from_file = match path {
         None => None,
         Some(path) => {
             let text = input_file::read_text(path)?;
@@ -258,7 +300,7 @@ fn read_given_secret(arguments: &SetWebhookArgs) -> Result<Option<SigningSecret>
             Some(SecretString::from(text))
         }
     };
-    let Some(text) = from_file.as_ref().or(arguments.secret.as_ref()) else {
+    let Some(text) = from_file.as_ref().or(given) else {
         return Ok(None);
     };
     let secret =
@@ -290,17 +332,19 @@ fn read_client_certificate(
 }
 
 /// Refuses now what every delivery would refuse. A host that does not resolve is only a warning: its DNS record may follow.
-async fn check_callback_url(
+pub(super) async fn check_callback_url(
     url: &str,
-    guard: &EgressPolicy,
+    webhooks: &WebhookSettings,
+    database: &Database,
     tenant: &TenantId,
-    allowed: &AllowList,
 ) -> Result<(), CommandError> {
+    let allowed = AllowList::new(store::list_allowed_networks(database, tenant).await?);
+    let guard = build_egress_policy(webhooks, database);
     let target = guard
-        .parse_target(url, allowed)
+        .parse_target(url, &allowed)
         .map_err(CommandError::from_usage_cause)?;
     let admitted = guard
-        .resolve_and_check(&target, allowed, &Resolver::from_system(), DNS_TIMEOUT)
+        .resolve_and_check(&target, &allowed, &Resolver::from_system(), DNS_TIMEOUT)
         .await;
     let port = target.port;
     match admitted {
@@ -323,45 +367,55 @@ async fn check_callback_url(
     }
 }
 
-/// The output of `get`.
+/// The output of `get`, and a row of `list`.
 #[derive(Serialize)]
-struct WebhookView<'a> {
+pub(super) struct WebhookView {
     #[serde(flatten)]
-    endpoint: &'a EndpointSummary,
+    endpoint: EndpointSummary,
     health: Option<history::CallbackRow>,
     /// The last test of the connection, which sends no event.
     probe: Option<probe::LastProbe>,
 }
 
+impl WebhookView {
+    pub(super) async fn load(
+        database: &Database,
+        tenant: &TenantId,
+        callback: CallbackNumber,
+    ) -> Result<Self, CommandError> {
+        Ok(Self {
+            endpoint: load_endpoint_summary(database, tenant, callback).await?,
+            health: history::store::load_callback(database, tenant, callback).await?,
+            probe: probe::store::load_last_probe(database, tenant, callback).await?,
+        })
+    }
+}
+
 pub(super) async fn get_webhook(
     tenant: &TenantId,
+    callback: CallbackNumber,
     context: &CommandContext,
 ) -> Result<(), CommandError> {
     let database = context.open_database().await?;
-    let endpoint = &load_endpoint_summary(&database, tenant).await?;
-    let health = history::store::load_callback(&database, tenant).await?;
-    let probe = probe::store::load_last_probe(&database, tenant).await?;
-    context.output.write_object(&WebhookView {
-        endpoint,
-        health,
-        probe,
-    })?;
+    let view = WebhookView::load(&database, tenant, callback).await?;
+    context.output.write_object(&view)?;
     Ok(())
 }
 
 pub(super) async fn retire_secrets(
     tenant: &TenantId,
+    callback: CallbackNumber,
     number: Option<i32>,
     context: &CommandContext,
 ) -> Result<(), CommandError> {
     let database = context.open_database().await?;
-    let retired = store::retire_secrets(&database, tenant, number).await?;
+    let retired = store::retire_secrets(&database, tenant, callback, number).await?;
     let numbers: Vec<_> = retired.iter().map(ToString::to_string).collect();
     let prose = format!(
         "Retired secret {} of {tenant}. It signs nothing from now on.",
         numbers.join(", ")
     );
-    let result = json!({ "tenantId": tenant, "retired": retired });
+    let result = json!({ "tenantId": tenant, "callback": callback, "retired": retired });
     context.output.write_json_or_text(&result, &prose)?;
     Ok(())
 }
@@ -369,11 +423,15 @@ pub(super) async fn retire_secrets(
 pub(super) async fn load_endpoint_summary(
     database: &Database,
     tenant: &TenantId,
+    callback: CallbackNumber,
 ) -> Result<EndpointSummary, CommandError> {
-    if let Some(summary) = store::load_endpoint_summary(database, tenant).await? {
+    if let Some(summary) = store::load_endpoint_summary(database, tenant, callback).await? {
         return Ok(summary);
     }
     ensure_tenant_exists(database, tenant).await?;
+    if callback != CallbackNumber::FIRST {
+        return Err(EndpointChangeError::CallbackNotFound(tenant.clone(), callback).into());
+    }
     Err(CommandError::failed(format!(
         "{tenant} has no webhook configuration. Create one: attesto webhook set-config {tenant} --callback-url URL"
     )))

@@ -1,7 +1,7 @@
 //! `webhook list-events` and `webhook list-deliveries`.
 
 use super::super::context::{CommandContext, CommandError, ensure_tenant_exists};
-use crate::base::id::TenantId;
+use crate::base::id::{CallbackNumber, TenantId};
 use crate::deliveries::history;
 use crate::deliveries::redelivery::EventStatus;
 
@@ -16,6 +16,9 @@ pub(crate) struct HistoryListArgs {
     /// Only rows with this delivery status
     #[arg(long, value_enum)]
     status: Option<EventStatus>,
+    /// Only deliveries to this callback, and events with such a delivery
+    #[arg(long, value_name = "N")]
+    callback: Option<CallbackNumber>,
 }
 
 pub(super) async fn list_events(
@@ -27,8 +30,9 @@ pub(super) async fn list_events(
         tenant,
         limit,
         status,
+        callback,
     } = listing;
-    let events = history::store::list_events(&database, tenant, *status, *limit).await?;
+    let events = history::store::list_events(&database, tenant, *status, *callback, *limit).await?;
     if events.is_empty() {
         ensure_tenant_exists(&database, tenant).await?;
     }
@@ -59,9 +63,11 @@ pub(super) async fn list_deliveries(
         tenant,
         limit,
         status,
+        callback,
     } = listing;
     let deliveries =
-        history::store::list_deliveries(&database, tenant, *status, None, *limit).await?;
+        history::store::list_deliveries(&database, tenant, *status, *callback, None, *limit)
+            .await?;
     if deliveries.is_empty() {
         ensure_tenant_exists(&database, tenant).await?;
     }
@@ -69,6 +75,7 @@ pub(super) async fn list_deliveries(
         "id",
         "eventId",
         "event",
+        "callback",
         "status",
         "attemptCount",
         "lastResponseCode",

@@ -1,6 +1,7 @@
-//! `attesto webhook`: a tenant's callback, its secrets, its events and its deliveries.
+//! `attesto webhook`: a tenant's callbacks, their secrets, its events and their deliveries.
 //!
 //! - [`command`]: the list of commands, and the dispatch to them
+//! - [`mod@callbacks`] has `add`, `list`, `set-filter`, `remove`
 //! - [`mod@config`] has `set-config`, `get`, `retire-secret`
 //! - [`mod@networks`] has `allow`, `disallow`
 //! - [`mod@ping`] has `ping`
@@ -9,6 +10,7 @@
 //! - [`mod@history`] has `list-events`, `list-deliveries`
 //! - [`mod@show`] has `show`
 
+mod callbacks;
 mod command;
 mod config;
 mod history;

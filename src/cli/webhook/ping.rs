@@ -8,8 +8,9 @@ use serde_json::json;
 use super::super::context::{CommandContext, CommandError};
 use super::config::load_endpoint_summary;
 use crate::base::clock::Timestamp;
-use crate::base::id::{DeliveryId, EventId, TenantId};
+use crate::base::id::{CallbackNumber, DeliveryId, EventId, TenantId};
 use crate::config::groups::WebhookSettings;
+use crate::deliveries::endpoint::CallbackKind;
 use crate::deliveries::endpoint::store::{self, EndpointChangeError};
 use crate::deliveries::{DeliveryJob, Sender};
 
@@ -21,6 +22,7 @@ const PING_EVENT_TYPE: &str = "test";
 #[serde(rename_all = "camelCase")]
 struct PingResult<'a> {
     tenant_id: &'a TenantId,
+    callback: CallbackNumber,
     event_id: &'a EventId,
     callback_url: &'a str,
     /// The same word as in logs and metrics.
@@ -35,16 +37,17 @@ struct PingResult<'a> {
 
 pub(super) async fn ping_callback(
     tenant: &TenantId,
+    callback: CallbackNumber,
     context: &CommandContext,
 ) -> Result<(), CommandError> {
     let webhooks = context.read_settings(WebhookSettings::from_raw)?;
     let database = context.open_database().await?;
     let keyring = context.require_keyring()?;
-    let summary = load_endpoint_summary(&database, tenant).await?;
+    let summary = load_endpoint_summary(&database, tenant, callback).await?;
     let mut endpoints =
         store::load_endpoints(&database, &keyring, std::slice::from_ref(tenant)).await?;
     let endpoint = endpoints
-        .remove(tenant)
+        .remove(&(tenant.clone(), callback))
         .ok_or_else(|| EndpointChangeError::EndpointNotFound(tenant.clone()))?
         .map_err(EndpointChangeError::from)?;
     let settings = context.read_sender_settings(&webhooks, &database)?;
@@ -56,10 +59,11 @@ pub(super) async fn ping_callback(
         id: DeliveryId::mint(now),
         event_id: event.clone(),
         tenant_id: tenant.clone(),
+        callback,
         event_type: PING_EVENT_TYPE.to_owned(),
         attempt_number: 1,
         callback_url: summary.callback_url.clone(),
-        body: ping_body(tenant, &event, now).into(),
+        body: ping_body(tenant, &event, now, summary.kind).into(),
     };
     let started = Instant::now();
     let outcome = sender.send(&job, &endpoint).await;
@@ -67,6 +71,7 @@ pub(super) async fn ping_callback(
     let detail = outcome.detail();
     let result = PingResult {
         tenant_id: tenant,
+        callback,
         event_id: &event,
         callback_url: &summary.callback_url,
         outcome: outcome.class().as_str(),
@@ -84,8 +89,8 @@ pub(super) async fn ping_callback(
     }
 }
 
-/// An event body with its fields in the documented order and no store data.
-fn ping_body(tenant: &TenantId, event: &EventId, now: Timestamp) -> Vec<u8> {
+/// An event body with its fields in the documented order and no store data. A callback of kind `raw` is sent `raw` of it.
+fn ping_body(tenant: &TenantId, event: &EventId, now: Timestamp, kind: CallbackKind) -> Vec<u8> {
     #[derive(Serialize)]
     #[serde(rename_all = "camelCase")]
     struct Body<'a> {
@@ -105,8 +110,9 @@ fn ping_body(tenant: &TenantId, event: &EventId, now: Timestamp) -> Vec<u8> {
         state: Option<&'static str>,
         state_error: Option<&'static str>,
         data: serde_json::Value,
-        raw: Option<&'static str>,
+        raw: serde_json::Value,
     }
+    let message = json!({ "message": "Sent by `attesto webhook ping`. Nothing has happened." });
     let body = Body {
         event: PING_EVENT_TYPE,
         reason: "ping",
@@ -123,8 +129,11 @@ fn ping_body(tenant: &TenantId, event: &EventId, now: Timestamp) -> Vec<u8> {
         sequence: None,
         state: None,
         state_error: None,
-        data: json!({ "message": "Sent by `attesto webhook ping`. Nothing has happened." }),
-        raw: None,
+        raw: match kind {
+            CallbackKind::Events => serde_json::Value::Null,
+            CallbackKind::Raw => message.clone(),
+        },
+        data: message,
     };
     serde_json::to_vec(&body).expect("strings serialize")
 }

@@ -6,7 +6,7 @@ use serde_json::json;
 
 use super::super::context::{CommandContext, CommandError, ensure_tenant_exists};
 use super::super::duration;
-use crate::base::id::{EventId, RedeliveryId, TenantId};
+use crate::base::id::{CallbackNumber, EventId, RedeliveryId, TenantId};
 use crate::deliveries::history;
 use crate::deliveries::redelivery::{
     self, EventStatus, Redeliveries, RedeliveryError, RedeliveryFilter, RedeliveryRequest,
@@ -34,7 +34,10 @@ pub(crate) struct RedeliverArgs {
     /// Only events of this type, such as subscription.renewed
     #[arg(long, value_name = "TYPE")]
     event_type: Option<String>,
-    /// Only events that wait for, or failed at, a callback URL that the tenant had before
+    /// Redeliver to this callback only [default: those that had the event; if none had it, those that are sent such events]
+    #[arg(long, value_name = "N")]
+    callback: Option<CallbackNumber>,
+    /// Only events that wait for, or failed at, a URL that their callback had before
     #[arg(long)]
     previous_callback: bool,
     /// Reason, stored with the deliveries
@@ -65,15 +68,35 @@ pub(super) async fn redeliver_events(
         let tenant = history::store::find_event_tenant(&database, &event).await?;
         let tenant = tenant.ok_or_else(|| RedeliveryError::EventNotFound(event.clone()))?;
         if arguments.dry_run {
-            let result =
-                json!({ "tenantId": tenant, "eventId": event, "count": 1, "dryRun": true });
-            let prose = format!("{event} would be redelivered.");
+            let deliveries = redeliveries
+                .preview_event(&event, arguments.callback)
+                .await?;
+            let result = json!({
+                "tenantId": tenant, "eventId": event, "count": 1, "deliveries": deliveries, "dryRun": true,
+            });
+            let prose = match deliveries {
+                1 => format!("{event} would be redelivered."),
+                count => format!("{event} would be redelivered to {count} callbacks."),
+            };
             output.write_json_or_text(&result, &prose)?;
             return Ok(());
         }
-        let delivery = redeliveries.redeliver_event(&event, &request).await?;
-        let result = json!({ "tenantId": tenant, "eventId": event, "deliveryId": delivery });
-        let prose = format!("{event} will be redelivered, as {delivery}.");
+        let deliveries = redeliveries
+            .redeliver_event(&event, arguments.callback, &request)
+            .await?;
+        let result = json!({
+            "tenantId": tenant, "eventId": event, "deliveryId": deliveries[0].delivery_id, "deliveries": deliveries,
+        });
+        let prose = match deliveries.as_slice() {
+            [only] => format!("{event} will be redelivered, as {}.", only.delivery_id),
+            several => {
+                let each = several.iter().map(|delivery| {
+                    format!("callback {} as {}", delivery.callback, delivery.delivery_id)
+                });
+                let each = each.collect::<Vec<_>>().join(", ");
+                format!("{event} will be redelivered to {each}.")
+            }
+        };
         output.write_json_or_text(&result, &prose)?;
         return Ok(());
     }
@@ -86,6 +109,7 @@ pub(super) async fn redeliver_events(
         status: arguments.status,
         event_type: arguments.event_type,
         received_within: arguments.since,
+        callback: arguments.callback,
         is_for_previous_callback: arguments.previous_callback,
     };
     let found = redeliveries.preview_matching(&filter).await?;

@@ -9,10 +9,11 @@ use serde::Serialize;
 
 use time::OffsetDateTime;
 
+use super::callback::{CallbackFilter, CallbackKind, MAX_CALLBACKS};
 use super::client_certificate::{ClientCertificate, ClientCertificateSummary};
 use super::secret::{MAX_ACTIVE_SECRETS, SigningSecret, SigningSecrets};
 use crate::base::clock::Timestamp;
-use crate::base::id::TenantId;
+use crate::base::id::{CallbackNumber, TenantId};
 use crate::credentials::sealed_columns::{
     CLIENT_CERTIFICATE_KEY, SealedColumn, WEBHOOK_PREVIOUS_SECRET, WEBHOOK_SECRET,
 };
@@ -29,6 +30,8 @@ const MAX_CHANGE_ATTEMPTS: u32 = 10;
 pub struct WebhookEndpoint {
     /// The secrets that are valid now.
     pub secrets: SigningSecrets,
+    /// Whether it is sent events or the stores' own messages.
+    pub kind: CallbackKind,
     /// The private networks that an operator has allowed for this tenant.
     pub allow_list: AllowList,
     /// What the callback is shown if it asks for a client certificate.
@@ -37,12 +40,14 @@ pub struct WebhookEndpoint {
 
 /// A stored secret could not be opened.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
-#[error("the {what} of {tenant} cannot be opened: {cause}")]
+#[error("the {what} of callback {callback} of {tenant} cannot be opened: {cause}")]
 pub struct SealedSecretError {
     /// Which secret, in the words of the message.
     pub what: &'static str,
     /// The tenant that owns the secret.
     pub tenant: TenantId,
+    /// The callback that it is for.
+    pub callback: CallbackNumber,
     /// Why it could not be opened.
     pub cause: UnsealError,
 }
@@ -50,6 +55,8 @@ pub struct SealedSecretError {
 /// A change of an endpoint. `None` keeps the stored value.
 #[derive(Clone, Debug, Default)]
 pub struct EndpointChange<'a> {
+    /// The callback. Only the first is created by a change: [`add_endpoint`](super::callbacks::store::add_endpoint) makes others.
+    pub callback: CallbackNumber,
     /// Required when the tenant has no endpoint yet.
     pub callback_url: Option<&'a str>,
     /// The new signing secret. When the tenant has no endpoint yet, `None` generates one.
@@ -60,6 +67,21 @@ pub struct EndpointChange<'a> {
     pub overlap: Duration,
     /// The certificate that the callback is shown from now on.
     pub client_certificate: Option<ClientCertificateChange<'a>>,
+}
+
+/// A callback that is created.
+#[derive(Clone, Debug)]
+pub struct NewEndpoint<'a> {
+    /// The URL of the callback.
+    pub callback_url: &'a str,
+    /// What it is sent.
+    pub kind: CallbackKind,
+    /// Of which events.
+    pub filter: CallbackFilter,
+    /// `None` generates one.
+    pub secret: Option<&'a SigningSecret>,
+    /// Whether new events are delivered.
+    pub is_active: bool,
 }
 
 /// A change of the client certificate of an endpoint.
@@ -91,9 +113,17 @@ pub enum EndpointChangeError {
     /// The tenant has no webhook configuration.
     #[error("{0} has no webhook configuration")]
     EndpointNotFound(TenantId),
+    /// The tenant has no callback with this number.
+    #[error("{0} has no callback {1}: `attesto webhook list {0}` lists its callbacks")]
+    CallbackNotFound(TenantId, CallbackNumber),
+    /// The maximum number of callbacks exists already.
+    #[error(
+        "{0} has {MAX_CALLBACKS} callbacks already, which is the maximum: remove one with `attesto webhook remove`"
+    )]
+    TooManyCallbacks(TenantId),
     /// The maximum number of secrets is valid already.
     #[error(
-        "{tenant} has {MAX_ACTIVE_SECRETS} valid secrets already, which is the maximum: the oldest expires at {until}. Wait until then, or end the previous ones now: attesto webhook retire-secret {tenant}"
+        "{tenant} has {MAX_ACTIVE_SECRETS} valid secrets already for one callback, which is the maximum: the oldest expires at {until}. Wait until then, or end the previous ones now: attesto webhook retire-secret {tenant}"
     )]
     TooManySecrets {
         /// The tenant that owns the secrets.
@@ -124,7 +154,7 @@ pub enum EndpointChangeError {
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "camelCase")]
 pub struct SigningSecretRow {
-    /// Counted from one for each tenant.
+    /// Counted from one for each callback.
     pub number: i32,
     /// When it was set.
     pub created_at: Timestamp,
@@ -138,8 +168,15 @@ pub struct SigningSecretRow {
 pub struct EndpointSummary {
     /// The tenant that owns it.
     pub tenant_id: TenantId,
+    /// Its number among the callbacks of the tenant.
+    pub callback: CallbackNumber,
+    /// What it is sent.
+    pub kind: CallbackKind,
     /// The URL for new events.
     pub callback_url: String,
+    /// Which events it is sent.
+    #[serde(flatten)]
+    pub filter: CallbackFilter,
     /// Whether new events are delivered.
     pub is_active: bool,
     /// Always true: an endpoint has at least one secret.
@@ -156,24 +193,26 @@ pub struct EndpointSummary {
     pub updated_at: Timestamp,
 }
 
-/// The endpoint of each tenant, or the secret that could not be opened.
-pub type EndpointsByTenant = HashMap<TenantId, Result<WebhookEndpoint, SealedSecretError>>;
+/// The endpoint of each callback, or the secret that could not be opened.
+pub type EndpointsByCallback =
+    HashMap<(TenantId, CallbackNumber), Result<WebhookEndpoint, SealedSecretError>>;
 
-/// The endpoints of these tenants, in one statement. A tenant without an endpoint is not in the result; a secret that cannot
-/// be opened affects only its own tenant.
+/// All endpoints of these tenants, in one statement. A tenant without an endpoint is not in the result; a secret that cannot
+/// be opened affects only its own callback.
 pub async fn load_endpoints(
     database: &Database,
     keyring: &Keyring,
     tenants: &[TenantId],
-) -> Result<EndpointsByTenant, db::Error> {
+) -> Result<EndpointsByCallback, db::Error> {
     let tenants: Vec<String> = tenants.iter().map(ToString::to_string).collect();
     let rows = sqlx::query!(
         r#"
-        select config.tenant_id as "tenant_id!: TenantId", secret_enc as "secret_enc!",
+        select config.tenant_id as "tenant_id!: TenantId", config.callback as "callback!: CallbackNumber", config.kind as "kind!",
+               secret_enc as "secret_enc!",
                certificate_chain as "certificate_chain?", key_enc as "key_enc?",
                array(
                    select previous.secret_enc from webhook_previous_secrets previous
-                    where previous.tenant_id = config.tenant_id
+                    where previous.tenant_id = config.tenant_id and previous.callback = config.callback
                       and previous.expires_at > attesto_now()
                     order by number desc
                ) as "previous!",
@@ -183,7 +222,8 @@ pub async fn load_endpoints(
                     where allowed.tenant_id = config.tenant_id
                ) as "allowed!"
           from webhook_configs config
-          left join webhook_client_certificates certificate on certificate.tenant_id = config.tenant_id
+          left join webhook_client_certificates certificate
+                 on certificate.tenant_id = config.tenant_id and certificate.callback = config.callback
          where config.tenant_id = any($1)
         "#,
         &tenants,
@@ -191,44 +231,49 @@ pub async fn load_endpoints(
     .fetch_all(database.pool())
     .await?;
     let endpoints = rows.into_iter().map(|row| {
-        let tenant = row.tenant_id;
-        let open = |column, blob: &[u8]| open_secret(keyring, column, &tenant, blob);
+        let owner = (row.tenant_id, row.callback);
+        let open = |column, blob: &[u8]| open_secret(keyring, column, &owner, blob);
         let opened = || {
             let previous = row.previous.iter();
             let previous = previous.map(|blob| open(WEBHOOK_PREVIOUS_SECRET, blob));
             let sealed = row.certificate_chain.zip(row.key_enc);
             let shown =
-                sealed.map(|(chain, key)| open_client_certificate(keyring, &tenant, chain, &key));
+                sealed.map(|(chain, key)| open_client_certificate(keyring, &owner, chain, &key));
             Ok(WebhookEndpoint {
                 secrets: SigningSecrets {
                     newest: open(WEBHOOK_SECRET, &row.secret_enc)?,
                     previous: previous.collect::<Result<_, _>>()?,
                 },
+                kind: CallbackKind::from_column(&row.kind),
                 allow_list: AllowList::from_column(&row.allowed),
                 client_certificate: shown.transpose()?,
             })
         };
         let endpoint = opened();
-        (tenant, endpoint)
+        (owner, endpoint)
     });
     Ok(endpoints.collect())
 }
 
-/// Opens no secret. `None`: the tenant has no endpoint.
+/// Opens no secret. `None`: the tenant has no such callback.
 pub async fn load_endpoint_summary(
     database: &Database,
     tenant: &TenantId,
+    callback: CallbackNumber,
 ) -> Result<Option<EndpointSummary>, db::Error> {
     let row = sqlx::query!(
         r#"
-        select callback_url as "callback_url!", is_active as "is_active!", secret_number as "secret_number!",
+        select kind as "kind!", callback_url as "callback_url!", events as "events!", sources as "sources!",
+               environments as "environments!", is_active as "is_active!", secret_number as "secret_number!",
                secret_created_at as "secret_created_at!", config.created_at as "created_at!", updated_at as "updated_at!",
                certificate_chain[1] as certificate
           from webhook_configs config
-          left join webhook_client_certificates certificate on certificate.tenant_id = config.tenant_id
-         where config.tenant_id = $1
+          left join webhook_client_certificates certificate
+                 on certificate.tenant_id = config.tenant_id and certificate.callback = config.callback
+         where config.tenant_id = $1 and config.callback = $2
         "#,
-        tenant.as_str()
+        tenant.as_str(),
+        callback.column(),
     )
     .fetch_optional(database.pool())
     .await?;
@@ -238,10 +283,11 @@ pub async fn load_endpoint_summary(
         r#"
         select number, created_at as "created_at: Timestamp", expires_at as "expires_at?: Timestamp"
           from webhook_previous_secrets
-         where tenant_id = $1 and expires_at > attesto_now()
+         where tenant_id = $1 and callback = $2 and expires_at > attesto_now()
          order by number desc
         "#,
         tenant.as_str(),
+        callback.column(),
     )
     .fetch_all(database.pool())
     .await?;
@@ -254,7 +300,14 @@ pub async fn load_endpoint_summary(
     let allowed = list_allowed_networks(database, tenant).await?;
     Ok(Some(EndpointSummary {
         tenant_id: tenant.clone(),
+        callback,
+        kind: CallbackKind::from_column(&row.kind),
         callback_url: row.callback_url,
+        filter: CallbackFilter {
+            events: row.events,
+            sources: row.sources,
+            environments: row.environments,
+        },
         is_active: row.is_active,
         has_secret: true,
         secrets,
@@ -267,7 +320,7 @@ pub async fn load_endpoint_summary(
     }))
 }
 
-/// Changes the endpoint of a tenant, or creates it. Idempotent.
+/// Changes an endpoint of a tenant, or creates the first. Idempotent.
 ///
 /// A new secret is valid from the moment this returns, and the previous one stays valid for the overlap. Both are written by
 /// one statement, so at every moment at least one of them signs.
@@ -278,11 +331,11 @@ pub async fn change_endpoint(
     change: &EndpointChange<'_>,
 ) -> Result<SecretChange, EndpointChangeError> {
     for _ in 0..MAX_CHANGE_ATTEMPTS {
-        let stored = load_stored_secrets(database, keyring, tenant).await?;
+        let stored = load_stored_secrets(database, keyring, tenant, change.callback).await?;
         let mut transaction = database.pool().begin().await?;
         let with = &mut *transaction;
         let done = match stored {
-            None => create_endpoint(with, keyring, tenant, change).await?,
+            None => create_first_endpoint(with, keyring, tenant, change).await?,
             Some(stored) => match change.secret {
                 Some(secret) if *secret != stored.newest => {
                     rotate_secret(with, keyring, tenant, change, secret, &stored).await?
@@ -310,8 +363,9 @@ async fn change_client_certificate(
         None => {}
         Some(ClientCertificateChange::Remove) => {
             sqlx::query!(
-                "delete from webhook_client_certificates where tenant_id = $1",
-                tenant.as_str()
+                "delete from webhook_client_certificates where tenant_id = $1 and callback = $2",
+                tenant.as_str(),
+                change.callback.column(),
             )
             .execute(with)
             .await?;
@@ -319,9 +373,9 @@ async fn change_client_certificate(
         Some(ClientCertificateChange::Set(certificate)) => {
             sqlx::query!(
                 "insert into webhook_client_certificates \
-                    (tenant_id, certificate_chain, key_enc, not_before, not_after, created_at) \
-                 values ($1, $2, $3, $4, $5, attesto_now()) \
-                 on conflict (tenant_id) do update set \
+                    (tenant_id, certificate_chain, key_enc, not_before, not_after, created_at, callback) \
+                 values ($1, $2, $3, $4, $5, attesto_now(), $6) \
+                 on conflict (tenant_id, callback) do update set \
                     certificate_chain = excluded.certificate_chain, key_enc = excluded.key_enc, \
                     not_before = excluded.not_before, not_after = excluded.not_after, created_at = excluded.created_at",
                 tenant.as_str(),
@@ -332,6 +386,7 @@ async fn change_client_certificate(
                 ),
                 OffsetDateTime::from(certificate.not_before()),
                 OffsetDateTime::from(certificate.not_after()),
+                change.callback.column(),
             )
             .execute(with)
             .await?;
@@ -340,19 +395,21 @@ async fn change_client_certificate(
     Ok(())
 }
 
-/// Ends the overlap of the previous secret with this number, or of all previous secrets. Returns their numbers.
+/// Ends the overlap of the previous secret of a callback with this number, or of all previous ones. Returns their numbers.
 pub async fn retire_secrets(
     database: &Database,
     tenant: &TenantId,
+    callback: CallbackNumber,
     number: Option<i32>,
 ) -> Result<Vec<i32>, EndpointChangeError> {
     let newest = sqlx::query_scalar!(
-        "select secret_number from webhook_configs where tenant_id = $1",
-        tenant.as_str()
+        "select secret_number from webhook_configs where tenant_id = $1 and callback = $2",
+        tenant.as_str(),
+        callback.column(),
     )
     .fetch_optional(database.pool())
     .await?;
-    let newest = newest.ok_or_else(|| EndpointChangeError::EndpointNotFound(tenant.clone()))?;
+    let newest = newest.ok_or_else(|| endpoint_not_found(tenant, callback))?;
     if number == Some(newest) {
         return Err(EndpointChangeError::NewestSecret(newest));
     }
@@ -360,11 +417,12 @@ pub async fn retire_secrets(
     let retired = sqlx::query!(
         r#"
         delete from webhook_previous_secrets
-         where tenant_id = $1 and number = coalesce($2, number)
+         where tenant_id = $1 and callback = $3 and number = coalesce($2, number)
         returning number, expires_at > attesto_now() as "is_live!"
         "#,
         tenant.as_str(),
         number,
+        callback.column(),
     )
     .fetch_all(database.pool())
     .await?;
@@ -461,55 +519,86 @@ async fn load_stored_secrets(
     database: &Database,
     keyring: &Keyring,
     tenant: &TenantId,
+    callback: CallbackNumber,
 ) -> Result<Option<StoredSecrets>, EndpointChangeError> {
     let row = sqlx::query!(
-        "select secret_enc, secret_number from webhook_configs where tenant_id = $1",
-        tenant.as_str()
+        "select secret_enc, secret_number from webhook_configs where tenant_id = $1 and callback = $2",
+        tenant.as_str(),
+        callback.column(),
     )
     .fetch_optional(database.pool())
     .await?;
     let Some(row) = row else { return Ok(None) };
     let previous = sqlx::query!(
         "select number, secret_enc, expires_at from webhook_previous_secrets \
-          where tenant_id = $1 and expires_at > attesto_now() \
+          where tenant_id = $1 and callback = $2 and expires_at > attesto_now() \
           order by number",
         tenant.as_str(),
+        callback.column(),
     )
     .fetch_all(database.pool())
     .await?;
+    let owner = (tenant.clone(), callback);
     let previous = previous.into_iter().map(|row| {
         Ok(PreviousSigningSecret {
             number: row.number,
-            secret: open_secret(keyring, WEBHOOK_PREVIOUS_SECRET, tenant, &row.secret_enc)?,
+            secret: open_secret(keyring, WEBHOOK_PREVIOUS_SECRET, &owner, &row.secret_enc)?,
             expires_at: row.expires_at.into(),
         })
     });
     Ok(Some(StoredSecrets {
-        newest: open_secret(keyring, WEBHOOK_SECRET, tenant, &row.secret_enc)?,
+        newest: open_secret(keyring, WEBHOOK_SECRET, &owner, &row.secret_enc)?,
         number: row.secret_number,
         previous: previous.collect::<Result<_, SealedSecretError>>()?,
     }))
 }
 
 /// `None`: another process created it at the same time.
-async fn create_endpoint(
+async fn create_first_endpoint(
     with: &mut DbSession,
     keyring: &Keyring,
     tenant: &TenantId,
     change: &EndpointChange<'_>,
 ) -> Result<Option<SecretChange>, EndpointChangeError> {
-    let no_endpoint = || EndpointChangeError::EndpointNotFound(tenant.clone());
-    let callback_url = change.callback_url.ok_or_else(no_endpoint)?;
-    let made = change.secret.is_none().then(SigningSecret::generate);
-    let secret = change.secret.or(made.as_ref());
+    let callback_url = change
+        .callback_url
+        .filter(|_| change.callback == CallbackNumber::FIRST)
+        .ok_or_else(|| endpoint_not_found(tenant, change.callback))?;
+    let new = NewEndpoint {
+        callback_url,
+        kind: CallbackKind::default(),
+        filter: CallbackFilter::default(),
+        secret: change.secret,
+        is_active: change.is_active.unwrap_or(true),
+    };
+    insert_endpoint(with, keyring, tenant, change.callback, &new).await
+}
+
+/// `None`: there is a callback with this number.
+pub(super) async fn insert_endpoint(
+    with: &mut DbSession,
+    keyring: &Keyring,
+    tenant: &TenantId,
+    callback: CallbackNumber,
+    new: &NewEndpoint<'_>,
+) -> Result<Option<SecretChange>, EndpointChangeError> {
+    let made = new.secret.is_none().then(SigningSecret::generate);
+    let secret = new.secret.or(made.as_ref());
     let secret = secret.expect("one of the two is there");
     let created = sqlx::query!(
-        "insert into webhook_configs (tenant_id, callback_url, secret_enc, is_active) values ($1, $2, $3, $4) \
-         on conflict (tenant_id) do nothing",
+        "insert into webhook_configs \
+            (tenant_id, callback, kind, callback_url, events, sources, environments, secret_enc, is_active) \
+         values ($1, $2, $3, $4, $5, $6, $7, $8, $9) \
+         on conflict (tenant_id, callback) do nothing",
         tenant.as_str(),
-        callback_url,
+        callback.column(),
+        new.kind.as_str(),
+        new.callback_url,
+        &new.filter.events,
+        &new.filter.sources,
+        &new.filter.environments,
         seal_secret(keyring, WEBHOOK_SECRET, tenant, secret),
-        change.is_active.unwrap_or(true),
+        new.is_active,
     )
     .execute(with)
     .await
@@ -522,6 +611,18 @@ async fn create_endpoint(
     Ok((created.rows_affected() == 1).then_some(changed))
 }
 
+/// The error for a callback that the tenant does not have.
+pub(super) fn endpoint_not_found(
+    tenant: &TenantId,
+    callback: CallbackNumber,
+) -> EndpointChangeError {
+    if callback == CallbackNumber::FIRST {
+        EndpointChangeError::EndpointNotFound(tenant.clone())
+    } else {
+        EndpointChangeError::CallbackNotFound(tenant.clone(), callback)
+    }
+}
+
 async fn update_endpoint(
     with: &mut DbSession,
     tenant: &TenantId,
@@ -530,10 +631,11 @@ async fn update_endpoint(
     let updated = sqlx::query!(
         "update webhook_configs \
             set callback_url = coalesce($2, callback_url), is_active = coalesce($3, is_active), updated_at = attesto_now() \
-          where tenant_id = $1",
+          where tenant_id = $1 and callback = $4",
         tenant.as_str(),
         change.callback_url,
         change.is_active,
+        change.callback.column(),
     )
     .execute(with)
     .await?;
@@ -567,17 +669,17 @@ async fn rotate_secret(
         r#"
         with current as materialized (
             -- Locked, and read after the lock: of two processes at the same time the second changes nothing.
-            select tenant_id, secret_number, secret_created_at
+            select tenant_id, callback, secret_number, secret_created_at
               from webhook_configs
-             where tenant_id = $1 and secret_number = $5
+             where tenant_id = $1 and callback = $10 and secret_number = $5
                for no key update
         ), gone as (
             delete from webhook_previous_secrets
-             where tenant_id = (select tenant_id from current)
+             where (tenant_id, callback) = (select tenant_id, callback from current)
                and (number = any($2) or expires_at <= attesto_now())
         ), kept as (
-            insert into webhook_previous_secrets (tenant_id, number, secret_enc, created_at, expires_at)
-            select tenant_id, secret_number, $3, secret_created_at, attesto_now() + make_interval(secs => $4)
+            insert into webhook_previous_secrets (tenant_id, callback, number, secret_enc, created_at, expires_at)
+            select tenant_id, callback, secret_number, $3, secret_created_at, attesto_now() + make_interval(secs => $4)
               from current
              where $6
         )
@@ -588,7 +690,7 @@ async fn rotate_secret(
                callback_url = coalesce($8, callback_url),
                is_active = coalesce($9, is_active),
                updated_at = attesto_now()
-         where tenant_id = (select tenant_id from current)
+         where (tenant_id, callback) = (select tenant_id, callback from current)
         "#,
         tenant.as_str(),
         &revived,
@@ -599,6 +701,7 @@ async fn rotate_secret(
         seal_secret(keyring, WEBHOOK_SECRET, tenant, secret),
         change.callback_url,
         change.is_active,
+        change.callback.column(),
     )
     .execute(with)
     .await;
@@ -631,12 +734,13 @@ fn seal_secret(
 fn open_secret(
     keyring: &Keyring,
     column: SealedColumn,
-    tenant: &TenantId,
+    (tenant, callback): &(TenantId, CallbackNumber),
     blob: &[u8],
 ) -> Result<SigningSecret, SealedSecretError> {
     let refused = |cause| SealedSecretError {
         what: "webhook secret",
         tenant: tenant.clone(),
+        callback: *callback,
         cause,
     };
     let opened = keyring
@@ -652,13 +756,14 @@ fn open_secret(
 /// `chain` and `sealed_key` are columns of `webhook_client_certificates`.
 pub(in crate::deliveries) fn open_client_certificate(
     keyring: &Keyring,
-    tenant: &TenantId,
+    (tenant, callback): &(TenantId, CallbackNumber),
     chain: Vec<Vec<u8>>,
     sealed_key: &[u8],
 ) -> Result<ClientCertificate, SealedSecretError> {
     let refused = |cause| SealedSecretError {
         what: "key of the client certificate",
         tenant: tenant.clone(),
+        callback: *callback,
         cause,
     };
     let key = keyring

@@ -4,7 +4,7 @@ use serde::Serialize;
 use serde_json::Value;
 
 use crate::base::clock::Timestamp;
-use crate::base::id::{DeliveryId, EventId, TenantId};
+use crate::base::id::{CallbackNumber, DeliveryId, EventId, TenantId};
 use crate::db::{Database, Error};
 use crate::deliveries::health::{EndpointHealth, EndpointState};
 use crate::deliveries::redelivery::EventStatus;
@@ -56,6 +56,8 @@ pub struct DeliveryRow {
     pub event_id: EventId,
     /// The name of the event.
     pub event: String,
+    /// The number of the callback among those of the tenant.
+    pub callback: CallbackNumber,
     /// The callback's URL when the delivery was enqueued.
     pub callback_url: String,
     /// The status: `pending`, `delivered` or `failed`.
@@ -88,7 +90,7 @@ pub struct DeliveryRow {
     pub created_at: Timestamp,
 }
 
-/// The health of a tenant's callback, and how many deliveries wait for it.
+/// The health of a callback, and how many deliveries wait for it.
 #[derive(Clone, Debug, Serialize)]
 #[serde(rename_all = "camelCase")]
 pub struct CallbackRow {
@@ -106,7 +108,7 @@ pub struct CallbackRow {
     pub last_failure_at: Option<Timestamp>,
     /// While the callback is closed: nothing is sent before this time.
     pub closed_until: Option<Timestamp>,
-    /// Pending deliveries, including those to earlier callbacks of the tenant.
+    /// Pending deliveries, including those to URLs that it had before.
     pub pending: i64,
     /// How many of the pending deliveries are parked.
     pub parked: i64,
@@ -116,11 +118,13 @@ pub struct CallbackRow {
     pub last_error: Option<String>,
 }
 
-/// The events of a tenant; if `status` is given, only those with this status.
+/// The events of a tenant; if `status` is given, only those with this status. If `callback` is given, the status is that of the
+/// deliveries to this callback, and only events that have one are listed.
 pub async fn list_events(
     database: &Database,
     tenant: &TenantId,
     status: Option<EventStatus>,
+    callback: Option<CallbackNumber>,
     limit: u32,
 ) -> Result<Vec<EventRow>, Error> {
     let rows = sqlx::query!(
@@ -143,20 +147,29 @@ pub async fn list_events(
           ) event
          cross join lateral (
                select case
-                          when bool_or(delivery.status = 'delivered') then 'delivered'
-                          when bool_or(delivery.status = 'pending') then 'pending'
-                          when bool_or(delivery.status = 'failed') then 'failed'
+                          when bool_or(at_callback.status = 'pending') then 'pending'
+                          when bool_or(at_callback.status = 'failed') then 'failed'
+                          when bool_or(at_callback.status = 'delivered') then 'delivered'
                       end as status
-                 from webhook_deliveries delivery
-                where delivery.event_id = event.id
+                 from (
+                      select case
+                                 when bool_or(delivery.status = 'delivered') then 'delivered'
+                                 when bool_or(delivery.status = 'pending') then 'pending'
+                                 else 'failed'
+                             end as status
+                        from webhook_deliveries delivery
+                       where delivery.event_id = event.id and ($4::int2 is null or delivery.callback = $4)
+                       group by delivery.callback
+                 ) at_callback
           ) standing
-         where $2::text is null or standing.status = $2
+         where ($2::text is null or standing.status = $2) and ($4::int2 is null or standing.status is not null)
          order by event.received_at desc, event.id desc
          limit $3
         "#,
         tenant.as_str(),
         status.map(EventStatus::as_str),
         i64::from(limit),
+        callback.map(CallbackNumber::column),
     )
     .fetch_all(database.pool())
     .await?;
@@ -180,11 +193,13 @@ pub async fn list_events(
     Ok(rows.collect())
 }
 
-/// The deliveries of a tenant; if `status` or `ids` are given, only those with this status or one of these ids.
+/// The deliveries of a tenant; if `status`, `callback` or `ids` are given, only those with this status, to this callback, or with
+/// one of these ids.
 pub async fn list_deliveries(
     database: &Database,
     tenant: &TenantId,
     status: Option<EventStatus>,
+    callback: Option<CallbackNumber>,
     ids: Option<&[DeliveryId]>,
     limit: u32,
 ) -> Result<Vec<DeliveryRow>, Error> {
@@ -194,7 +209,8 @@ pub async fn list_deliveries(
         DeliveryRow,
         r#"
         select delivery.id as "id: DeliveryId", delivery.event_id as "event_id: EventId", event.event_type as event,
-               delivery.callback_url, delivery.status, delivery.attempt_count,
+               delivery.callback as "callback: CallbackNumber", delivery.callback_url, delivery.status,
+               delivery.attempt_count,
                -- The column keeps its value when no further attempt is planned.
                case when delivery.status = 'pending' and delivery.parked_at is null
                     then delivery.next_attempt_at
@@ -209,6 +225,7 @@ pub async fn list_deliveries(
          where delivery.tenant_id = $1 and ($2::text is null or delivery.status = $2)
            and ($2::text is null or $2 = 'delivered' or delivery.status <> 'delivered') -- an index has just those
            and ($3::text[] is null or delivery.id = any($3))
+           and ($5::int2 is null or delivery.callback = $5)
          order by delivery.created_at desc, delivery.id desc
          limit $4
         "#,
@@ -216,15 +233,17 @@ pub async fn list_deliveries(
         status.map(EventStatus::as_str),
         ids.as_deref(),
         i64::from(limit),
+        callback.map(CallbackNumber::column),
     )
     .fetch_all(database.pool())
     .await
 }
 
-/// The health of the tenant's current callback. `None`: it has none.
+/// The health of a callback at its present URL. `None`: the tenant has no such callback.
 pub async fn load_callback(
     database: &Database,
     tenant: &TenantId,
+    callback: CallbackNumber,
 ) -> Result<Option<CallbackRow>, Error> {
     let row = sqlx::query!(
         r#"
@@ -234,25 +253,26 @@ pub async fn load_callback(
                failed.last_error as "last_error?"
           from webhook_configs config
           left join webhook_health health
-                 on health.tenant_id = config.tenant_id
+                 on health.tenant_id = config.tenant_id and health.callback = config.callback
                 and health.callback_key = hashtextextended(config.callback_url, 0)
          cross join lateral (
                select count(*) as pending, count(delivery.parked_at) as parked, min(delivery.created_at) as oldest
                  from webhook_deliveries delivery
-                where delivery.tenant_id = config.tenant_id and delivery.status = 'pending'
-                  and delivery.status <> 'delivered'
+                where delivery.tenant_id = config.tenant_id and delivery.callback = config.callback
+                  and delivery.status = 'pending' and delivery.status <> 'delivered'
           ) waiting
           left join lateral (
                select delivery.last_error
                  from webhook_deliveries delivery
-                where delivery.tenant_id = config.tenant_id and delivery.status <> 'delivered'
-                  and delivery.callback_url = config.callback_url and delivery.last_error is not null
+                where delivery.tenant_id = config.tenant_id and delivery.callback = config.callback
+                  and delivery.status <> 'delivered' and delivery.callback_url = config.callback_url and delivery.last_error is not null
                 order by delivery.last_attempt_at desc nulls last
                 limit 1
           ) failed on true
-         where config.tenant_id = $1
+         where config.tenant_id = $1 and config.callback = $2
         "#,
         tenant.as_str(),
+        callback.column(),
     )
     .fetch_optional(database.pool())
     .await?;

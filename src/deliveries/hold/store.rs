@@ -91,7 +91,8 @@ pub async fn count_waiting_deliveries(database: &Database) -> Result<WaitingDeli
                     or delivery.next_attempt_at <= attesto_now() as is_due
             from webhook_deliveries delivery
             join tenants tenant on tenant.id = delivery.tenant_id
-            left join webhook_configs config on config.tenant_id = delivery.tenant_id
+            left join webhook_configs config
+                on config.tenant_id = delivery.tenant_id and config.callback = delivery.callback
             where delivery.status = 'pending'
         ) waiting
         "#,

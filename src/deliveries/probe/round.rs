@@ -9,7 +9,7 @@ use tokio_util::sync::CancellationToken;
 
 use super::result::{PROBE_RESULTS, probe_result};
 use super::store::{self, ProbeTarget};
-use crate::base::id::TenantId;
+use crate::base::id::{CallbackNumber, TenantId};
 use crate::crypto::keyring::Keyring;
 use crate::db::{Database, Error, error_class};
 use crate::deliveries::hold;
@@ -52,7 +52,7 @@ pub(crate) async fn probe_all_callbacks(
         counts: PROBE_RESULTS.iter().map(|word| (*word, 0)).collect(),
         not_kept: 0,
     };
-    let mut after: Option<TenantId> = None;
+    let mut after: Option<(TenantId, CallbackNumber)> = None;
     loop {
         if let Some(hold) = hold::store::load_active_hold(database).await? {
             return Ok(ProbeRound::Held(hold));
@@ -69,7 +69,7 @@ pub(crate) async fn probe_all_callbacks(
         let Some(last) = page.last() else {
             return Ok(progress.into_completed());
         };
-        after = Some(last.tenant.clone());
+        after = Some((last.tenant.clone(), last.callback));
         let mut probes = JoinSet::new();
         for callback in page {
             if let Some(word) = callback.known_result() {
@@ -126,6 +126,7 @@ impl ProbeProgress<'_> {
             let class = error_class(&error);
             tracing::warn!(
                 tenantId = %callback.tenant,
+                callback = callback.callback.column(),
                 cause = %error,
                 causeClass = class,
                 hint = "the run's `notKept` says how many results were not saved",

@@ -55,9 +55,11 @@ impl QueueStats {
                 attesto_now() - min(waiting.next_attempt_at))::float8
             from webhook_callbacks_waiting waiting
             join tenants tenant on tenant.id = waiting.tenant_id and tenant.is_active
-            join webhook_configs config on config.tenant_id = waiting.tenant_id and config.is_active
+            join webhook_configs config
+                on config.tenant_id = waiting.tenant_id and config.callback = waiting.callback and config.is_active
             left join webhook_health health
-                on health.tenant_id = waiting.tenant_id and health.callback_key = waiting.callback_key
+                on health.tenant_id = waiting.tenant_id and health.callback = waiting.callback
+                and health.callback_key = waiting.callback_key
             where health.closed_until is null
                 or health.closed_until <= attesto_now()
             "#)
@@ -82,7 +84,7 @@ impl QueueStats {
             from webhook_configs config
             join tenants tenant on tenant.id = config.tenant_id
             left join webhook_health health
-                on health.tenant_id = config.tenant_id
+                on health.tenant_id = config.tenant_id and health.callback = config.callback
                 and health.callback_key = hashtextextended(config.callback_url, 0)
             group by 1
             "#

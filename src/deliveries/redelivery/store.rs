@@ -1,11 +1,13 @@
 //! The queries on redeliveries. For the clock see [`crate::deliveries::store`].
 
-use super::request::{EventStatus, RedeliveryError, RedeliveryFilter, RedeliveryRequest};
+use super::request::{
+    EnqueuedDelivery, EventStatus, RedeliveryError, RedeliveryFilter, RedeliveryRequest,
+};
 use crate::base::clock::Timestamp;
-use crate::base::id::{DeliveryId, EventId, RedeliveryId, TenantId};
+use crate::base::id::{CallbackNumber, DeliveryId, EventId, RedeliveryId, TenantId};
 use crate::db::{Database, Error};
 
-/// How often a request whose tenant has no active callback is looked at again.
+/// How often a request whose tenant has no active callback, or whose callback is not active, is looked at again.
 const CALLBACK_CHECK_INTERVAL_SECONDS: f64 = 10.0;
 
 /// For each request.
@@ -47,36 +49,84 @@ impl RedeliveryBatch {
 pub(super) async fn enqueue_event(
     database: &Database,
     event: &EventId,
+    callback: Option<CallbackNumber>,
     id: &DeliveryId,
     request: &RedeliveryRequest,
-) -> Result<(), RedeliveryError> {
-    let enqueued = sqlx::query!(
-        "
-        insert into webhook_deliveries (id, event_id, tenant_id, callback_url, requested_by, request_reason)
-        select $2, event.id, event.tenant_id, config.callback_url, $3, $4
+) -> Result<Vec<EnqueuedDelivery>, RedeliveryError> {
+    let mut enqueued = sqlx::query_as!(
+        EnqueuedDelivery,
+        r#"
+        insert into webhook_deliveries (id, event_id, tenant_id, callback, callback_url, requested_by, request_reason)
+        select nth_delivery_id($2, row_number() over (order by target.callback) - 1), event.id, event.tenant_id,
+            target.callback, target.callback_url, $3, $4
         from webhook_events event
-        join webhook_configs config on config.tenant_id = event.tenant_id and config.is_active
+        cross join redelivery_targets(event.id, $5, null, false) target
         where event.id = $1
-        ",
+        returning callback as "callback: CallbackNumber", id as "delivery_id: DeliveryId"
+        "#,
         event.as_str(),
         id.as_str(),
         &request.requested_by,
         request.reason.as_deref(),
+        callback.map(CallbackNumber::column),
     )
-    .execute(database.pool())
+    .fetch_all(database.pool())
     .await?;
-    if enqueued.rows_affected() == 1 {
-        return Ok(());
+    if enqueued.is_empty() {
+        return Err(find_redelivery_obstacle(database, event, callback).await?);
     }
-    let tenant = sqlx::query_scalar!(
-        r#"select tenant_id as "tenant_id: TenantId" from webhook_events where id = $1"#,
-        event.as_str()
+    enqueued.sort_unstable_by_key(|delivery| delivery.callback);
+    Ok(enqueued)
+}
+
+pub(super) async fn preview_event(
+    database: &Database,
+    event: &EventId,
+    callback: Option<CallbackNumber>,
+) -> Result<u64, RedeliveryError> {
+    let count = sqlx::query_scalar!(
+        r#"select count(*) as "count!" from redelivery_targets($1, $2, null, false)"#,
+        event.as_str(),
+        callback.map(CallbackNumber::column),
+    )
+    .fetch_one(database.pool())
+    .await?;
+    if count == 0 {
+        return Err(find_redelivery_obstacle(database, event, callback).await?);
+    }
+    Ok(count.unsigned_abs())
+}
+
+/// Why a redelivery of this event goes to no callback.
+async fn find_redelivery_obstacle(
+    database: &Database,
+    event: &EventId,
+    callback: Option<CallbackNumber>,
+) -> Result<RedeliveryError, Error> {
+    let row = sqlx::query!(
+        r#"
+        select tenant_id as "tenant: TenantId",
+            exists (
+                select from webhook_configs config
+                where config.tenant_id = event.tenant_id and config.is_active
+                    and ($2::int2 is null or config.callback = $2)
+            ) as "has_callback!"
+        from webhook_events event
+        where id = $1
+        "#,
+        event.as_str(),
+        callback.map(CallbackNumber::column),
     )
     .fetch_optional(database.pool())
     .await?;
-    Err(match tenant {
-        Some(tenant) => RedeliveryError::NoActiveCallback(tenant),
-        None => RedeliveryError::EventNotFound(event.clone()),
+    let Some(row) = row else {
+        return Ok(RedeliveryError::EventNotFound(event.clone()));
+    };
+    Ok(match (callback, row.has_callback) {
+        (None, false) => RedeliveryError::NoActiveCallback(row.tenant),
+        (None, true) => RedeliveryError::EventOfNoCallback(event.clone()),
+        (Some(callback), false) => RedeliveryError::CallbackNotActive(row.tenant, callback),
+        (Some(callback), true) => RedeliveryError::EventFilteredOut(event.clone(), callback),
     })
 }
 
@@ -88,17 +138,7 @@ pub(super) async fn preview_matching(
         r#"
         select count(*) as "count!", min(event.received_at) as oldest
         from webhook_events event
-        cross join lateral (
-            select case
-                when bool_or(delivery.status = 'delivered') then 'delivered'
-                when bool_or(delivery.status = 'pending') then 'pending'
-                when bool_or(delivery.status = 'failed') then 'failed'
-            end as status
-            from webhook_deliveries delivery
-            where delivery.event_id = event.id
-        ) standing
         where event.tenant_id = $1
-            and ($2::text is null or standing.status = $2)
             and ($2::text is null or $2 = 'delivered' or event.id in (
                  -- Few, and found by an index: most of a history is not looked at.
                  select unfinished.event_id
@@ -107,24 +147,14 @@ pub(super) async fn preview_matching(
             ))
             and ($3::text is null or event.event_type = $3)
             and ($4::float8 is null or event.received_at >= attesto_now() - make_interval(secs => $4))
-            and (not $5 or exists (
-                select
-                  from webhook_configs config
-                  join webhook_deliveries earlier on earlier.event_id = event.id and earlier.status <> 'delivered'
-                   and earlier.callback_url <> config.callback_url
-                 where config.tenant_id = event.tenant_id
-                   and not exists (
-                       select from webhook_deliveries own
-                        where own.event_id = event.id and own.callback_url = config.callback_url
-                          and own.status in ('pending', 'delivered')
-                   )
-            ))
+            and exists (select from redelivery_targets(event.id, $6, $2, $5))
         "#,
         filter.tenant.as_str(),
         filter.status.map(EventStatus::as_str),
         filter.event_type.as_deref(),
         filter.received_within.map(|since| since.as_secs_f64()),
         filter.is_for_previous_callback,
+        filter.callback.map(CallbackNumber::column),
     )
     .fetch_one(database.pool())
     .await?;
@@ -159,14 +189,15 @@ pub(super) async fn insert_redelivery(
     let active = sqlx::query_scalar!(
         r#"
         with callback as (
-            select from webhook_configs where tenant_id = $2 and is_active
+            select from webhook_configs
+            where tenant_id = $2 and is_active and ($9::int2 is null or callback = $9)
         ), inserted as (
             insert into webhook_redeliveries
                 (id, tenant_id, status, event_type, received_from, received_until, requested_by, reason, next_batch_at,
-                 created_at, previous_callback_only)
+                 created_at, previous_callback_only, callback)
             select $1, $2, $3, $4,
                 case when $5::float8 is null then '-infinity' else now - make_interval(secs => $5) end,
-                now, $6, $7, now, now, $8
+                now, $6, $7, now, now, $8, $9
             from (select attesto_now() as now) clock
             where exists (select from callback)
         )
@@ -180,6 +211,7 @@ pub(super) async fn insert_redelivery(
         &request.requested_by,
         request.reason.as_deref(),
         filter.is_for_previous_callback,
+        filter.callback.map(CallbackNumber::column),
     )
     .fetch_one(database.pool())
     .await?;
@@ -192,15 +224,15 @@ pub(super) async fn insert_redelivery(
     )
     .fetch_one(database.pool())
     .await?;
-    Err(if tenant == Some(true) {
-        RedeliveryError::NoActiveCallback(filter.tenant.clone())
-    } else {
-        RedeliveryError::TenantNotFound(filter.tenant.clone())
+    let of_tenant = filter.tenant.clone();
+    Err(match filter.callback {
+        _ if tenant != Some(true) => RedeliveryError::TenantNotFound(of_tenant),
+        None => RedeliveryError::NoActiveCallback(of_tenant),
+        Some(callback) => RedeliveryError::CallbackNotActive(of_tenant, callback),
     })
 }
 
 /// Enqueues the deliveries of the next events of one request and saves its progress, in one statement.
-#[expect(clippy::too_many_lines, reason = "one statement")]
 pub(super) async fn enqueue_next_batch(
     database: &Database,
     ids: &[String],
@@ -217,15 +249,19 @@ pub(super) async fn enqueue_next_batch(
             order by request.next_batch_at
             limit 1
             for no key update skip locked
-        ), callback as (
-            select config.callback_url
+        ), is_possible as (
+            select
             from request
-            join webhook_configs config on config.tenant_id = request.tenant_id and config.is_active
+            where exists (
+                select from webhook_configs config
+                where config.tenant_id = request.tenant_id and config.is_active
+                    and (request.callback is null or config.callback = request.callback)
+            )
         ), looked_at as (
             select event.id, event.received_at, event.event_type,
                 row_number() over (order by event.received_at, event.id) as position
             from request
-            cross join callback
+            cross join is_possible
             cross join lateral (
                 select event.id, event.received_at, event.event_type
                 from webhook_events event
@@ -238,45 +274,31 @@ pub(super) async fn enqueue_next_batch(
                 limit $1
             ) event
         ), picked as (
-            select looked_at.id, looked_at.received_at, looked_at.position,
-                row_number() over (order by looked_at.position) as turn
+            select looked_at.id, looked_at.position, row_number() over (order by looked_at.position) as turn
             from request
             cross join looked_at
-            cross join lateral (
-                select case
-                    when bool_or(delivery.status = 'delivered') then 'delivered'
-                    when bool_or(delivery.status = 'pending') then 'pending'
-                    when bool_or(delivery.status = 'failed') then 'failed'
-                end as status
-                from webhook_deliveries delivery
-                where delivery.event_id = looked_at.id
-            ) standing
-            where (request.status is null or standing.status = request.status)
-                and (request.event_type is null or looked_at.event_type = request.event_type)
-                and (not request.previous_callback_only or (
-                    exists (
-                        select from webhook_deliveries earlier
-                        where earlier.event_id = looked_at.id and earlier.status <> 'delivered'
-                            and earlier.callback_url <> (select callback_url from callback)
-                    ) and not exists (
-                        select from webhook_deliveries own
-                        where own.event_id = looked_at.id and own.callback_url = (select callback_url from callback)
-                            and own.status in ('pending', 'delivered')
-                    )
-                ))
+            where (request.event_type is null or looked_at.event_type = request.event_type)
+                and exists (
+                    select from redelivery_targets(
+                        looked_at.id, request.callback, request.status, request.previous_callback_only)
+                )
             order by looked_at.position
             limit $2
         ), enqueued as (
-            insert into webhook_deliveries (id, event_id, tenant_id, callback_url, requested_by, request_reason)
-            select new.id, picked.id, request.tenant_id, callback.callback_url, request.requested_by, request.reason
+            insert into webhook_deliveries
+                (id, event_id, tenant_id, callback, callback_url, requested_by, request_reason)
+            select
+                nth_delivery_id(new.id, row_number() over (partition by picked.id order by target.callback) - 1),
+                picked.id, request.tenant_id, target.callback, target.callback_url, request.requested_by, request.reason
             from request
-            cross join callback
             cross join picked
             join unnest($3::text[]) with ordinality as new (id, turn) on new.turn = picked.turn
+            cross join lateral redelivery_targets(
+                picked.id, request.callback, request.status, request.previous_callback_only) target
             returning 1
         ), progress as (
             select
-                (select count(*) from picked)::int as enqueued,
+                (select count(*) from enqueued)::int as enqueued,
                 -- As far as was looked, or as far as the batch is full.
                 case when (select count(*) from picked) = $2
                     then (select max(position) from picked)
@@ -289,12 +311,12 @@ pub(super) async fn enqueue_next_batch(
             cursor_event_id = coalesce(last.id, redelivery.cursor_event_id),
             enqueued = redelivery.enqueued + progress.enqueued,
             -- A request that could not be worked on for a while does not catch up.
-            next_batch_at = case when exists (select from callback)
+            next_batch_at = case when exists (select from is_possible)
                 then greatest(redelivery.next_batch_at, clock.now - interval '1 second')
                     + make_interval(secs => progress.enqueued / $4::float8)
                 else clock.now + make_interval(secs => $5)
             end,
-            finished_at = case when progress.finished and exists (select from callback) then clock.now end
+            finished_at = case when progress.finished and exists (select from is_possible) then clock.now end
         from clock, request
         cross join progress
         left join looked_at last on last.position = progress.position

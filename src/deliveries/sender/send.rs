@@ -180,8 +180,12 @@ impl Sender {
             .resolve_callback(&job.callback_url, &endpoint.allow_list)
             .await?;
         let now = self.clock.now();
+        let body = request::body_for(job, endpoint.kind).ok_or_else(|| {
+            let detail = "the callback relays what stores send, and no store sent this event";
+            AttemptError::Refused(OutcomeClass::Blocked, detail.to_owned())
+        })?;
         let build = || {
-            request::build_request(job, &endpoint.secrets, &target, now).ok_or_else(|| {
+            request::build_request(job, &body, endpoint, &target, now).ok_or_else(|| {
                 let detail = "a header cannot hold the event's name".to_owned();
                 AttemptError::Refused(OutcomeClass::Blocked, detail)
             })

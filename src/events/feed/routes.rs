@@ -20,14 +20,19 @@ use super::openapi::{
 };
 use super::reader::{DEFAULT_PAGE_EVENTS, EventFeed, FeedPage, FeedQuery, MAX_PAGE_EVENTS};
 use super::subject::MAX_SUBJECT_KEY_CHARS;
-use crate::base::id::{DeliveryId, EventId, TenantId};
-use crate::deliveries::redelivery::{Redeliveries, RedeliveryError, RedeliveryRequest};
+use crate::base::id::{CallbackNumber, DeliveryId, EventId, TenantId};
+use crate::deliveries::redelivery::{
+    EnqueuedDelivery, Redeliveries, RedeliveryError, RedeliveryRequest,
+};
 use crate::http::Problem;
 use crate::http::api_docs::{DocumentedError, error_responses};
+use crate::http::json::{FromJson, JsonFields, OptionalJsonBody};
 use crate::http::problem::Issue;
 use crate::http::query_string::QueryParameters;
 use crate::tenants::{Authenticator, Caller};
 
+/// The numbers of callbacks are `smallint` in the database.
+const MAX_CALLBACK_NUMBER: u32 = 32767;
 /// The longest that a request may wait. Shorter than what load balancers wait for an answer.
 const MAX_WAIT: Duration = Duration::from_secs(30);
 
@@ -189,7 +194,6 @@ async fn read_event(
 #[derive(Clone, Debug, Serialize, ToSchema)]
 #[serde(rename_all = "camelCase")]
 #[schema(as = events::Redelivery)]
-#[expect(clippy::struct_field_names, reason = "these are the names in the JSON")]
 struct EnqueuedRedelivery {
     /// The tenant that the event is for.
     #[schema(value_type = String)]
@@ -197,14 +201,36 @@ struct EnqueuedRedelivery {
     /// The event that is delivered again.
     #[schema(value_type = String, examples("evt_01J9ZQ4T5W6X7Y8Z9A0B1C2D3E"))]
     event_id: EventId,
-    /// The new delivery.
+    /// The first of the new deliveries.
     #[schema(value_type = String, examples("del_01J9ZQ4T5W6X7Y8Z9A0B1C2D3E"))]
     delivery_id: DeliveryId,
+    /// All new deliveries, one for each callback.
+    deliveries: Vec<EnqueuedDelivery>,
+}
+
+/// Where an event is delivered again.
+#[derive(Clone, Copy, Debug, Default, ToSchema)]
+#[schema(as = events::RedeliverRequest)]
+struct RedeliverRequest {
+    /// The number of a callback. Left out: the callbacks that had the event, or, if none had it, those that are sent such events.
+    #[schema(value_type = Option<u16>, minimum = 1, maximum = 32767, examples(2))]
+    callback: Option<CallbackNumber>,
+}
+
+impl FromJson for RedeliverRequest {
+    const FIELDS: Option<&'static [&'static str]> = Some(&["callback"]);
+
+    fn from_json(body: &mut JsonFields<'_>) -> Option<Self> {
+        let callback = body.optional_integer("callback", 1..=MAX_CALLBACK_NUMBER);
+        let callback = callback.and_then(|number| CallbackNumber::new(number.into()));
+        Some(Self { callback })
+    }
 }
 
 /// Deliver one event again
 ///
-/// To the callback that the tenant has now, with attempts of its own. The body of the request is ignored.
+/// With attempts of its own, to the URLs that the tenant's callbacks have now. A request without a body delivers it to the
+/// callbacks that had it before, or, if none had it, to those that are sent such events.
 #[utoipa::path(
     post,
     path = "/v1/events/{eventId}/redeliver",
@@ -212,6 +238,13 @@ struct EnqueuedRedelivery {
     tag = "events",
     security(("apiKey" = [])),
     params(("eventId" = String, Path, description = "The event's id.", pattern = "^evt_[0-7][0-9A-HJKMNP-TV-Z]{25}$", example = "evt_01J9ZQ4T5W6X7Y8Z9A0B1C2D3E")),
+    request_body(
+        content = Option<RedeliverRequest>,
+        description = "Which callback; may be left out. At most 16 KB.",
+        examples(
+            ("one" = (summary = "To one callback", value = json!({ "callback": 2 }))),
+        ),
+    ),
     responses(
         (
             status = 200,
@@ -221,6 +254,7 @@ struct EnqueuedRedelivery {
                 "tenantId": "tenant_01J9ZQ4T5W6X7Y8Z9A0B1C2D3E",
                 "eventId": "evt_01J9ZQ4T5W6X7Y8Z9A0B1C2D3E",
                 "deliveryId": "del_01J9ZQ4T5W6X7Y8Z9A0B1C2D3E",
+                "deliveries": [{ "callback": 1, "deliveryId": "del_01J9ZQ4T5W6X7Y8Z9A0B1C2D3E" }],
             })))),
         ),
         RedeliveryErrorResponses,
@@ -230,6 +264,7 @@ async fn redeliver_event(
     State(state): State<EventRouteState>,
     caller: Caller,
     Path(event): Path<String>,
+    OptionalJsonBody(target): OptionalJsonBody<RedeliverRequest>,
 ) -> Result<Json<EnqueuedRedelivery>, Problem> {
     let event = parse_event_id(&event)?;
     let feed = &state.feed;
@@ -241,17 +276,31 @@ async fn redeliver_event(
         reason: None,
     };
     let redeliveries = Redeliveries::new(feed.database(), feed.clock());
-    let delivery = redeliveries.redeliver_event(&event, &request).await;
-    let delivery_id = delivery.map_err(|error| match error {
+    let enqueued = redeliveries
+        .redeliver_event(&event, target.callback, &request)
+        .await;
+    let deliveries = enqueued.map_err(|error| match error {
         RedeliveryError::NoActiveCallback(_) => no_active_callback(),
         RedeliveryError::EventNotFound(_) | RedeliveryError::TenantNotFound(_) => event_not_found(),
+        RedeliveryError::CallbackNotActive(..) => {
+            wrong_callback("is not the number of an active callback of this tenant")
+        }
+        RedeliveryError::EventFilteredOut(..) => wrong_callback("is not sent such events"),
+        RedeliveryError::EventOfNoCallback(_) => {
+            wrong_callback("is missing: no active callback had this event")
+        }
         RedeliveryError::Database(error) => error.into(),
     })?;
     Ok(Json(EnqueuedRedelivery {
         tenant_id: caller.tenant,
         event_id: event,
-        delivery_id,
+        delivery_id: deliveries[0].delivery_id.clone(),
+        deliveries,
     }))
+}
+
+fn wrong_callback(problem: &str) -> Problem {
+    Problem::invalid_request(&[Issue::new("callback", problem)])
 }
 
 fn parse_event_id(segment: &str) -> Result<EventId, Problem> {
