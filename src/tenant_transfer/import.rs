@@ -60,6 +60,8 @@ pub struct ImportReport {
     pub known: u64,
     /// Deliveries that were left out, because their event exists here with another id and has deliveries of its own.
     pub superseded: u64,
+    /// Pending deliveries that were marked as failed, because the file does not have their callback.
+    pub abandoned: u64,
     /// The allowed networks in the file, as `network:port`.
     pub networks: Vec<String>,
     /// Whether those networks were imported.
@@ -136,6 +138,7 @@ pub async fn import_tenant(
         unpacked.insert_batch(&mut unpacking, &mut last).await?;
     }
     unpacking.list_unresolved_states().await?;
+    let abandoned = unpacking.abandon_orphaned_deliveries().await?;
     let ImportReader {
         rows,
         kept,
@@ -156,6 +159,7 @@ pub async fn import_tenant(
         "rows": rows,
         "kept": kept,
         "superseded": superseded,
+        "abandoned": abandoned,
         "sha256": sha256,
     });
     unpacking.record_import(&note).await?;
@@ -169,6 +173,7 @@ pub async fn import_tenant(
         kept,
         known: existing_events.len() as u64,
         superseded,
+        abandoned,
         networks_opened: options.with_networks && !networks.is_empty(),
         networks,
         waiting,

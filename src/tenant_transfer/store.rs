@@ -37,6 +37,10 @@ const WAIT_FOR_WRITERS_SQL: [&str; 2] = [
     "begin; lock table webhook_deliveries in share mode; commit; set lock_timeout = '60s'",
 ];
 
+/// The last error of a delivery whose callback an import has removed.
+const ORPHANED_DELIVERY_ERROR: &str =
+    "an import of the tenant removed the callback before the event was delivered";
+
 /// A column whose value is of no use in another database.
 #[derive(Clone, Copy, Debug)]
 pub(super) enum EncodedColumn {
@@ -469,6 +473,32 @@ impl TenantImport {
         .execute(&mut *self.transaction)
         .await
         .map(drop)
+    }
+
+    /// Marks the pending deliveries to callbacks that the file has replaced by none as failed: nothing would send them. Returns their
+    /// number. The numbers of these callbacks are not given to others.
+    pub(super) async fn abandon_orphaned_deliveries(&mut self) -> Result<u64, Error> {
+        sqlx::query!(
+            "update webhook_configs config set last_callback = greatest(last_callback, \
+                (select max(callback) from webhook_deliveries where tenant_id = $1)) \
+              where config.tenant_id = $1 and config.callback = 1",
+            self.tenant.as_str()
+        )
+        .execute(&mut *self.transaction)
+        .await?;
+        let abandoned = sqlx::query!(
+            "update webhook_deliveries delivery set \
+                status = 'failed', failed_at = attesto_now(), next_attempt_at = null, lease_until = null, \
+                lease_no = lease_no + 1, parked_at = null, last_error = $2 \
+              where delivery.tenant_id = $1 and delivery.status = 'pending' and delivery.callback <> 1 \
+                and not exists (select from webhook_configs config \
+                                 where config.tenant_id = $1 and config.callback = delivery.callback)",
+            self.tenant.as_str(),
+            ORPHANED_DELIVERY_ERROR,
+        )
+        .execute(&mut *self.transaction)
+        .await?;
+        Ok(abandoned.rows_affected())
     }
 
     /// Makes the tenant inactive if `as_inactive`. Returns whether it is active; `None`: the file has no tenant.

@@ -15,9 +15,11 @@ use attesto::crypto::sealed_file::{
     SealedFileWriter,
 };
 use attesto::db::Database;
+use attesto::deliveries::endpoint::callbacks::store::add_endpoint;
 use attesto::deliveries::endpoint::store::{self, EndpointChange};
 use attesto::deliveries::endpoint::{
-    ClientCertificate, ClientCertificateChange, SigningSecret, SigningSecrets,
+    CallbackFilter, CallbackKind, ClientCertificate, ClientCertificateChange, NewEndpoint,
+    SigningSecret, SigningSecrets,
 };
 use attesto::deliveries::signature;
 use attesto::events::{
@@ -35,6 +37,7 @@ use serde_json::{Value, json};
 use sqlx::AssertSqlSafe;
 
 use crate::delivery_hold::{dispatcher_on, events};
+use crate::webhook_end_to_end::convinces;
 use crate::world::attesto::{APP, APP_APPLE_ID, Tenant, World};
 use crate::world::event::{event_body, test_event};
 use crate::world::folder::Folder;
@@ -783,6 +786,83 @@ async fn a_tenant_is_replaced_only_with_the_flag() {
     );
     assert_eq!(count(database, "tenants where is_active").await, 0);
     assert_eq!(shell.run(&["audit", "verify"]).exit, 0);
+}
+
+#[tokio::test]
+async fn every_callback_moves_with_its_secret_and_what_waits_for_it() {
+    let moved = Move::prepared().await;
+    let (old, new, id) = (&moved.old, &moved.new, &moved.tenant.id);
+    let second = Receiver::answering(OK).await;
+    let callback = NewEndpoint {
+        callback_url: &second.url(),
+        kind: CallbackKind::Events,
+        filter: CallbackFilter {
+            sources: vec!["google".to_owned()],
+            ..CallbackFilter::default()
+        },
+        secret: Some(&secret("s")),
+        is_active: true,
+    };
+    let added = add_endpoint(old.database(), old.keyring(), id, &callback).await;
+    assert_eq!(added.unwrap().0.column(), 2);
+    events(old, id, &["1"]).await;
+    moved.deactivate();
+    assert_eq!(
+        told(&moved.export("export", &[]))["rows"]["webhook_configs"],
+        2
+    );
+    let imported = told(&moved.import("export", &["--with-networks"]));
+    assert_eq!(imported["waiting"], 2);
+    for part in &TRANSFERRED_TABLES {
+        let there = rows(new.database(), part.name, part.tenant_column, id).await;
+        let here = rows(old.database(), part.name, part.tenant_column, id).await;
+        let here = here.into_iter().filter(|row| row["id"] != "red_0");
+        assert_eq!(there, here.collect::<Vec<_>>(), "{}", part.name);
+    }
+    moved.new_shell().rows(&["tenant", "activate", id.as_str()]);
+    second.until(1).await;
+    moved.receiver.until(1).await;
+    let request = second.requests().remove(0);
+    assert!(convinces(&request, &secret("s").into()));
+    // The numbers go on where they were.
+    let added = add_endpoint(new.database(), new.keyring(), id, &callback).await;
+    assert_eq!(added.unwrap().0.column(), 3);
+    wait_until("what arrived is known as delivered", async || {
+        count(
+            new.database(),
+            "webhook_deliveries where status = 'pending'",
+        )
+        .await
+            == 0
+    })
+    .await;
+    // Replaced by a file without the third, for which an event waits.
+    for statement in [
+        "update webhook_configs set is_active = callback = 3",
+        "insert into delivery_holds (held_by) values ('test')",
+    ] {
+        sqlx::query(statement)
+            .execute(new.database().pool())
+            .await
+            .unwrap();
+    }
+    events(new, id, &["2"]).await;
+    let replaced = told(&moved.import("export", &["--replace"]));
+    assert_eq!(
+        (&replaced["abandoned"], &replaced["waiting"]),
+        (&json!(1), &json!(0))
+    );
+    let error: String =
+        sqlx::query_scalar("select last_error from webhook_deliveries where callback = 3")
+            .fetch_one(new.database().pool())
+            .await
+            .unwrap();
+    assert!(
+        error.contains("an import of the tenant removed the callback"),
+        "{error}"
+    );
+    let added = add_endpoint(new.database(), new.keyring(), id, &callback).await;
+    assert_eq!(added.unwrap().0.column(), 4);
 }
 
 #[tokio::test]

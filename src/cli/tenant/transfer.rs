@@ -192,6 +192,12 @@ fn format_import(imported: &ImportReport) -> String {
             imported.superseded
         )
     };
+    let abandoned = match imported.abandoned {
+        0 => String::new(),
+        count => format!(
+            " {count} deliveries that waited are marked as failed, because the file does not have their callback."
+        ),
+    };
     let networks = match imported.networks.as_slice() {
         [] => String::new(),
         all if imported.networks_opened => {
@@ -211,7 +217,7 @@ fn format_import(imported: &ImportReport) -> String {
         )
     };
     format!(
-        "{verb} {} ({}) as of {}:\n{}{kept} rows existed already.{superseded} {} deliveries are waiting.\n{networks}SHA-256 of the file: {}{next}",
+        "{verb} {} ({}) as of {}:\n{}{kept} rows existed already.{superseded}{abandoned} {} deliveries are waiting.\n{networks}SHA-256 of the file: {}{next}",
         label.tenant,
         label.name,
         label.exported_at,
