@@ -16,7 +16,7 @@ use crate::world::doc_runner::{
 use crate::world::receiver::Received;
 
 /// Scheduled maintenance.
-const MAINTENANCE: [&str; 1] = ["docs/maintenance.md"];
+const MAINTENANCE: [&str; 2] = ["docs/maintenance.md", "docs/upgrading.md"];
 const OPERATIONS: [&str; 1] = ["docs/operations.md"];
 const RECOVERY: [&str; 1] = ["docs/recovery.md"];
 const MOVING: [&str; 1] = ["docs/moving.md"];
