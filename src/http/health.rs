@@ -104,7 +104,7 @@ struct Alive {
     #[schema(examples("ok"))]
     status: &'static str,
     /// The release of Attesto that answered.
-    #[schema(examples("1.0.0"))]
+    #[schema(examples(json!(crate::VERSION)))]
     version: &'static str,
 }
 
@@ -125,7 +125,7 @@ struct Readiness {
     #[schema(schema_with = readiness_status_schema)]
     status: &'static str,
     /// The release of Attesto that answered.
-    #[schema(examples("1.0.0"))]
+    #[schema(examples(json!(crate::VERSION)))]
     version: &'static str,
     /// Each check by its name, `db` and `encryption`: `ok`, or `fail: ` and a few words. While the process is shutting down
     /// there is `server` too. `deliveries` is there while the process takes in notifications and does not deliver: `off: ` or

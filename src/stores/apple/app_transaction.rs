@@ -77,7 +77,7 @@ pub(crate) struct VerifiedAppTransaction {
     #[schema(schema_with = always_true)]
     valid: bool,
     /// The release of Attesto that answered.
-    #[schema(examples("1.0.0"))]
+    #[schema(examples(json!(crate::VERSION)))]
     version: &'static str,
     /// Where the app was obtained.
     pub(crate) environment: AppleEnvironment,

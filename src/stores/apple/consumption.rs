@@ -121,7 +121,7 @@ pub(crate) struct SentConsumption {
     #[schema(schema_with = always_taken)]
     valid: bool,
     /// The release of this server.
-    #[schema(examples("0.1.0"))]
+    #[schema(examples(json!(crate::VERSION)))]
     version: &'static str,
     #[schema(schema_with = always_taken)]
     sent: bool,

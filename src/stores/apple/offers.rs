@@ -56,7 +56,7 @@ pub(crate) enum OfferTerms {
 #[serde(rename_all = "camelCase")]
 pub(crate) struct SignedOffer {
     /// The release of this server.
-    #[schema(examples("0.1.0"))]
+    #[schema(examples(json!(crate::VERSION)))]
     version: &'static str,
     /// `promotional` or `introductory`, as in the request.
     #[schema(examples("promotional"))]

@@ -51,7 +51,7 @@ pub(crate) struct FinishedTransaction {
     #[schema(schema_with = always_taken)]
     valid: bool,
     /// The release of this server.
-    #[schema(examples("0.1.0"))]
+    #[schema(examples(json!(crate::VERSION)))]
     version: &'static str,
     #[schema(schema_with = always_taken)]
     finished: bool,
@@ -70,7 +70,7 @@ pub(crate) struct BoundPurchase {
     #[schema(schema_with = always_taken)]
     valid: bool,
     /// The release of this server.
-    #[schema(examples("0.1.0"))]
+    #[schema(examples(json!(crate::VERSION)))]
     version: &'static str,
     /// Where the purchase is.
     pub(crate) environment: AppleEnvironment,

@@ -116,7 +116,7 @@ pub struct VerifiedTransaction {
     #[schema(schema_with = always_true)]
     pub valid: bool,
     /// The release of Attesto that answered.
-    #[schema(examples("1.0.0"))]
+    #[schema(examples(json!(crate::VERSION)))]
     pub version: &'static str,
     /// Where the transaction is.
     pub environment: AppleEnvironment,

@@ -22,7 +22,7 @@ pub(crate) struct VerifiedPurchase {
     #[schema(schema_with = always_true)]
     pub(crate) valid: bool,
     /// The release of Attesto that answered.
-    #[schema(examples("1.0.0"))]
+    #[schema(examples(json!(crate::VERSION)))]
     pub(crate) version: &'static str,
     /// What the purchase is now.
     pub(crate) status: PurchaseStatus,
@@ -245,7 +245,7 @@ pub(crate) struct AcknowledgedPurchase {
     #[schema(schema_with = always_true)]
     pub(crate) valid: bool,
     /// The release of Attesto that answered.
-    #[schema(examples("1.0.0"))]
+    #[schema(examples(json!(crate::VERSION)))]
     pub(crate) version: &'static str,
     /// Always true: Google does not take the purchase back for lack of it.
     #[schema(schema_with = always_true)]
@@ -270,7 +270,7 @@ pub(crate) struct ConsumedPurchase {
     #[schema(schema_with = always_true)]
     pub(crate) valid: bool,
     /// The release of Attesto that answered.
-    #[schema(examples("1.0.0"))]
+    #[schema(examples(json!(crate::VERSION)))]
     pub(crate) version: &'static str,
     /// Always true. It is acknowledged too.
     #[schema(schema_with = always_true)]
