@@ -740,3 +740,157 @@ fn readme_has_every_setting_with_its_default() {
         }
     }
 }
+
+/// What `bin/release` reads and writes, committed in a repository of its own.
+struct ReleaseRepository {
+    folder: Folder,
+}
+
+impl ReleaseRepository {
+    fn new() -> Self {
+        let repository = Self {
+            folder: Folder::new(),
+        };
+        let files = [
+            "bin/release",
+            "bin/lib/machine.sh",
+            "Cargo.toml",
+            "Cargo.lock",
+            "fuzz/Cargo.lock",
+            "README.md",
+            "docs/api.md",
+            "docs/webhooks.md",
+        ];
+        for name in files {
+            let to = repository.folder.join(name);
+            std::fs::create_dir_all(to.parent().unwrap()).unwrap();
+            std::fs::copy(root().join(name), to).unwrap();
+        }
+        let version = env!("CARGO_PKG_VERSION");
+        let changelog = format!(
+            "# Changelog\n\n## Unreleased\n\n## {version} (2020-01-01)\n\n- See [Events](docs/events.md).\n"
+        );
+        std::fs::write(repository.folder.join("CHANGELOG.md"), changelog).unwrap();
+        repository.run("git", &["init", "--quiet"]).unwrap();
+        repository.commit("Begin");
+        repository
+    }
+
+    /// What it printed. `Err`: it failed.
+    fn run(&self, program: &str, words: &[&str]) -> Result<String, String> {
+        let ran = Command::new(program)
+            .args(words)
+            .current_dir(&*self.folder)
+            .env_remove("GITHUB_REPOSITORY")
+            .envs(["GIT_AUTHOR_NAME", "GIT_COMMITTER_NAME"].map(|name| (name, "A developer")))
+            .envs(["GIT_AUTHOR_EMAIL", "GIT_COMMITTER_EMAIL"].map(|name| (name, "dev@example.com")))
+            .envs(["GIT_CONFIG_GLOBAL", "GIT_CONFIG_SYSTEM"].map(|name| (name, "/dev/null")))
+            .output()
+            .unwrap();
+        let text = |bytes: &[u8]| String::from_utf8_lossy(bytes).into_owned();
+        if ran.status.success() {
+            Ok(text(&ran.stdout))
+        } else {
+            Err(text(&ran.stderr))
+        }
+    }
+
+    fn release(&self, words: &[&str]) -> Result<String, String> {
+        self.run("bin/release", words)
+    }
+
+    fn commit(&self, message: &str) {
+        self.run("git", &["add", "--all"]).unwrap();
+        self.run("git", &["commit", "--quiet", "--message", message])
+            .unwrap();
+    }
+
+    /// Writes something under the changelog's heading of what is not released.
+    fn note_change(&self, change: &str) {
+        let path = self.folder.join("CHANGELOG.md");
+        let text = std::fs::read_to_string(&path).unwrap();
+        let noted = text.replacen("## Unreleased", &format!("## Unreleased\n\n{change}"), 1);
+        assert_ne!(noted, text);
+        std::fs::write(path, noted).unwrap();
+    }
+
+    fn read(&self, name: &str) -> String {
+        std::fs::read_to_string(self.folder.join(name)).unwrap()
+    }
+}
+
+#[test]
+fn a_release_has_its_version_in_every_file_that_names_one() {
+    let repository = ReleaseRepository::new();
+    let version = env!("CARGO_PKG_VERSION");
+    // The files are as a release leaves them, so that the next one finds what it replaces.
+    repository.release(&["--check", version]).unwrap();
+    repository.note_change("- [Something](docs/events.md) is new.");
+    let refused = repository.release(&["91.2.3"]).unwrap_err();
+    assert!(refused.contains("that no commit has"), "{refused}");
+    repository.commit("Add something");
+
+    repository.release(&["91.2.3"]).unwrap();
+    repository.release(&["--check", "91.2.3"]).unwrap();
+    let tagged = repository.run("git", &["show", "--no-patch", "v91.2.3^{commit}"]);
+    assert!(tagged.unwrap().contains("Release 91.2.3"));
+    assert_eq!(repository.run("git", &["status", "--short"]).unwrap(), "");
+    for (file, line) in [
+        ("Cargo.toml", "version = \"91.2.3\""),
+        ("fuzz/Cargo.lock", "version = \"91.2.3\""),
+        ("README.md", "\"version\": \"91.2.3\""),
+        ("docs/api.md", "\"version\": \"91.2.3\""),
+        ("docs/webhooks.md", "User-Agent: Attesto/91.2.3"),
+    ] {
+        assert!(repository.read(file).contains(line), "{file}: {line}");
+    }
+    let notes = repository.release(&["--notes", "91.2.3"]).unwrap();
+    assert_eq!(notes, "- [Something](docs/events.md) is new.\n");
+    let changelog = repository.read("CHANGELOG.md");
+    let heading = changelog.find("## 91.2.3 (20").unwrap();
+    assert!(changelog.find("## Unreleased\n").unwrap() < heading);
+
+    for (wanted, reason) in [
+        ("91.2.3", "is there already"),
+        ("91.3.0", "says nothing"),
+        ("91.3", "A version is like"),
+    ] {
+        let refused = repository.release(&[wanted]).unwrap_err();
+        assert!(refused.contains(reason), "{wanted}: {refused}");
+    }
+}
+
+/// As that of the first release is.
+#[test]
+fn a_release_whose_section_is_written_beforehand_keeps_it() {
+    let repository = ReleaseRepository::new();
+    repository.note_change("## 91.2.3 (2020-02-02)\n\n- Everything.");
+    repository.commit("Describe the release");
+    repository.release(&["91.2.3"]).unwrap();
+    let notes = repository.release(&["--notes", "91.2.3"]).unwrap();
+    assert_eq!(notes, "- Everything.\n");
+    let changelog = repository.read("CHANGELOG.md");
+    assert_eq!(changelog.matches("## 91.2.3").count(), 1);
+    assert!(!changelog.contains("2020-02-02"), "the day of the release");
+
+    repository.note_change("- Something else.\n\n## 91.3.0\n\n- Everything.");
+    repository.commit("Describe the next release");
+    let refused = repository.release(&["91.3.0"]).unwrap_err();
+    assert!(refused.contains("is it in 91.3.0 or not"), "{refused}");
+    assert_eq!(repository.run("git", &["status", "--short"]).unwrap(), "");
+}
+
+#[test]
+fn the_notes_of_a_release_link_to_its_own_pages() {
+    let repository = ReleaseRepository::new();
+    let version = env!("CARGO_PKG_VERSION");
+    let words = [
+        "GITHUB_REPOSITORY=acme/attesto",
+        "bin/release",
+        "--notes",
+        version,
+    ];
+    let notes = repository.run("env", &words).unwrap();
+    let page = format!("https://github.com/acme/attesto/blob/v{version}/docs/events.md");
+    assert_eq!(notes, format!("- See [Events]({page}).\n"));
+}
