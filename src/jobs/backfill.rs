@@ -1,8 +1,8 @@
 //! The job `backfill`: fetches from Apple the notifications that did not arrive, and from Google the refunds and the states of
 //! subscriptions of which it should have told something.
 //!
-//! Each tenant's history is read about once a day, and at once after this installation was down: a run notices that by the time
-//! since the one before it. After a restore of a backup that time is long too, because the runs since then are missing.
+//! Each tenant's history is read about once a day, what Apple could not deliver every few hours, and all of it at once after this
+//! installation was down: a run notices that by the time since the one before it. After a restore of a backup that time is long too, because the runs since then are missing.
 //!
 //! Running it twice is harmless: a notification that is stored is recognised.
 

@@ -5,15 +5,16 @@ use std::time::Duration;
 
 use attesto::simulator::Fault;
 use attesto::simulator::state::apple::{SimulatedEnvironment, TransactionChange};
+use attesto::simulator::state::apple_notifications::NewNotification;
 use attesto::stores::apple::account::EnvironmentChoice;
 use serde_json::{Value, json};
 
-use crate::apple_backfill::{buy, lose, post_newest, post_to, stored};
+use crate::apple_backfill::{NOWHERE, buy, lose, post_newest, post_to, stored};
 use crate::apple_notifications::Shop;
 use crate::delivery_hold::dispatcher_on;
 use crate::metrics::value;
 use crate::webhook_end_to_end::{secret, set_callback};
-use crate::world::attesto::{APP_APPLE_ID, World};
+use crate::world::attesto::{APP, APP_APPLE_ID, World};
 use crate::world::receiver::Receiver;
 
 const OK: &[u8] = b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nok";
@@ -148,13 +149,82 @@ async fn a_history_is_read_once_a_day_and_at_once_after_a_downtime() {
     let report = pass_and_run(&world, MINUTE * 16).await;
     assert_eq!(report["afterDowntime"], true);
     assert_eq!(did(&report), (2, 1, 0));
-    // Without a downtime.
-    lose(&world, 1).await;
+    // Without a downtime, and accepted by another server.
+    let elsewhere = Receiver::answering(OK).await;
+    post_to(&world, &elsewhere.url());
+    buy(&world, SimulatedEnvironment::Production);
+    post_newest(&world).await;
     let mut recovered = 0;
     for _ in 0..112 {
         recovered += did(&pass_and_run(&world, MINUTE * 14).await).1;
     }
     assert_eq!(recovered, 1, "within 26 hours");
+}
+
+#[tokio::test]
+async fn a_question_that_apple_could_not_deliver_is_known_long_before_its_deadline() {
+    let world = World::new().await;
+    world.tenant().await;
+    assert_eq!(did(&world.run_job("backfill").await), (2, 0, 0));
+    post_to(&world, NOWHERE);
+    let asked_about = buy(&world, SimulatedEnvironment::Production);
+    let question = NewNotification {
+        transaction_id: Some(asked_about),
+        ..NewNotification::new("CONSUMPTION_REQUEST", None)
+    };
+    let apple = world.simulator.apple();
+    apple.publish_notification(APP, &question).unwrap();
+    post_newest(&world).await;
+    let (mut readings, mut calls, mut recovered) = (0, 0, 0);
+    for _ in 0..17 {
+        let report = pass_and_run(&world, MINUTE * 14).await;
+        readings += did(&report).0;
+        calls += report["apple"]["calls"].as_i64().unwrap();
+        recovered += did(&report).1;
+    }
+    assert_eq!(recovered, 1, "within four hours, of the twelve that it has");
+    assert_eq!(calls, readings, "nothing but what Apple could not deliver");
+}
+
+#[tokio::test]
+async fn a_reading_after_a_downtime_that_fails_is_made_up_for_as_a_whole() {
+    let world = World::new().await;
+    let tenant = world.tenant().await;
+    assert_eq!(did(&world.run_job("backfill").await), (2, 0, 0));
+    let elsewhere = Receiver::answering(OK).await;
+    post_to(&world, &elsewhere.url());
+    buy(&world, SimulatedEnvironment::Production);
+    post_newest(&world).await;
+    // The key cannot be opened at first, and then Apple does not answer.
+    let swap_key = async |key: &[u8]| {
+        let stored: Vec<u8> = sqlx::query_scalar(
+            "with before as (select private_key_enc from apple_credentials where tenant_id = $1)
+            update apple_credentials set private_key_enc = $2 where tenant_id = $1
+            returning (select private_key_enc from before)",
+        )
+        .bind(tenant.id.as_str())
+        .bind(key)
+        .fetch_one(world.database().pool())
+        .await
+        .unwrap();
+        stored
+    };
+    let sealed = swap_key(&[1]).await;
+    assert_eq!(did(&pass_and_run(&world, HOUR).await).2, 2);
+    swap_key(&sealed).await;
+    let away = Fault::at_place("apple").status(503).times(0);
+    world.simulator.add_fault(away).unwrap();
+    let mut failed = 0;
+    for _ in 0..2 {
+        failed += did(&pass_and_run(&world, MINUTE * 14).await).2;
+    }
+    assert!(failed > 0);
+    world.simulator.clear_faults();
+    let mut recovered = 0;
+    for _ in 0..3 {
+        recovered += did(&pass_and_run(&world, MINUTE * 14).await).1;
+    }
+    assert_eq!(recovered, 1);
 }
 
 #[tokio::test]

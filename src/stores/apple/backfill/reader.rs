@@ -369,6 +369,12 @@ impl HistoryReader {
         self
     }
 
+    /// For a reader that was not begun: it reads what Apple could not deliver, and nothing else.
+    pub(super) fn with_failures_only(mut self) -> Self {
+        self.queries.retain(|query| query.is_only_failures);
+        self
+    }
+
     /// Whether everything was read.
     pub fn is_complete(&self) -> bool {
         self.queries.is_empty()

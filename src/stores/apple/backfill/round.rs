@@ -2,6 +2,9 @@
 //!
 //! Each is read once a day, at a time that differs from tenant to tenant, and at once after the installation was down or was
 //! restored. One that was never read begins with the tenant, or a week ago: what is older is read by `attesto apple backfill`.
+//! In between, those notifications alone are read that Apple could not deliver: a question about a refund is over after twelve hours,
+//! and Apple posts it again after an hour and then too late.
+//!
 //! A reading makes a limited number of calls; what is left is read by the next round, from where it ended.
 
 use std::sync::Arc;
@@ -25,8 +28,10 @@ use crate::events::events_kept_since;
 use crate::stores::apple::api::AppleApiError;
 use crate::stores::apple::error::AppleNotificationError;
 
-/// How often a history is read. Spread, so that the histories of many tenants are not read at the same time.
+/// How often a whole history is read, by the first reading after this time.
 const READ_INTERVAL: Duration = Duration::from_hours(20);
+/// How often the notifications are read that Apple could not deliver. Spread as well.
+const FAILURES_INTERVAL: Duration = Duration::from_hours(3);
 /// What was read before is read again for so long: Apple may list a notification later than it has signed it.
 const OVERLAP: Duration = Duration::from_hours(24);
 /// How far back the first reading begins at most. Apple repeats a notification for six and a half days.
@@ -95,7 +100,8 @@ impl BackfillRound<'_> {
         if self.stop.is_cancelled() {
             return Ok(());
         }
-        let mut reader = match self.open_reader(&due).await {
+        let is_whole = is_whole_due(&due, self.clock.now());
+        let mut reader = match self.open_reader(&due, is_whole).await {
             Ok(reader) => reader,
             Err(error) => {
                 total.lock().failed += 1;
@@ -145,9 +151,9 @@ impl BackfillRound<'_> {
         let is_complete = reader.is_complete();
         let progress = HistoryProgress {
             read_until,
-            completed_at: is_complete.then_some(now),
+            completed_at: (is_complete && is_whole).then_some(now),
             next_read_at: now.plus(if is_complete {
-                spread(READ_INTERVAL, fastrand::f64())
+                spread(FAILURES_INTERVAL, fastrand::f64())
             } else if self.stop.is_cancelled() {
                 Duration::ZERO
             } else {
@@ -161,7 +167,11 @@ impl BackfillRound<'_> {
         store::record_progress(self.database, &due.tenant, due.environment, &progress).await
     }
 
-    async fn open_reader(&self, due: &DueHistory) -> Result<HistoryReader, AppleNotificationError> {
+    async fn open_reader(
+        &self,
+        due: &DueHistory,
+        is_whole: bool,
+    ) -> Result<HistoryReader, AppleNotificationError> {
         let credentials = self.backfill.get_credentials(&due.tenant).await?;
         let now = self.clock.now();
         let begin = reading_start(due, now);
@@ -186,6 +196,9 @@ impl BackfillRound<'_> {
             period,
             BackfillMode::Store,
         );
+        if !is_whole {
+            return Ok(reader.with_failures_only());
+        }
         let position = due.position.as_ref().and_then(HistoryPosition::from_json);
         let position = position.and_then(|it| it.without_pruned(kept_since));
         Ok(match position {
@@ -222,6 +235,14 @@ impl BackfillRound<'_> {
         };
         store::record_progress(self.database, &due.tenant, due.environment, &progress).await
     }
+}
+
+/// Whether a reading goes through the whole history: it was never read to its end, that is long ago, a reading was broken off, or
+/// notifications may be missing that Apple has delivered.
+fn is_whole_due(due: &DueHistory, now: Timestamp) -> bool {
+    let is_recent =
+        |read_until: Timestamp| now.duration_since(read_until) < READ_INTERVAL + ARRIVAL_TIME;
+    !due.was_completed || due.position.is_some() || !due.read_until.is_some_and(is_recent)
 }
 
 /// Where the first reading begins, or where the last one has ended.

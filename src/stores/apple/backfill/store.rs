@@ -81,10 +81,13 @@ pub(super) async fn list_due_histories(
     Ok(due.collect())
 }
 
-/// Makes every history due at `now`.
+/// Makes every history due at `now`, as a whole: one that has no position gets one that no reading goes on from.
 pub(super) async fn make_all_due(database: &Database, now: Timestamp) -> Result<(), Error> {
     sqlx::query!(
-        "update apple_history_reads set next_read_at = $1 where next_read_at > $1",
+        r#"
+        update apple_history_reads
+        set next_read_at = least(next_read_at, $1), position = coalesce(position, '{"isWholeDue": true}')
+        "#,
         OffsetDateTime::from(now)
     )
     .execute(database.pool())
