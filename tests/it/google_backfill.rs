@@ -139,6 +139,63 @@ async fn every_page_is_read_and_a_part_of_a_quantity_is_told_as_one() {
 }
 
 #[tokio::test]
+async fn parts_of_a_quantity_that_the_list_has_told_are_not_told_again_by_their_messages() {
+    let shop = Shop::open().await;
+    let (world, tenant) = (&shop.world, &shop.tenant);
+    let several = NewProduct {
+        quantity: Some(5),
+        ..NewProduct::default()
+    };
+    let several = shop.play().buy_product(several).unwrap().purchase_token;
+    let refund_one = || {
+        let one = ProductChange::RefundQuantity { quantity: 1 };
+        shop.play().change_product(&several, &one).unwrap();
+        shop.play().published_messages().pop().unwrap().message_id
+    };
+    let push = async |message: &str| {
+        let pushed = shop.play().push_message(message).await.unwrap();
+        pushed.body["isNew"].as_bool().unwrap()
+    };
+    // The process ends between the note of the first part and its event; the second one does not arrive.
+    let first = refund_one();
+    assert!(push(&first).await);
+    sqlx::query("delete from webhook_events where platform_event = 'google.voided'")
+        .execute(world.database().pool())
+        .await
+        .unwrap();
+    world.pass(MINUTE).await;
+    let second = refund_one();
+    world.pass(MINUTE * 6).await;
+    assert_eq!(run_job(world).await, (1, 1, 0));
+    for message in [&first, &second] {
+        assert!(!push(message).await, "the list has told it");
+    }
+    world.pass(MINUTE * 6).await;
+    let third = refund_one();
+    assert!(push(&third).await, "it is a part of its own");
+    assert!(!push(&third).await);
+    world.pass(DAY).await;
+    assert_eq!(run_job(world).await.1, 0);
+    let found = refunds(world, tenant).await;
+    let recovered: Vec<_> = found.iter().map(|it| it["recovered"] == true).collect();
+    assert_eq!(recovered, [true, false]);
+}
+
+#[tokio::test]
+async fn a_pending_purchase_that_is_canceled_is_no_refund() {
+    let shop = Shop::open().await;
+    let pending = NewProduct {
+        pending: true,
+        ..NewProduct::default()
+    };
+    let token = shop.play().buy_product(pending).unwrap().purchase_token;
+    let cancel = ProductChange::Refund {};
+    shop.play().change_product(&token, &cancel).unwrap();
+    shop.world.pass(MINUTE * 6).await;
+    assert_eq!(run_job(&shop.world).await, (1, 0, 0));
+}
+
+#[tokio::test]
 async fn the_list_is_read_daily_and_at_once_after_a_downtime_and_again_after_a_failure() {
     let shop = Shop::open().await;
     let world = &shop.world;

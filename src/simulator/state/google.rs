@@ -729,7 +729,8 @@ impl GoogleState {
             }
             ProductChange::Refund {} => {
                 product.purchase_state = 1;
-                product.refunded_at = Some(now);
+                // What was not paid is canceled.
+                product.refunded_at = is_paid.then_some(now).or(product.refunded_at);
             }
             ProductChange::RefundQuantity { quantity } => {
                 product.refund_quantity(*quantity, now)?;
