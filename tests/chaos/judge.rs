@@ -5,6 +5,7 @@ use std::fmt;
 use std::time::{Duration, Instant};
 
 use attesto::credentials::sealed_value_check;
+use attesto::db::Database;
 
 use super::pusher::Accepted;
 use super::stage::Stage;
@@ -132,6 +133,18 @@ async fn find_unexpected<A>(
     .expect("the database is there again")
 }
 
+/// Events of which a delivery was begun and its end not recorded, because the process ended or the database was away. They may be
+/// delivered twice.
+pub(crate) async fn interrupted_events(database: &Database) -> HashSet<String> {
+    let events: Vec<String> = sqlx::query_scalar(
+        "select event_id from webhook_deliveries where lease_no > attempt_count",
+    )
+    .fetch_all(database.pool())
+    .await
+    .expect("the database is there again");
+    events.into_iter().collect()
+}
+
 /// Waits until every accepted event has arrived or the time is over, then counts. With `hurry`,
 /// refused deliveries are retried at once.
 pub(crate) async fn judge(
@@ -167,18 +180,7 @@ pub(crate) async fn judge(
         }
         tokio::time::sleep(Duration::from_millis(200)).await;
     }
-    // Events, how often each was claimed, how many attempts were counted, and the status in the
-    // database.
-    let rows: Vec<(String, i32, i32, String)> =
-        sqlx::query_as("select event_id, lease_no, attempt_count, status from webhook_deliveries")
-            .fetch_all(stage.database.pool())
-            .await
-            .expect("the database is there again");
-    let cut_off: HashSet<&str> = rows
-        .iter()
-        .filter(|(_, leases, attempts, _)| leases > attempts)
-        .map(|(event, ..)| event.as_str())
-        .collect();
+    let cut_off = interrupted_events(&stage.database).await;
     let taken: HashMap<String, Vec<Instant>> = stage.receivers.seen(|seen| seen.taken.clone());
     let lag = |events: &mut dyn Iterator<Item = &String>| {
         let mut lags: Vec<Duration> = events

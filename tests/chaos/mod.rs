@@ -21,9 +21,10 @@
 //! A run is clean when nothing was lost or unexpected, every signature verified, every duplicate is
 //! explained, and every sealed value opens with the new encryption key alone. `bin/chaos` runs this
 //! at length, the test suite a short version. [`trials`] measure one fault each; in [`failover`] a
-//! standby takes over.
+//! standby takes over; in [`heal`] purchases go on through outages of days, in simulated time.
 
 pub(crate) mod failover;
+pub(crate) mod heal;
 mod judge;
 mod plan;
 pub(crate) mod postgres;

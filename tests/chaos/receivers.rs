@@ -5,7 +5,11 @@ use std::net::{Ipv4Addr, SocketAddr};
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
-use attesto::deliveries::endpoint::SigningSecrets;
+use attesto::base::id::TenantId;
+use attesto::crypto::keyring::Keyring;
+use attesto::db::Database;
+use attesto::deliveries::endpoint::store::{self, EndpointChange};
+use attesto::deliveries::endpoint::{SigningSecret, SigningSecrets};
 use attesto::deliveries::signature;
 use axum::Router;
 use axum::body::Bytes;
@@ -26,10 +30,20 @@ pub(crate) struct Seen {
     pub(crate) refused: HashMap<String, usize>,
     /// Requests whose signature does not verify.
     pub(crate) unsigned: usize,
+    /// The body of each event that was answered with 200, by its id, where they are kept.
+    pub(crate) bodies: Vec<(String, Bytes)>,
+    keeps_bodies: bool,
     secrets: HashMap<usize, SigningSecrets>,
 }
 
 impl Receivers {
+    /// Those that keep what they get.
+    pub(crate) fn keeping_bodies() -> Self {
+        let receivers = Self::default();
+        receivers.seen(|seen| seen.keeps_bodies = true);
+        receivers
+    }
+
     /// Starts the server; the path of a tenant's callback is the tenant's number.
     pub(crate) async fn start(&self) -> SocketAddr {
         let routes = Router::new()
@@ -43,8 +57,26 @@ impl Receivers {
         address
     }
 
-    pub(crate) fn expect_secrets(&self, number: usize, secrets: SigningSecrets) {
-        self.seen(|seen| seen.secrets.insert(number, secrets));
+    /// Makes them the callback of a tenant, by its number.
+    pub(crate) async fn register(
+        &self,
+        database: &Database,
+        keyring: &Keyring,
+        tenant: &TenantId,
+        (number, address): (usize, SocketAddr),
+    ) {
+        let secret = SigningSecret::parse(&format!("{number}").repeat(40)).expect("a secret");
+        let url = format!("http://{address}/{number}");
+        let change = EndpointChange {
+            callback_url: Some(&url),
+            secret: Some(&secret),
+            overlap: Duration::ZERO,
+            ..EndpointChange::default()
+        };
+        store::change_endpoint(database, keyring, tenant, &change)
+            .await
+            .expect("the database is there");
+        self.seen(|seen| seen.secrets.insert(number, secret.into()));
     }
 
     /// Reads what arrived.
@@ -90,6 +122,12 @@ async fn receive(
         return StatusCode::INTERNAL_SERVER_ERROR;
     };
     tokio::time::sleep(pause).await;
-    receivers.seen(|seen| seen.taken.entry(event).or_default().push(Instant::now()));
+    receivers.seen(|seen| {
+        let taken = seen.taken.entry(event.clone()).or_default();
+        taken.push(Instant::now());
+        if seen.keeps_bodies && taken.len() == 1 {
+            seen.bodies.push((event, body));
+        }
+    });
     StatusCode::OK
 }

@@ -10,8 +10,6 @@ use attesto::base::id::TenantId;
 use attesto::credentials::sealed_columns;
 use attesto::crypto::keyring::{Keyring, MasterKey};
 use attesto::db::{ConnectSettings, Database};
-use attesto::deliveries::endpoint::SigningSecret;
-use attesto::deliveries::endpoint::store::{self, EndpointChange};
 use attesto::simulator::state::apple::{NewTransaction, SimulatedEnvironment};
 use attesto::simulator::state::google::NewSubscription;
 use attesto::simulator::state::google_notifications::PushSubscription;
@@ -97,10 +95,6 @@ impl Stage {
         Self::set_on(postgres, Some(standby), &url, replicas, "").await
     }
 
-    #[expect(
-        clippy::too_many_lines,
-        reason = "one installation, put together in one place"
-    )]
     async fn set_on(
         postgres: Postgres,
         standby: Option<Postgres>,
@@ -128,18 +122,9 @@ impl Stage {
                 .await
                 .expect("the database is there")
                 .id;
-            let secret = SigningSecret::parse(&format!("{number}").repeat(40)).expect("a secret");
-            let url = format!("http://{callbacks}/{number}");
-            let change = EndpointChange {
-                callback_url: Some(&url),
-                secret: Some(&secret),
-                overlap: Duration::ZERO,
-                ..EndpointChange::default()
-            };
-            store::change_endpoint(&database, &keyring, &tenant, &change)
-                .await
-                .expect("the database is there");
-            receivers.expect_secrets(number, secret.into());
+            receivers
+                .register(&database, &keyring, &tenant, (number, callbacks))
+                .await;
             let file = simulator.google_service_account().to_string();
             let new = google::store::NewGoogleCredentials {
                 package_name: &package,

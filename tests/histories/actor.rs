@@ -122,6 +122,7 @@ impl Actor {
             Action::PlayVoidEarlier => self.void_earlier(),
             Action::ProductBuy(new) => self.buy_product(new),
             Action::ProductChange(change) => self.change_product(change),
+            Action::PlayAskRefund => self.ask_refund(),
             Action::PlayForgetEnded => self.forget_ended(),
             Action::AppleVerify { .. } | Action::PlayVerify { .. } | Action::Silent(_) => None,
         }
@@ -593,6 +594,26 @@ impl Actor {
         self.play
             .publish_notification(&self.app, "voidedPurchaseNotification", fields);
         Some(())
+    }
+
+    fn ask_refund(&self) -> Option<()> {
+        let current = self.current.and_then(|number| self.tokens.get(number));
+        let token = self
+            .product
+            .as_deref()
+            .or(current.map(|one| one.token.as_str()))?;
+        self.play.ask_refund_review(token).ok().map(drop)
+    }
+
+    /// The App Store's transactions so far.
+    pub(crate) fn apple_transactions(&self) -> impl Iterator<Item = &str> {
+        self.transactions.iter().map(|(id, _)| id.as_str())
+    }
+
+    /// The Google purchases so far: tokens of subscriptions, or the one of a product.
+    pub(crate) fn play_purchases(&self) -> impl Iterator<Item = &str> {
+        let tokens = self.tokens.iter().map(|one| one.token.as_str());
+        tokens.chain(self.product.as_deref())
     }
 
     fn forget_ended(&mut self) -> Option<()> {

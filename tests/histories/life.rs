@@ -96,6 +96,8 @@ pub(crate) enum Action {
     },
     ProductBuy(Box<NewProduct>),
     ProductChange(ProductChange),
+    /// Google asks about a refund of the newest payment.
+    PlayAskRefund,
     /// The tokens that were replaced or have ended are refused by Google from now on.
     PlayForgetEnded,
     /// The stores answer no question about the app, or answer again.

@@ -12,7 +12,7 @@
 //! The parts: [`life`] makes the sequence, [`actor`] plays it on the stores, [`stage`] runs many at a time, [`judge`] receives and
 //! compares, [`reference_receiver`] is the page's SQL. `bin/histories` plays thousands, the test suite some hundred.
 
-mod actor;
+pub(crate) mod actor;
 pub(crate) mod judge;
 pub(crate) mod life;
 pub(crate) mod reference_receiver;

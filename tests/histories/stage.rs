@@ -9,22 +9,15 @@ use attesto::app::App;
 use attesto::base::clock::Timestamp;
 use attesto::deliveries::body::load_event_body;
 use attesto::simulator::Fault;
-use attesto::simulator::state::apple::SimulatedApp;
-use attesto::simulator::state::apple_notifications::NotificationUrls;
 use attesto::simulator::state::google::ProductChange;
-use attesto::simulator::state::google_notifications::PushSubscription;
-use attesto::stores::apple::account::{AppleCredentials, EnvironmentChoice, SigningKey};
-use attesto::stores::google::account::GoogleServiceAccount;
 use attesto::stores::shared::state_completer::StateCompleter;
-use attesto::stores::{apple, google};
 use futures_util::future::join_all;
 use serde_json::Value;
-use sqlx::Executor as _;
-use time::OffsetDateTime;
 
 use super::actor::{Actor, Question, Records, decode_message};
 use super::life::{Action, Arrival, Life, When};
-use crate::world::attesto::{APP_APPLE_ID, Tenant, World, start};
+use crate::world::attesto::{Tenant, World, start};
+use crate::world::postgres::{move_database_time, take_over_database_time};
 
 /// Lives begin so long after one another.
 const BETWEEN_LIVES: Duration = Duration::from_mins(7);
@@ -150,7 +143,8 @@ impl<'a> Stage<'a> {
             silent: BTreeMap::new(),
             slow: Vec::new(),
         };
-        stage.take_over_database_time().await;
+        take_over_database_time(world.database()).await;
+        stage.advance_to(stage.now(), true).await;
         for (number, life) in lives.iter().enumerate() {
             stage.add_life(number, life).await;
         }
@@ -176,38 +170,16 @@ impl<'a> Stage<'a> {
         self.world.clock.now()
     }
 
-    /// From now on the database's time is that of the world's clock.
-    async fn take_over_database_time(&self) {
-        let statement = "create unlogged table world_time (now timestamptz not null);
-            insert into world_time values (now());
-            create or replace function attesto_now() returns timestamptz language sql stable parallel safe
-                as $$ select now from world_time $$";
-        let pool = self.world.database().pool();
-        pool.execute(statement)
-            .await
-            .expect("a test owns its database");
-        self.advance_to(self.now(), true).await;
-    }
-
     /// Moves both clocks at once: what asks for the database's time meanwhile waits.
     async fn advance_to(&self, at: Timestamp, is_step: bool) {
         let mut to = at.max(self.now());
         if (to.as_millis() % 2 == 0) != is_step {
             to = to.plus(Duration::from_millis(1));
         }
-        let pool = self.world.database().pool();
-        let mut transaction = pool.begin().await.expect("the database answers");
-        sqlx::query("lock table world_time in access exclusive mode")
-            .execute(&mut *transaction)
-            .await
-            .expect("a lock");
-        sqlx::query("update world_time set now = $1")
-            .bind(OffsetDateTime::from(to))
-            .execute(&mut *transaction)
-            .await
-            .expect("one row");
-        self.world.clock.advance(to.duration_since(self.now()));
-        transaction.commit().await.expect("the database answers");
+        move_database_time(self.world.database(), to, || {
+            self.world.clock.advance(to.duration_since(self.now()));
+        })
+        .await;
     }
 
     /// Tells the states that can be told now, and notes which.
@@ -279,7 +251,8 @@ impl<'a> Stage<'a> {
     async fn add_life(&mut self, number: usize, life: &'a Life) {
         let app = format!("com.example.life{number}");
         let tenant = self.world.stranger().await;
-        self.set_up_app(&tenant, &app).await;
+        self.world.set_up_app(&tenant, &app).await;
+        self.world.send_notifications_to(&tenant, &app);
         if life.is_known_late {
             let fault = Fault {
                 app: Some(app.clone()),
@@ -313,67 +286,6 @@ impl<'a> Stage<'a> {
             },
             events: Vec::new(),
         });
-    }
-
-    async fn set_up_app(&self, tenant: &Tenant, app: &str) {
-        let World {
-            simulator,
-            settings,
-            ..
-        } = self.world;
-        let database = self.world.database();
-        let apple_store = simulator.apple();
-        let key = apple_store.api_key();
-        let credentials = AppleCredentials {
-            bundle_id: app.to_owned(),
-            key_id: key.key_id,
-            issuer_id: key.issuer_id,
-            key: SigningKey::parse(key.private_key.as_bytes()).expect("the simulated key is good"),
-            environment: EnvironmentChoice::Auto,
-            app_apple_id: Some(APP_APPLE_ID),
-        };
-        let new = apple::store::NewAppleCredentials {
-            key_file: key.private_key.as_bytes(),
-            credentials: &credentials,
-        };
-        apple::store::set_credentials(database, &settings.keyring, &tenant.id, &new)
-            .await
-            .expect("credentials");
-        let known = SimulatedApp {
-            app_apple_id: APP_APPLE_ID.try_into().expect("a positive number"),
-            ..SimulatedApp::for_bundle_id(app)
-        };
-        apple_store.set_app(known).expect("an app");
-        let path = format!("/v1/webhooks/apple/{}", tenant.id);
-        let to = NotificationUrls {
-            manual: true,
-            ..NotificationUrls::for_both_environments(&self.world.url(&path))
-        };
-        apple_store
-            .set_notification_urls(app, to)
-            .expect("addresses");
-
-        let play = simulator.google();
-        let file = simulator.google_service_account().to_string();
-        let new = google::store::NewGoogleCredentials {
-            package_name: app,
-            key_file: file.as_bytes(),
-            account: &GoogleServiceAccount::parse(file.as_bytes()).expect("a good account"),
-            pubsub_audience: None,
-            pubsub_service_account: Some(play.push_account()),
-            pubsub_topic: None,
-        };
-        google::store::set_credentials(database, &settings.keyring, &tenant.id, &new)
-            .await
-            .expect("credentials");
-        let endpoint = self
-            .world
-            .url(&format!("/v1/webhooks/google/{}", tenant.id));
-        let to = PushSubscription {
-            manual: true,
-            ..PushSubscription::for_endpoint(&endpoint)
-        };
-        play.set_push_subscription(app, to).expect("an endpoint");
     }
 
     fn set_faults(&self) {
@@ -671,6 +583,7 @@ fn describe(action: &Action) -> String {
         Action::PlayVerify { back } => format!("asks about token {back} before the newest"),
         Action::ProductBuy(new) => format!("buys in Google Play: {}", json(new)),
         Action::ProductChange(change) => format!("product: {}", json(change)),
+        Action::PlayAskRefund => "Google asks about a refund".to_owned(),
         Action::PlayForgetEnded => "Google knows the ended purchases no more".to_owned(),
         Action::Silent(true) => "the stores answer no more".to_owned(),
         Action::Silent(false) => "the stores answer again".to_owned(),

@@ -3,6 +3,8 @@
 use std::time::Duration;
 
 use crate::chaos::failover::{self, Failover, Pace};
+use crate::chaos::heal;
+use crate::chaos::heal::plan::Extent as HealExtent;
 use crate::chaos::trials::{self, Trial};
 use crate::chaos::{Extent, Run, run};
 
@@ -46,4 +48,17 @@ async fn a_standby_takes_over_with_everything_that_was_accepted() {
     };
     let ways = [Failover::StandbyLost];
     assert!(failover::run(&ways, pace, fastrand::u64(..1_000_000)).await);
+}
+
+/// In one day: what the stores did while the service, the database and they themselves were away is known exactly once. And the judge
+/// finds what is wrong on purpose.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn purchases_heal_after_outages_of_everything() {
+    let extent = HealExtent {
+        healing: Duration::from_hours(26),
+        ..HealExtent::of_days(1)
+    };
+    let outcome = Box::pin(heal::run::run(1, extent)).await;
+    println!("{outcome}");
+    assert!(outcome.is_clean(), "{outcome}");
 }

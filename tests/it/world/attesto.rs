@@ -14,6 +14,8 @@ use attesto::crypto::keyring::Keyring;
 use attesto::db::Database;
 use attesto::jobs::JobContext;
 use attesto::server::{ConnectionLimits, scrape};
+use attesto::simulator::state::apple::SimulatedApp;
+use attesto::simulator::state::apple_notifications::NotificationUrls;
 use attesto::simulator::state::google_notifications::PushSubscription;
 use attesto::simulator::{Simulator, SimulatorIdentity, SimulatorOptions};
 use attesto::stores::apple::AppleBackfill;
@@ -340,6 +342,31 @@ impl World {
         tenant
     }
 
+    /// Credentials of an app of its own for both stores, which know the app.
+    pub(crate) async fn set_up_app(&self, tenant: &Tenant, app: &str) {
+        self.set_apple_app(tenant, app, EnvironmentChoice::Auto, Some(APP_APPLE_ID))
+            .await;
+        let known = SimulatedApp {
+            app_apple_id: APP_APPLE_ID.try_into().expect("a positive number"),
+            ..SimulatedApp::for_bundle_id(app)
+        };
+        self.simulator.apple().set_app(known).expect("an app");
+        let pusher = self.simulator.google().push_account();
+        self.set_google_with(tenant, app, None, Some(pusher)).await;
+    }
+
+    /// Notifications of an app are sent to a tenant of this server, when a test asks for it.
+    pub(crate) fn send_notifications_to(&self, tenant: &Tenant, app: &str) {
+        let path = format!("/v1/webhooks/apple/{}", tenant.id);
+        let to = NotificationUrls {
+            manual: true,
+            ..NotificationUrls::for_both_environments(&self.url(&path))
+        };
+        let apple = self.simulator.apple();
+        apple.set_notification_urls(app, to).expect("addresses");
+        self.push_google_app(tenant, app);
+    }
+
     /// Sets the simulated team's Apple key for a tenant.
     pub(crate) async fn set_apple(
         &self,
@@ -347,9 +374,20 @@ impl World {
         environment: EnvironmentChoice,
         app_apple_id: Option<i64>,
     ) {
+        self.set_apple_app(tenant, APP, environment, app_apple_id)
+            .await;
+    }
+
+    async fn set_apple_app(
+        &self,
+        tenant: &Tenant,
+        app: &str,
+        environment: EnvironmentChoice,
+        app_apple_id: Option<i64>,
+    ) {
         let key = self.simulator.apple().api_key();
         let credentials = AppleCredentials {
-            bundle_id: APP.to_owned(),
+            bundle_id: app.to_owned(),
             key_id: key.key_id,
             issuer_id: key.issuer_id,
             key: SigningKey::parse(key.private_key.as_bytes()).expect("the simulated key is good"),
@@ -432,13 +470,17 @@ impl World {
 
     /// From now on the simulated Google Play pushes to this tenant when a test asks for it.
     pub(crate) fn push_google_manually(&self, tenant: &Tenant) {
+        self.push_google_app(tenant, APP);
+    }
+
+    fn push_google_app(&self, tenant: &Tenant, app: &str) {
         let endpoint = self.url(&format!("/v1/webhooks/google/{}", tenant.id));
         let to = PushSubscription {
             manual: true,
             ..PushSubscription::for_endpoint(&endpoint)
         };
         let google = self.simulator.google();
-        google.set_push_subscription(APP, to).expect("a known app");
+        google.set_push_subscription(app, to).expect("a known app");
     }
 
     /// Sends a request, with an API key or without.
@@ -460,6 +502,18 @@ impl World {
         key: Option<&str>,
         body: Option<&Value>,
     ) -> Answer {
+        let answer = self.try_ask_at(url, method, key, body).await;
+        answer.expect("an answer")
+    }
+
+    /// The same to a process that may end meanwhile.
+    pub(crate) async fn try_ask_at(
+        &self,
+        url: &str,
+        method: &str,
+        key: Option<&str>,
+        body: Option<&Value>,
+    ) -> Option<Answer> {
         let method = method.parse().expect("a method");
         let mut request = self.client.request(method, url);
         if let Some(key) = key {
@@ -468,15 +522,15 @@ impl World {
         if let Some(body) = body {
             request = request.json(body);
         }
-        let response = request.send().await.expect("an answer");
+        let response = request.send().await.ok()?;
         let (status, headers) = (response.status().as_u16(), response.headers().clone());
-        let body = response.bytes().await.expect("a body");
+        let body = response.bytes().await.ok()?;
         let body = serde_json::from_slice(&body).unwrap_or(Value::Null);
-        Answer {
+        Some(Answer {
             status,
             headers,
             body,
-        }
+        })
     }
 
     /// The text of the answer to a `GET`.

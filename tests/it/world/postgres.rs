@@ -28,10 +28,11 @@ use attesto::embedded_postgres::system_account::SystemAccount;
 use attesto::tenants;
 use rustix::process::{Pid, Signal, kill_process};
 use sqlx::{Connection as _, Executor as _, PgConnection};
+use time::OffsetDateTime;
 use tokio::sync::OnceCell;
 
 use super::shell::Shell;
-use super::wait::wait_until_blocking;
+use super::wait::{wait_for, wait_until_blocking};
 
 /// The prefix of the temporary folders' names.
 const PREFIX: &str = "attesto-tests-";
@@ -121,6 +122,47 @@ pub(crate) async fn set_time_ahead(database: &Database, by: Duration) {
         .execute(database.pool())
         .await
         .expect("a test owns its database");
+}
+
+/// From now on the time that SQL statements in a test's database use stands, until it is moved.
+pub(crate) async fn take_over_database_time(database: &Database) {
+    let statement = "create table world_time (now timestamptz not null);
+        insert into world_time values (now());
+        create or replace function attesto_now() returns timestamptz language sql stable parallel safe
+            as $$ select now from world_time $$";
+    let taken = database.pool().execute(statement).await;
+    taken.expect("a test owns its database");
+}
+
+/// The times that rows get by default are those of a time that was taken over, too.
+pub(crate) async fn take_over_default_times(database: &Database) {
+    let statement = "do $$ declare plain record; begin
+            for plain in select table_name, column_name from information_schema.columns
+                where table_schema = current_schema() and column_default = 'now()'
+            loop
+                execute format('alter table %I alter column %I set default attesto_now()', plain.table_name, plain.column_name);
+            end loop;
+        end $$";
+    let taken = database.pool().execute(statement).await;
+    taken.expect("a test owns its database");
+}
+
+/// Moves a time that was taken over. What asks for it meanwhile waits, and `moved` is called before it is answered.
+pub(crate) async fn move_database_time(database: &Database, to: Timestamp, moved: impl FnOnce()) {
+    // It may have been started just now.
+    let begin = async || database.pool().begin().await.ok();
+    let mut transaction = wait_for("the database answers", begin).await;
+    sqlx::query("lock table world_time in access exclusive mode")
+        .execute(&mut *transaction)
+        .await
+        .expect("a lock");
+    sqlx::query("update world_time set now = $1")
+        .bind(OffsetDateTime::from(to))
+        .execute(&mut *transaction)
+        .await
+        .expect("one row");
+    moved();
+    transaction.commit().await.expect("the database answers");
 }
 
 async fn create_next(template: &str) -> Fresh {
