@@ -40,6 +40,8 @@ pub(crate) struct Customer {
     kind: Kind,
     has_bought: bool,
     next: Timestamp,
+    /// When it did something last: the stores' times tell what came first.
+    acted_at: Option<Timestamp>,
 }
 
 impl Customer {
@@ -62,6 +64,7 @@ impl Customer {
             app: number,
             kind,
             has_bought: false,
+            acted_at: None,
             next: clock.now().plus(period.mul_f64(rng.f64())),
         }
     }
@@ -82,7 +85,7 @@ impl Customer {
 
     /// Does what is due by now, if anything is.
     pub(crate) fn act(&mut self, now: Timestamp, rng: &mut Rng) {
-        if self.next > now {
+        if self.next > now || self.acted_at == Some(now) {
             return;
         }
         self.next = now.plus(LONGEST_PAUSE.mul_f64(rng.f64() * rng.f64()));
@@ -93,6 +96,7 @@ impl Customer {
             }
             if self.actor.perform(&action).is_some() {
                 self.has_bought = true;
+                self.acted_at = Some(now);
                 return;
             }
         }
