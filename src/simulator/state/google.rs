@@ -624,7 +624,9 @@ impl GoogleState {
     }
 
     fn end_replaced(&mut self, token: &str, now: Timestamp) {
-        if let Some(old) = self.subscriptions.get_mut(token) {
+        let old = self.subscriptions.get_mut(token);
+        // What was refunded has ended, and stays in the list of refunds.
+        if let Some(old) = old.filter(|old| old.refunded_at().is_none()) {
             old.canceled = Some(Cancellation {
                 by: CanceledBy::Replacement,
                 at: now,
