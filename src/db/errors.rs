@@ -48,9 +48,9 @@ pub fn is_lock_timeout(error: &Error) -> bool {
     matches!(error, Error::Database(cause) if cause.code().as_deref() == Some("55P03"))
 }
 
-/// Whether an error says that a table or column is missing: not all migrations have been applied.
+/// Whether an error says that a table, a column or a function is missing: not all migrations have been applied.
 pub fn is_missing_table(error: &Error) -> bool {
-    matches!(error, Error::Database(cause) if matches!(cause.code().as_deref(), Some("42P01" | "42703")))
+    matches!(error, Error::Database(cause) if matches!(cause.code().as_deref(), Some("42P01" | "42703" | "42883")))
 }
 
 /// The class of an error without its text, for logs: `database 23505` (the SQLSTATE) for an error of Postgres, `database Io`

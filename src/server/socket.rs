@@ -222,7 +222,7 @@ impl AsyncWrite for ConnectionSocket {
 
     fn is_write_vectored(&self) -> bool {
         let stream = self.stream.as_ref();
-        stream.is_some_and(|stream| stream.is_write_vectored())
+        stream.is_some_and(AsyncWrite::is_write_vectored)
     }
 
     fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
