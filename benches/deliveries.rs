@@ -848,7 +848,6 @@ async fn bare_posts(bench: &Bench, count: usize) -> f64 {
     micros(cpu_of(this).saturating_sub(before)) / count as f64
 }
 
-#[expect(clippy::too_many_lines, reason = "one measurement after the other")]
 /// The same backlog by one process and by two, in turns.
 async fn measure_two_processes(bench: &Bench, backlog: usize, out: &mut impl Write) {
     let (mut one, mut two, mut shares) = (Vec::new(), Vec::new(), Vec::new());
@@ -873,6 +872,7 @@ async fn measure_two_processes(bench: &Bench, backlog: usize, out: &mut impl Wri
     );
 }
 
+#[expect(clippy::too_many_lines, reason = "one measurement after the other")]
 async fn measure(scale: usize) {
     let bench = Bench::new().await;
     let mut out = std::io::stdout().lock();
