@@ -17,7 +17,7 @@ const OWN: &str = "7e3fb204-2b0d-4d70-a0c2-6d8a3f6c1e55";
 const OTHER: &str = "0b9d3c1e-7a52-4c0f-9d8e-2f6a1b3c4d5e";
 
 /// Turns it on or off, and waits until the service knows.
-async fn set_first_seen(world: &World, tenant: &Tenant, switch: &str) -> Value {
+fn set_first_seen(world: &World, tenant: &Tenant, switch: &str) -> Value {
     let shell = world.shell();
     let done = shell.rows(&["tenant", "set-first-seen", tenant.id.as_str(), switch]);
     done.into_iter().next().expect("an answer")
@@ -32,7 +32,7 @@ async fn verify_for(world: &World, tenant: &Tenant, id: &str, user: Option<&str>
     answer.body
 }
 
-async fn buy(world: &World, user: Option<&str>) -> String {
+fn buy(world: &World, user: Option<&str>) -> String {
     let new = NewTransaction {
         app_account_token: user.map(str::to_owned),
         ..NewTransaction::default()
@@ -72,10 +72,10 @@ async fn a_purchase_that_another_user_presented_first_says_when() {
     let world = World::new().await;
     let tenant = world.tenant().await;
     assert_eq!(
-        set_first_seen(&world, &tenant, "on").await,
+        set_first_seen(&world, &tenant, "on"),
         json!({ "id": tenant.id, "firstSeen": true })
     );
-    let id = buy(&world, None).await;
+    let id = buy(&world, None);
     let answer = verify_for(&world, &tenant, &id, Some("Anna")).await;
     assert!(answer.get("firstSeen").is_none(), "{answer}");
     let first = first_stored(&world).await;
@@ -97,7 +97,7 @@ async fn a_purchase_that_another_user_presented_first_says_when() {
         assert!(!rows[0].contains(hidden), "{rows:?}");
     }
     // Turned on again, the tenant keeps its key.
-    set_first_seen(&world, &tenant, "on").await;
+    set_first_seen(&world, &tenant, "on");
     let answer = verify_for(&world, &tenant, &id, Some("Bert")).await;
     assert_eq!(answer["firstSeen"], first);
     world.end().await;
@@ -107,8 +107,8 @@ async fn a_purchase_that_another_user_presented_first_says_when() {
 async fn the_user_is_the_purchases_own_where_the_request_names_none() {
     let world = World::new().await;
     let tenant = world.tenant().await;
-    set_first_seen(&world, &tenant, "on").await;
-    let id = buy(&world, Some(OWN)).await;
+    set_first_seen(&world, &tenant, "on");
+    let id = buy(&world, Some(OWN));
     verify_for(&world, &tenant, &id, None).await;
     let first = first_stored(&world).await;
     // Users of the App Store are UUIDs, in any case.
@@ -119,7 +119,7 @@ async fn the_user_is_the_purchases_own_where_the_request_names_none() {
     assert_eq!(other["appUserId"], OWN, "the purchase's user is as ever");
 
     // A user that the purchase does not have is refused, and not remembered.
-    let fresh = buy(&world, None).await;
+    let fresh = buy(&world, None);
     let body = json!({ "transactionId": fresh, "expectedAppUserId": OTHER });
     let answer = world.verify("apple", &tenant, &body).await;
     assert_eq!(answer.body["error"], "APP_USER_MISMATCH");
@@ -131,7 +131,7 @@ async fn the_user_is_the_purchases_own_where_the_request_names_none() {
 #[tokio::test]
 async fn a_google_subscription_is_the_same_purchase_over_its_changes_of_plan() {
     let shop = Shop::open().await;
-    set_first_seen(&shop.world, &shop.tenant, "on").await;
+    set_first_seen(&shop.world, &shop.tenant, "on");
     let verify = async |token: &str, user: &str| {
         let body = json!({ "packageName": APP, "purchaseToken": token, "forAppUserId": user });
         let answer = shop.world.verify("google", &shop.tenant, &body).await;
@@ -167,8 +167,8 @@ async fn a_tenant_that_has_not_asked_for_it_costs_no_query_and_stores_nothing() 
     world
         .set_apple(&silent, EnvironmentChoice::Auto, Some(APP_APPLE_ID))
         .await;
-    set_first_seen(&world, &asks, "on").await;
-    let id = buy(&world, None).await;
+    set_first_seen(&world, &asks, "on");
+    let id = buy(&world, None);
     verify_for(&world, &silent, &id, Some("Anna")).await;
     assert_eq!(stored_text(&world).await.len(), 0);
     // Another tenant's users are not compared.
@@ -201,8 +201,8 @@ async fn a_tenant_that_has_not_asked_for_it_costs_no_query_and_stores_nothing() 
 async fn of_first_verifications_at_once_one_is_the_first() {
     let world = World::new().await;
     let tenant = world.tenant().await;
-    set_first_seen(&world, &tenant, "on").await;
-    let id = buy(&world, None).await;
+    set_first_seen(&world, &tenant, "on");
+    let id = buy(&world, None);
     let names: Vec<String> = (0..8).map(|number| format!("user-{number}")).collect();
     let answers = futures_util::future::join_all(
         names
@@ -220,10 +220,10 @@ async fn of_first_verifications_at_once_one_is_the_first() {
 async fn a_change_is_known_to_a_running_service_and_turned_off_it_forgets() {
     let world = World::new().await;
     let tenant = world.tenant().await;
-    let id = buy(&world, None).await;
+    let id = buy(&world, None);
     // From here on the service has the tenant's API key in its cache.
     verify_for(&world, &tenant, &id, Some("Anna")).await;
-    set_first_seen(&world, &tenant, "on").await;
+    set_first_seen(&world, &tenant, "on");
     wait_until("the service knows that it is on", async || {
         verify_for(&world, &tenant, &id, Some("Anna")).await;
         let answer = verify_for(&world, &tenant, &id, Some("Bert")).await;
@@ -231,7 +231,7 @@ async fn a_change_is_known_to_a_running_service_and_turned_off_it_forgets() {
     })
     .await;
     assert_eq!(
-        set_first_seen(&world, &tenant, "off").await,
+        set_first_seen(&world, &tenant, "off"),
         json!({ "id": tenant.id, "firstSeen": false, "removed": 1 })
     );
     assert_eq!(stored_text(&world).await.len(), 0);
@@ -248,8 +248,8 @@ async fn a_change_is_known_to_a_running_service_and_turned_off_it_forgets() {
 async fn a_rotation_of_the_encryption_key_changes_no_hash() {
     let world = World::new().await;
     let tenant = world.tenant().await;
-    set_first_seen(&world, &tenant, "on").await;
-    let id = buy(&world, None).await;
+    set_first_seen(&world, &tenant, "on");
+    let id = buy(&world, None);
     verify_for(&world, &tenant, &id, Some("Anna")).await;
     let sealed = async || -> Vec<u8> {
         sqlx::query_scalar("select key_enc from first_seen_keys")
@@ -276,8 +276,8 @@ async fn a_rotation_of_the_encryption_key_changes_no_hash() {
 async fn what_was_not_verified_for_the_retention_period_is_forgotten() {
     let world = World::new().await;
     let tenant = world.tenant().await;
-    set_first_seen(&world, &tenant, "on").await;
-    let (kept, gone) = (buy(&world, None).await, buy(&world, None).await);
+    set_first_seen(&world, &tenant, "on");
+    let (kept, gone) = (buy(&world, None), buy(&world, None));
     for id in [&kept, &gone] {
         verify_for(&world, &tenant, id, Some("Anna")).await;
     }

@@ -53,7 +53,7 @@ async fn events(shop: &Shop) -> Vec<Value> {
 
 /// Lets `time` pass as a service does that runs: the job has run a moment ago.
 async fn pass(shop: &Shop, time: Duration) {
-    shop.world.pass(time - MINUTE).await;
+    shop.world.pass(time.saturating_sub(MINUTE)).await;
     run_job(shop).await;
     shop.world.pass(MINUTE).await;
 }

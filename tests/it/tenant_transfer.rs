@@ -134,48 +134,34 @@ impl Move {
         shell.rows(&["tenant", "set-limits", id, "--per-second", "7"]);
         let revoked = shell.rows(&["key", "create", id]).remove(0);
         shell.rows(&["key", "revoke", revoked["id"].as_str().unwrap()]);
-        moved
-            .execute(&format!(
-                "insert into purchase_links (tenant_id, token_hash, token) values ('{id}', sha256('t'), 't')"
-            ))
-            .await;
-        moved
-            .execute(&format!(
-                "insert into owed_acknowledgements
-                    (tenant_id, token_hash, purchase_token, subject_type, acknowledge_by, next_check_at)
-                 values ('{id}', sha256('t'), 't', 'product', now() + interval '3 days', now() + interval '2 days')"
-            ))
-            .await;
-        moved
-            .execute(&format!(
-                "insert into refund_questions
-                    (tenant_id, source, question_hash, purchase_id, refund_token, answer_by, next_check_at, leased_until)
-                 values ('{id}', 'google', sha256('q'), 'GPA.1', 'q', now() + interval '1 day', now() + interval '22 hours', now())"
-            ))
-            .await;
-        moved
-            .execute(&format!(
-                "insert into voided_purchases (tenant_id, refund_hash, external_id) values ('{id}', sha256('r'), '7')"
-            ))
-            .await;
+        moved.insert_rows(id).await;
         moved.see_a_purchase().await;
-        moved
-            .execute(&format!(
-                "insert into subjects (tenant_id, source, key_hash, last_sequence) values ('{id}', 'google', sha256('t'), 7)"
-            ))
-            .await;
-        moved
-            .execute(&format!(
-                "insert into webhook_redeliveries
-                    (id, tenant_id, received_from, received_until, requested_by, next_batch_at, created_at, finished_at)
-                 values ('red_0', '{id}', now(), now(), 'me', now(), now(), now())"
-            ))
-            .await;
         let (identity, recipient) = RecipientIdentity::generate_identity();
         std::fs::write(moved.file("opener"), identity.expose_secret()).unwrap();
         Self {
             recipient: Some(recipient),
             ..moved
+        }
+    }
+
+    /// Rows of what requests and jobs write.
+    async fn insert_rows(&self, id: &str) {
+        for statement in [
+            "insert into purchase_links (tenant_id, token_hash, token) values ($1, sha256('t'), 't')",
+            "insert into owed_acknowledgements
+                    (tenant_id, token_hash, purchase_token, subject_type, acknowledge_by, next_check_at)
+                 values ($1, sha256('t'), 't', 'product', now() + interval '3 days', now() + interval '2 days')",
+            "insert into refund_questions
+                    (tenant_id, source, question_hash, purchase_id, refund_token, answer_by, next_check_at, leased_until)
+                 values ($1, 'google', sha256('q'), 'GPA.1', 'q', now() + interval '1 day', now() + interval '22 hours', now())",
+            "insert into voided_purchases (tenant_id, refund_hash, external_id) values ($1, sha256('r'), '7')",
+            "insert into subjects (tenant_id, source, key_hash, last_sequence) values ($1, 'google', sha256('t'), 7)",
+            "insert into webhook_redeliveries
+                    (id, tenant_id, received_from, received_until, requested_by, next_batch_at, created_at, finished_at)
+                 values ('red_0', $1, now(), now(), 'me', now(), now(), now())",
+        ] {
+            let insert = sqlx::query(statement).bind(id);
+            insert.execute(self.old.database().pool()).await.unwrap();
         }
     }
 

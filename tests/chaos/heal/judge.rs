@@ -368,18 +368,13 @@ impl<'a> Judge<'a> {
     fn could_answer(&self, change: &Change, question: &Question) -> bool {
         let (timeline, by) = (&self.evidence.timeline, question.answer_by);
         let known = self.stored_at(&change.id).filter(|known| *known < by);
-        match known {
-            Some(known) => {
-                let from = notice_begin(known, by, ANSWER_NOTICE);
-                timeline.could_call(change.store, (from, by), ANSWER_TIME)
-            }
-            // Apple's history could be read. Google has none of questions.
-            None => {
-                let between = (change.made_at, by);
-                change.store == Store::Apple
-                    && timeline.could_call(Store::Apple, between, HISTORY_TIME)
-            }
+        if let Some(known) = known {
+            let from = notice_begin(known, by, ANSWER_NOTICE);
+            return timeline.could_call(change.store, (from, by), ANSWER_TIME);
         }
+        // Apple's history could be read. Google has none of questions.
+        let between = (change.made_at, by);
+        change.store == Store::Apple && timeline.could_call(Store::Apple, between, HISTORY_TIME)
     }
 
     /// The newest state that was told of a subject is the stores' own in the end.
