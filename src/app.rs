@@ -355,7 +355,8 @@ impl App {
         let is_hold_requested = self.webhooks.is_hold_requested;
         let is_dispatcher_enabled = self.webhooks.is_dispatcher_enabled;
         let status = self.dispatch_status.clone();
-        status.set_unprepared(!prepared.is_cancelled());
+        let (was_prepared, presence) = (prepared.is_cancelled(), self.presence.clone());
+        status.set_unprepared(!was_prepared);
         let task = async move {
             if stop
                 .run_until_cancelled(prepared.cancelled())
@@ -364,7 +365,11 @@ impl App {
             {
                 return;
             }
-            status.set_unprepared(false);
+            if !was_prepared {
+                status.set_unprepared(false);
+                // Its row says that it delivers nothing. If this fails, the next one follows soon.
+                let _ = presence.send_heartbeat().await;
+            }
             if is_dispatcher_enabled {
                 let open = database.open_delivery_connections();
                 stop.run_until_cancelled(open).await;

@@ -101,7 +101,7 @@ fn judge_live_replicas(replicas: &[Replica]) -> Vec<CheckResult> {
 /// Whether the processes deliver what they take in. `None` without a process.
 fn judge_delivering(replicas: &[Replica]) -> Option<CheckResult> {
     const NAME: &str = "processes.delivering";
-    const ADVICE: &str = "`waiting: too many connections` or `no free connection`: does the role have a connection limit? A process needs as many connections as `max` in its DATABASE_URL says. `off`: WEBHOOK_DISPATCHER_DISABLED is set there.";
+    const ADVICE: &str = "`waiting: too many connections` or `no free connection`: does the role have a connection limit? A process needs as many connections as `max` in its DATABASE_URL says. `not checked yet`: `database_unavailable` or `wrong_encryption_key` in its log says why. `off`: WEBHOOK_DISPATCHER_DISABLED is set there.";
     let notice = |replica: &Replica| {
         let notice = replica.notices.deliveries.as_deref()?;
         Some(format!("{} ({notice})", replica.host))

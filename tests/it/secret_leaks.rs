@@ -53,7 +53,12 @@ const APP_APPLE_ID: i64 = 1_234_567_890;
 /// The tables that keep the stores' messages.
 const EVENTS: &[&str] = &["webhook_events"];
 /// The tables that keep purchase tokens.
-const PURCHASES: &[&str] = &["webhook_events", "purchase_links", "owed_acknowledgements"];
+const PURCHASES: &[&str] = &[
+    "webhook_events",
+    "purchase_links",
+    "owed_acknowledgements",
+    "subjects",
+];
 /// The tables that keep a callback's URL.
 const CALLBACKS: &[&str] = &["webhook_configs", "webhook_deliveries", "webhook_health"];
 /// The tables that keep a callback's answer.
