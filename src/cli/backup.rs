@@ -1,5 +1,6 @@
 //! `attesto backup`: creates, verifies and restores dumps of the database.
 
+use std::ffi::OsString;
 use std::path::{Path, PathBuf};
 
 use super::context::{CommandContext, CommandError};
@@ -33,16 +34,13 @@ pub(crate) async fn run(
     command: BackupCommand,
     context: &CommandContext,
 ) -> Result<(), CommandError> {
-    let variable = |name| {
-        context
-            .environment_variable(name)
-            .filter(|value| !value.is_empty())
-    };
+    let options = context.read_embedded_options()?;
+    let password_file = context.environment_variable("PGPASSFILE");
     let programs = PostgresPrograms {
-        bin_folder: variable("ATTESTO_PG_BIN").map(PathBuf::from),
-        search_path: variable("PATH"),
-        home: variable("HOME"),
-        password_file: variable("PGPASSFILE"),
+        bin_folder: options.pg_bin,
+        search_path: options.search_path,
+        home: options.home.map(OsString::from),
+        password_file: password_file.filter(|path| !path.is_empty()),
     };
     let (stop, _waiting) = context.cancel_on_signal()?;
     let bar = ProgressBar::for_output(&context.output);

@@ -100,6 +100,11 @@ impl CommandContext {
         read(&raw).map_err(CommandError::invalid_settings)
     }
 
+    /// Where and as whom the embedded Postgres runs.
+    pub(crate) fn read_embedded_options(&self) -> Result<EmbeddedOptions, CommandError> {
+        admin::read_embedded_options(&*self.environment).map_err(CommandError::invalid_settings)
+    }
+
     /// What stores are called with: the service's settings, and its proxy.
     pub(crate) fn build_upstream(&self, stores: &StoreSettings) -> Result<Upstream, CommandError> {
         let proxy = self.read_settings(config::read_egress_proxy)?;
@@ -152,7 +157,7 @@ impl CommandContext {
             None if admin::read_embedded_flag(&*self.environment)
                 .map_err(CommandError::invalid_settings)? =>
             {
-                let options = EmbeddedOptions::from_env(&self.environment);
+                let options = self.read_embedded_options()?;
                 let private = self
                     .embedded_postgres
                     .get_or_try_init(|| EmbeddedPostgres::attach(options));

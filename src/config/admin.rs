@@ -4,9 +4,11 @@
 
 use secrecy::ExposeSecret;
 
+use super::raw::QUOTED_PROBLEM;
 use super::secret_file::{self, EnvLookup};
 use crate::crypto::keyring::{Keyring, MasterKey};
 use crate::db::ConnectSettings;
+use crate::embedded_postgres::EmbeddedOptions;
 
 /// The id of a sealing key that is given without an id.
 const DEFAULT_KEY_ID: u8 = 1;
@@ -26,22 +28,21 @@ pub fn read_database(
     if let Some(url) = flag {
         return parse("--database-url", url);
     }
-    match secret_file::read_secret(lookup, "DATABASE_URL") {
-        Ok(Some(url)) => {
-            let pooled = parse("DATABASE_URL", url.expose_secret())?;
-            match secret_file::read_secret(lookup, "DATABASE_DIRECT_URL") {
-                Ok(Some(url)) => {
-                    let direct = parse("DATABASE_DIRECT_URL", url.expose_secret())?;
-                    Ok(pooled
-                        .zip(direct)
-                        .map(|(pooled, direct)| pooled.with_direct(direct)))
-                }
-                Ok(None) => Ok(pooled),
-                Err(problem) => Err(vec![problem.to_string()]),
-            }
-        }
+    let read = |name| match secret_file::read_secret(lookup, name) {
+        Ok(Some(url)) => parse(name, url.expose_secret()),
         Ok(None) => Ok(None),
         Err(problem) => Err(vec![problem.to_string()]),
+    };
+    match (read("DATABASE_URL"), read("DATABASE_DIRECT_URL")) {
+        (Ok(None), _) => Ok(None),
+        (Ok(Some(pooled)), Ok(direct)) => Ok(Some(match direct {
+            Some(direct) => pooled.with_direct(direct),
+            None => pooled,
+        })),
+        (pooled, direct) => {
+            let problems = [pooled.err(), direct.err()];
+            Err(problems.into_iter().flatten().flatten().collect())
+        }
     }
 }
 
@@ -49,10 +50,28 @@ pub fn read_database(
 pub fn read_embedded_flag(lookup: EnvLookup<'_>) -> Result<bool, Vec<String>> {
     const NAME: &str = "ATTESTO_EMBEDDED_POSTGRES";
     let given = lookup(NAME).unwrap_or_default();
+    if secret_file::is_quoted(&given) {
+        return Err(vec![format!("{NAME}: {QUOTED_PROBLEM}")]);
+    }
     match given.to_string_lossy().trim().to_ascii_lowercase().as_str() {
         "" | "0" | "false" | "no" | "off" => Ok(false),
         "1" | "true" | "yes" | "on" => Ok(true),
         _ => Err(vec![format!("{NAME} must be true or false (or 1 or 0)")]),
+    }
+}
+
+/// Where and as whom a private database runs.
+pub fn read_embedded_options(lookup: EnvLookup<'_>) -> Result<EmbeddedOptions, Vec<String>> {
+    let quoted = ["ATTESTO_DATA_DIR", "ATTESTO_PG_BIN", "ATTESTO_PG_USER"]
+        .into_iter()
+        .filter(|name| lookup(name).is_some_and(|value| secret_file::is_quoted(&value)));
+    let problems: Vec<_> = quoted
+        .map(|name| format!("{name}: {QUOTED_PROBLEM}"))
+        .collect();
+    if problems.is_empty() {
+        Ok(EmbeddedOptions::from_env(lookup))
+    } else {
+        Err(problems)
     }
 }
 

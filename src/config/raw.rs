@@ -22,6 +22,17 @@ pub fn list_env_vars() -> Vec<String> {
         .collect()
 }
 
+/// What is wrong with a variable whose value is in quotes, after the variable's name.
+pub(super) const QUOTED_PROBLEM: &str = "its value is in quotes, which `docker --env-file`, unlike a shell, keeps as a part of it: write the value without them";
+
+/// What stands between the quotes that a text begins and ends with. `None` if it does not.
+pub(super) fn in_quotes(text: &str) -> Option<&str> {
+    ['"', '\''].into_iter().find_map(|quote| {
+        let rest = text.strip_prefix(quote)?;
+        rest.strip_suffix(quote)
+    })
+}
+
 /// The flags and the environment. A flag takes precedence over its variable.
 pub struct RawSettings<'a> {
     flags: BTreeMap<String, String>,
@@ -31,8 +42,10 @@ pub struct RawSettings<'a> {
 /// A value and its source.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct GivenValue {
-    /// The value as text, without surrounding white space.
+    /// The value as text, without surrounding white space and quotes.
     pub text: String,
+    /// Whether the variable has its value in quotes, which is refused.
+    pub(super) is_quoted: bool,
     /// The name of the flag or variable for messages, such as `--port` or `PORT`.
     pub origin: String,
 }
@@ -65,19 +78,22 @@ impl<'a> RawSettings<'a> {
 
     /// The value for a variable as trimmed text. `None` if it is empty or only white space, because Compose files set
     /// variables to the empty text when they mean to leave them unset. `Err` if the value is not valid UTF-8; the
-    /// message names the variable.
+    /// message names the variable. A value in quotes is returned without them, and said to be quoted.
     pub fn find_text(&self, name: &str) -> Result<Option<GivenValue>, String> {
-        let (text, origin) = match self.flags.get(name) {
-            Some(text) => (text.clone(), flag_name(name)),
+        let (text, origin, is_flag) = match self.flags.get(name) {
+            Some(text) => (text.clone(), flag_name(name), true),
             None => match (self.environment)(name).map(OsString::into_string) {
-                Some(Ok(text)) => (text, name.to_owned()),
+                Some(Ok(text)) => (text, name.to_owned(), false),
                 Some(Err(_)) => return Err(format!("{name} is not valid UTF-8")),
                 None => return Ok(None),
             },
         };
         let text = text.trim();
+        // A shell removes the quotes of a flag's value, so those that are left are meant.
+        let quoted = in_quotes(text).filter(|_| !is_flag);
         Ok((!text.is_empty()).then(|| GivenValue {
-            text: text.to_owned(),
+            text: quoted.unwrap_or(text).trim().to_owned(),
+            is_quoted: quoted.is_some(),
             origin,
         }))
     }

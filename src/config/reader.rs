@@ -12,7 +12,7 @@ use url::{Host, Url};
 
 use super::admin;
 use super::definitions::find_setting;
-use super::raw::{GivenValue, RawSettings};
+use super::raw::{GivenValue, QUOTED_PROBLEM, RawSettings};
 use super::secret_file;
 use super::settings::{CredentialGracePeriod, DatabaseSource, DeploymentMode};
 use crate::crypto::keyring::Keyring;
@@ -60,11 +60,19 @@ impl SettingsReader<'_> {
         self.problems.push(format!("{origin}: {problem}"));
     }
 
+    /// A value in quotes is a problem. It is read without them all the same, so that what else is wrong with it is found too.
     fn find_given(&mut self, name: &str) -> Option<GivenValue> {
-        self.raw.find_text(name).unwrap_or_else(|problem| {
+        let given = self.raw.find_text(name).unwrap_or_else(|problem| {
             self.problems.push(problem);
             None
-        })
+        })?;
+        if given.is_quoted {
+            let problem = format!("{}: {QUOTED_PROBLEM}", given.origin);
+            if !self.problems.contains(&problem) {
+                self.problems.push(problem);
+            }
+        }
+        (!given.text.is_empty()).then_some(given)
     }
 
     /// The parsed value, or the default. If `parse` returns `None`, the problem is "must be `expected`".
@@ -323,7 +331,11 @@ impl SettingsReader<'_> {
     }
 
     pub(super) fn read_database(&mut self) -> Option<DatabaseSource> {
-        let embedded = EmbeddedOptions::from_env(|name| self.raw.find_os_value(name));
+        let embedded = admin::read_embedded_options(&|name| self.raw.find_os_value(name));
+        let embedded = embedded.unwrap_or_else(|problems| {
+            self.problems.extend(problems);
+            EmbeddedOptions::default()
+        });
         let embed = self.read_switch("ATTESTO_EMBEDDED_POSTGRES");
         match admin::read_database(
             &|name| self.raw.find_os_value(name),

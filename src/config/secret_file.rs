@@ -10,6 +10,7 @@ use std::path::PathBuf;
 use secrecy::SecretString;
 use zeroize::Zeroizing;
 
+use super::raw::{QUOTED_PROBLEM, in_quotes};
 use crate::crypto::redact::unreadable_file_message;
 
 /// Looks up an environment variable: in the process environment, or in the table of a test.
@@ -28,6 +29,12 @@ pub enum SecretReadError {
     #[error("{name}_FILE names an empty file: put the value there or remove the variable")]
     EmptyFile {
         /// The variable, without `_FILE`.
+        name: String,
+    },
+    /// The variable's value is in quotes.
+    #[error("{name}: {QUOTED_PROBLEM}")]
+    Quoted {
+        /// The variable, with `_FILE` if it is that one.
         name: String,
     },
     /// The value is not valid UTF-8.
@@ -56,7 +63,13 @@ pub fn read_secret(
 ) -> Result<Option<SecretString>, SecretReadError> {
     let file_name = format!("{name}_FILE");
     let set = |name: &str| lookup(name).filter(|value| !is_blank(&value.to_string_lossy()));
-    match (set(name), set(&file_name)) {
+    let (value, path) = (set(name), set(&file_name));
+    for (name, value) in [(name, &value), (&file_name, &path)] {
+        if value.as_ref().is_some_and(is_quoted) {
+            return Err(SecretReadError::Quoted { name: name.into() });
+        }
+    }
+    match (value, path) {
         (None, None) => Ok(None),
         (Some(_), Some(_)) => Err(SecretReadError::BothSet { name: name.into() }),
         (Some(value), None) => {
@@ -84,6 +97,11 @@ pub fn read_secret(
             Ok(Some(SecretString::from(text)))
         }
     }
+}
+
+/// Whether a variable's value is in quotes.
+pub(super) fn is_quoted(value: &OsString) -> bool {
+    in_quotes(value.to_string_lossy().trim()).is_some()
 }
 
 /// Whether a text is empty or only white space, which counts as unset.
@@ -169,6 +187,20 @@ mod tests {
             ),
         ] {
             assert_eq!(read_from(&set), Err(problem));
+        }
+        for quoted in ["\"s3cret\"", "'s3cret'", " \"\"\n"] {
+            for name in ["SECRET", "SECRET_FILE"] {
+                let problem = read_from(&[(name, quoted)]).unwrap_err();
+                let start = format!("{name}: its value is in quotes");
+                assert!(problem.starts_with(&start), "{problem}");
+                assert!(!problem.contains("s3cret"), "{problem}");
+            }
+        }
+        for unquoted in ["\"", "\"s3cret", "s3cret\"", "\"s3cret'"] {
+            assert_eq!(
+                read_from(&[("SECRET", unquoted)]),
+                Ok(Some(unquoted.into()))
+            );
         }
         for secret in [
             "postgres://ada:s3cret@db/attesto",

@@ -21,6 +21,7 @@ use crate::tls::{DAY, Made};
 use crate::world::attesto::World;
 use crate::world::folder::Folder;
 use crate::world::postgres::{empty_database, fresh_database};
+use crate::world::shell::Shell;
 use crate::world::wait::{wait_for, wait_until};
 
 /// A server process.
@@ -540,6 +541,83 @@ async fn production_refuses_a_key_of_zeros_and_a_file_that_every_user_can_change
             );
         }
     }
+}
+
+/// `docker --env-file` keeps quotes.
+#[test]
+fn every_value_in_quotes_is_named_at_once_and_shown_by_none() {
+    let key = key(7);
+    let variables = [
+        ("ATTESTO_ENCRYPTION_KEY", format!("\"{key}\"")),
+        (
+            "ATTESTO_ENCRYPTION_KEYS_RETIRED_FILE",
+            "'/run/hunter2'".to_owned(),
+        ),
+        ("ATTESTO_ENV", "\"production\"".to_owned()),
+        ("PORT", "'8080'".to_owned()),
+        (
+            "DATABASE_URL",
+            "\"postgres://a:hunter2@127.0.0.1:1/b\"".to_owned(),
+        ),
+        (
+            "DATABASE_DIRECT_URL",
+            "'postgres://a:hunter2@127.0.0.1:1/b'".to_owned(),
+        ),
+        ("ATTESTO_PG_USER", "\"hunter2\"".to_owned()),
+        (
+            "ATTESTO_EGRESS_PROXY",
+            "\"http://a:hunter2@proxy\"".to_owned(),
+        ),
+        ("LOG_LEVEL", " \"info\" ".to_owned()),
+        ("METRICS_ADDRESS", "\"\"".to_owned()),
+    ];
+    let given = variables
+        .each_ref()
+        .map(|(name, value)| (*name, value.as_str()));
+    for words in [&["serve"] as &[_], &["config", "check"]] {
+        let ran = Shell::default().set_all(given).run(words);
+        assert_eq!(ran.exit, 2, "{ran:?}");
+        for (name, _) in given {
+            let problem = format!("{name}: its value is in quotes");
+            assert_eq!(
+                ran.complained.matches(&problem).count(),
+                1,
+                "{problem}: {ran:?}"
+            );
+        }
+        let problems = ran.complained.matches("docker --env-file").count();
+        assert_eq!(problems, given.len(), "{ran:?}");
+        ran.assert_hides("hunter2");
+        ran.assert_hides(&key);
+    }
+    // What is wrong inside of the quotes is found too, and what only production refuses.
+    let wrong = [
+        ("ATTESTO_ENV", "\"production\""),
+        ("PORT", "\"hunter2\""),
+        ("WEBHOOK_ALLOW_PRIVATE_CALLBACKS", "true"),
+    ];
+    let ran = Shell::default().set_all(wrong).run(&["config", "check"]);
+    for problem in [
+        "PORT: its value is in quotes",
+        "PORT: must be a whole number",
+        "WEBHOOK_ALLOW_PRIVATE_CALLBACKS: is for development only",
+    ] {
+        assert!(ran.complained.contains(problem), "{ran:?}");
+    }
+    // A shell removes quotes, so those in a flag are meant.
+    let ran = Shell::default().run(&["config", "check", "--log-level='info'"]);
+    assert!(ran.complained.contains("--log-level: must be"), "{ran:?}");
+    assert!(!ran.complained.contains("in quotes"), "{ran:?}");
+    // A command that needs one of them.
+    let ran = Shell::default()
+        .set("ATTESTO_EMBEDDED_POSTGRES", "\"true\"")
+        .run(&["tenant", "list"]);
+    assert_eq!(ran.exit, 2, "{ran:?}");
+    assert!(
+        ran.complained
+            .contains("ATTESTO_EMBEDDED_POSTGRES: its value is in quotes"),
+        "{ran:?}"
+    );
 }
 
 #[tokio::test]

@@ -88,7 +88,7 @@ impl DevEnvironment {
         let address = listener.local_addr()?;
         let callback = bind_next_free_port(args.callback_port, "callback", &mut remarks).await?;
 
-        let mut options = EmbeddedOptions::from_env(|name| context.environment_variable(name));
+        let mut options = context.read_embedded_options()?;
         let folder = options
             .data_folder()
             .map_err(CommandError::from_cause)?
