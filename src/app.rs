@@ -38,6 +38,7 @@ use crate::http::body_budget::{BodyBudget, RefusalMetrics};
 use crate::http::health::{HealthState, ReadinessCheck, ReadinessNotice};
 use crate::http::request_layer::RequestLayer;
 use crate::http::request_metrics::RequestMetrics;
+use crate::http::trusted_proxies::TrustedProxies;
 use crate::jobs::{Job, JobContext, JobScheduler, backfill, probe, reseal};
 use crate::outbound::{HttpClientError, StoreClients, Upstream};
 use crate::replicas::{
@@ -105,6 +106,7 @@ pub struct App {
     delivery_metrics: DeliveryMetrics,
     metrics: AppMetrics,
     body_budget: BodyBudget,
+    trusted_proxies: TrustedProxies,
     presence: ReplicaHeartbeat,
     /// The expiry of the certificates that it depends on, other than its own.
     certificate_expiries: CertificateExpiries,
@@ -226,6 +228,7 @@ impl App {
             acknowledgements_due: google::AcknowledgementWatch::register_counter(&registry),
             refund_answers: RefundAnswerMetrics::new(&registry),
             body_budget,
+            trusted_proxies: settings.admission.trusted_proxies.clone(),
             metrics: AppMetrics::new(
                 &registry,
                 DatabaseGauges::new(database, keyring, clock, &certificate_expiries, &registry),
@@ -553,7 +556,8 @@ impl App {
         ];
         let routes = server::routes::build_router(features);
         let layer = RequestLayer::new(routes, self.clock.clone(), BODY_TIMEOUT)
-            .with_body_budget(self.body_budget.clone());
+            .with_body_budget(self.body_budget.clone())
+            .with_trusted_proxies(self.trusted_proxies.clone());
         let layer = match self.metrics.listener {
             Some(_) => layer.with_metrics(self.metrics.requests.clone()),
             None => layer,

@@ -16,6 +16,7 @@ use super::definitions::{SettingDefinition, SettingKind};
 use super::raw::RawSettings;
 use super::reader::SettingsReader;
 use crate::http::body_budget::BodyBudgetLimits;
+use crate::http::trusted_proxies::TrustedProxies;
 use crate::tenants::{IntakeLimit, RateLimitScope};
 
 macro_rules! setting_group {
@@ -95,15 +96,17 @@ setting_group! {
 }
 
 setting_group! {
-    /// How much of the process' memory and connections senders can take.
-    #[derive(Copy)]
+    /// How much of the process' memory and connections senders can take, and how they are told apart.
     AdmissionSettings {
         ("REQUEST_MEMORY_MEGABYTES", "request-memory-megabytes", "N", "32",
             "Megabytes that the bodies of requests in hand may take together; further ones are answered with 503")
             => request_memory_megabytes: usize = read_number(32..=65_536);
         ("PEER_SHARE_PERCENT", "peer-share-percent", "PERCENT", "25",
-            "How much of the connections, and of the memory for requests without an API key, one address may take; 100 behind a proxy")
+            "How much of the connections, and of the memory for requests without an API key, one address may take")
             in "limits" => peer_share_percent: usize = read_number(5..=100);
+        ("ATTESTO_TRUSTED_PROXIES", "trusted-proxies", "NETWORKS", "",
+            "Addresses and networks of the proxies in front, such as 10.0.0.5,fd00::/8: a client's address is what they append to X-Forwarded-For or Forwarded")
+            in "limits" => trusted_proxies: TrustedProxies = read_trusted_proxies();
         ("RATE_LIMIT_SCOPE", "rate-limit-scope", "SCOPE", "process",
             "process or installation: whether a tenant's rate and burst are for one process, or divided among all processes that serve with this database")
             in "limits" => rate_limit_scope: RateLimitScope = read_rate_limit_scope();

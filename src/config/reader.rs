@@ -18,6 +18,7 @@ use super::settings::{CredentialGracePeriod, DatabaseSource, DeploymentMode};
 use crate::crypto::keyring::Keyring;
 use crate::egress::EgressProxy;
 use crate::embedded_postgres::EmbeddedOptions;
+use crate::http::trusted_proxies::TrustedProxies;
 use crate::server::ListenSettings;
 use crate::server::tls::TlsFiles;
 use crate::telemetry::{LogFormat, LogSettings, TraceSettings, trace_settings};
@@ -191,6 +192,18 @@ impl SettingsReader<'_> {
             "process" => Some(RateLimitScope::Process),
             "installation" => Some(RateLimitScope::Installation),
             _ => None,
+        })
+    }
+
+    pub(super) fn read_trusted_proxies(&mut self, name: &str) -> TrustedProxies {
+        let Some(given) = self.find_given(name) else {
+            return TrustedProxies::default();
+        };
+        TrustedProxies::parse(&given.text).unwrap_or_else(|problems| {
+            for problem in problems {
+                self.add_problem(&given.origin, &problem.to_string());
+            }
+            TrustedProxies::default()
         })
     }
 

@@ -69,7 +69,7 @@ pub async fn read_body(parts: Parts, body: Body) -> Result<Bytes, Problem> {
     let mut receipt = BodyReceipt {
         max_bytes: limit.max_bytes,
         claim: admission.as_ref().map(|admission| {
-            let peer = connection.as_ref().map(ConnectionInfo::peer);
+            let peer = connection.as_ref().map(ConnectionInfo::network);
             admission.budget.start_claim(limit.kind, peer)
         }),
         received: Vec::new(),

@@ -1,8 +1,13 @@
-//! What a request carries of its connection: the peer, and what the connection was used for so far.
+//! What a request carries of its connection: where it comes from, and what the connection was used for so far.
 
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+
+use axum::http::HeaderMap;
+
+use super::client_address::ClientAddress;
+use super::trusted_proxies::TrustedProxies;
 
 /// The part of a peer's address that one party holds: a whole IPv4 address, and the first 64 bits of an IPv6 address, because
 /// every subscriber has at least that many.
@@ -27,7 +32,8 @@ impl PeerNetwork {
 /// The connection of a request. A request extension, set by the server. Clones share the counts.
 #[derive(Clone, Debug)]
 pub struct ConnectionInfo {
-    peer: PeerNetwork,
+    client: ClientAddress,
+    is_trusted_proxy: bool,
     usage: Arc<ConnectionUsage>,
 }
 
@@ -38,17 +44,39 @@ struct ConnectionUsage {
 }
 
 impl ConnectionInfo {
-    /// A connection of this peer that was not used yet.
-    pub fn new(peer: PeerNetwork) -> Self {
+    /// A connection from this address that was not used yet.
+    pub fn new(peer: IpAddr, proxies: &TrustedProxies) -> Self {
+        let client = ClientAddress::of_peer(peer);
         Self {
-            peer,
+            client,
+            is_trusted_proxy: proxies.contains(client.address),
             usage: Arc::default(),
         }
     }
 
-    /// Who is at the other end.
-    pub fn peer(&self) -> PeerNetwork {
-        self.peer
+    /// For a request with these headers: where it comes from is its client, if the connection is one of a trusted proxy.
+    #[must_use]
+    pub fn for_request(&self, headers: &HeaderMap, proxies: &TrustedProxies) -> Self {
+        let mut info = self.clone();
+        if self.is_trusted_proxy {
+            info.client = self.client.find_client(headers, proxies);
+        }
+        info
+    }
+
+    /// Where the request comes from; without a request, the other end of the connection.
+    pub fn client(&self) -> ClientAddress {
+        self.client
+    }
+
+    /// The party that holds this address.
+    pub fn network(&self) -> PeerNetwork {
+        PeerNetwork::from_address(self.client.address)
+    }
+
+    /// Whether the connection is one of a trusted proxy, which has the requests of many clients.
+    pub fn is_trusted_proxy(&self) -> bool {
+        self.is_trusted_proxy
     }
 
     /// Notes that a request of this connection had an active API key.

@@ -18,13 +18,16 @@ use futures_util::FutureExt as _;
 use futures_util::future::BoxFuture;
 use serde_json::{Map, Value};
 use tokio::time::Instant;
+use tracing::field::display;
 use tracing::{Instrument as _, Span};
 
 use super::body::BodyTimeout;
 use super::body_budget::{BodyAdmission, BodyBudget, BodyBudgetLimits};
+use super::client_address::ClientAddress;
 use super::connection_info::ConnectionInfo;
 use super::problem::{ErrorBody, ErrorCause, ErrorCode, Issue, Problem, retry_after_seconds};
 use super::request_metrics::{self, MatchedRoute, RequestMetrics};
+use super::trusted_proxies::TrustedProxies;
 use crate::base::clock::Clock;
 use crate::base::id;
 use crate::telemetry::request_span::{self, RequestOutcome};
@@ -89,6 +92,7 @@ pub struct RequestLayer {
     clock: Clock,
     body_timeout: Duration,
     body_budget: BodyBudget,
+    trusted_proxies: TrustedProxies,
     metrics: Option<RequestMetrics>,
     /// Whether routes say which of them a request is for.
     has_route_recorder: bool,
@@ -103,6 +107,7 @@ impl RequestLayer {
             clock,
             body_timeout,
             body_budget: BodyBudget::new(BodyBudgetLimits::default()),
+            trusted_proxies: TrustedProxies::default(),
             metrics: None,
             has_route_recorder: false,
             is_traced: false,
@@ -118,6 +123,15 @@ impl RequestLayer {
         }
     }
 
+    /// The same behind these proxies.
+    #[must_use]
+    pub fn with_trusted_proxies(self, trusted_proxies: TrustedProxies) -> Self {
+        Self {
+            trusted_proxies,
+            ..self
+        }
+    }
+
     pub(crate) fn clock(&self) -> &Clock {
         &self.clock
     }
@@ -125,6 +139,11 @@ impl RequestLayer {
     /// The memory for bodies.
     pub(crate) fn body_budget(&self) -> &BodyBudget {
         &self.body_budget
+    }
+
+    /// The proxies in front.
+    pub(crate) fn trusted_proxies(&self) -> &TrustedProxies {
+        &self.trusted_proxies
     }
 
     /// The same, and every answer is counted.
@@ -172,7 +191,10 @@ impl RequestLayer {
         let (fields, route) = (RequestLogFields::default(), MatchedRoute::default());
         let method = request.method().clone();
         let path = redact_path(request.uri().path());
-        let refusal = check_host(&request);
+        let connection = request.extensions().get::<ConnectionInfo>();
+        let client = connection.map(ConnectionInfo::client);
+        // Asked only of what came over a connection.
+        let refusal = client.and_then(|_| check_host(&request));
         let admission = BodyAdmission::new(self.body_budget.clone());
         let extensions = request.extensions_mut();
         extensions.insert(fields.clone());
@@ -219,6 +241,7 @@ impl RequestLayer {
             status: response.status(),
             latency,
             tenant,
+            client,
             outcome: &outcome,
         });
         response
@@ -226,8 +249,13 @@ impl RequestLayer {
 }
 
 impl RequestLayer {
-    /// The whole HTTP/1.1 answer, head and body, to bytes that are no HTTP request, and its log line.
-    pub fn malformed_request_response(&self, status: StatusCode) -> Vec<u8> {
+    /// The whole HTTP/1.1 answer, head and body, to bytes that are no HTTP request, and its log line. `peer` is the other end of
+    /// the connection: there are no headers to find another client in.
+    pub(crate) fn malformed_request_response(
+        &self,
+        status: StatusCode,
+        peer: ClientAddress,
+    ) -> Vec<u8> {
         if let Some(traffic) = &self.metrics {
             traffic.record_malformed();
         }
@@ -245,6 +273,7 @@ impl RequestLayer {
             status,
             latency: Duration::ZERO,
             tenant: None,
+            client: Some(peer),
             outcome: &ResponseOutcome {
                 code: Some(code),
                 cause: None,
@@ -279,9 +308,8 @@ impl tower::Service<Request<Body>> for RequestLayer {
 }
 
 /// A request of HTTP/1.1 names exactly one host, and no request names two (RFC 9112, 3.2): a proxy in front may go by another
-/// one than a program behind it. Asked only of what came over a connection.
+/// one than a program behind it.
 fn check_host(request: &Request<Body>) -> Option<Problem> {
-    request.extensions().get::<ConnectionInfo>()?;
     let hosts = request.headers().get_all(header::HOST).iter().count();
     let is_good = match request.version() {
         Version::HTTP_11 => hosts == 1,
@@ -425,6 +453,8 @@ struct RequestLogLine<'a> {
     status: StatusCode,
     latency: Duration,
     tenant: Option<&'a str>,
+    /// Logged if the request was refused.
+    client: Option<ClientAddress>,
     outcome: &'a ResponseOutcome,
 }
 
@@ -432,6 +462,11 @@ fn log_request(line: &RequestLogLine<'_>) {
     // Microseconds are enough, and a float of them is not a long one.
     let micros = u32::try_from(line.latency.as_micros()).unwrap_or(u32::MAX);
     let cause = line.outcome.cause.as_ref();
+    let is_refused = line.status.is_client_error() || line.status.is_server_error();
+    let client = line.client.filter(|_| is_refused);
+    let address = client.map(|client| display(client.address));
+    let claimed = client.and_then(|client| client.contradiction);
+    let claimed = claimed.map(|(one, other)| format!("{one}, {other}"));
     macro_rules! http_request {
         ($level:ident) => {
             tracing::$level!(
@@ -442,6 +477,8 @@ fn log_request(line: &RequestLogLine<'_>) {
                 latencyMs = f64::from(micros) / 1000.0,
                 tenantId = line.tenant,
                 error = line.outcome.code,
+                clientAddress = address,
+                claimedAddresses = claimed.as_deref(),
                 causeClass = cause.map(|cause| cause.class.as_str()),
                 cause = cause.map(|cause| cause.text.as_str()),
                 "http_request"

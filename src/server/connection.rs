@@ -153,7 +153,9 @@ async fn serve_requests(stream: TcpStream, open: Arc<OpenConnection>, server: Ar
     let socket = ConnectionSocket::new(stream, open.clone(), server.clone());
     let service = service_fn(|mut request: Request<Incoming>| {
         let held = ActiveRequest::new(&open);
-        request.extensions_mut().insert(open.info.clone());
+        let proxies = server.request_layer.trusted_proxies();
+        let info = open.info.for_request(request.headers(), proxies);
+        request.extensions_mut().insert(info);
         let is_http_1 = request.version() < Version::HTTP_2;
         let layer = server.request_layer.clone();
         let answer = FinishedWork {

@@ -32,7 +32,23 @@ pub(super) struct ConnectionTable {
 #[derive(Default)]
 struct TableState {
     count: usize,
-    by_peer: HashMap<PeerNetwork, Vec<Arc<OpenConnection>>>,
+    by_peer: HashMap<Peer, Vec<Arc<OpenConnection>>>,
+}
+
+/// Whose connections are counted together. A trusted proxy's are never counted with those of others in its network.
+#[derive(Clone, Copy, PartialEq, Eq, Hash)]
+struct Peer {
+    network: PeerNetwork,
+    is_trusted_proxy: bool,
+}
+
+impl From<&ConnectionInfo> for Peer {
+    fn from(info: &ConnectionInfo) -> Self {
+        Self {
+            network: info.network(),
+            is_trusted_proxy: info.is_trusted_proxy(),
+        }
+    }
 }
 
 /// An open connection.
@@ -47,9 +63,9 @@ pub(super) struct OpenConnection {
 type EvictionRank = (bool, bool, Instant);
 
 impl OpenConnection {
-    fn new(peer: PeerNetwork) -> Self {
+    fn new(info: ConnectionInfo) -> Self {
         Self {
-            info: ConnectionInfo::new(peer),
+            info,
             activity: ConnectionActivity::new(),
             evicted: CancellationToken::new(),
         }
@@ -85,7 +101,7 @@ pub(super) struct ConnectionSlot {
 
 impl Drop for ConnectionSlot {
     fn drop(&mut self) {
-        let peer = self.connection.info.peer();
+        let peer = Peer::from(&self.connection.info);
         let mut state = self.table.state.lock();
         if let Some(connections) = state.by_peer.get_mut(&peer) {
             let before = connections.len();
@@ -111,12 +127,14 @@ impl ConnectionTable {
         })
     }
 
-    /// A place for a connection of `peer`, and how many others were closed for it.
-    pub(super) fn admit(self: &Arc<Self>, peer: PeerNetwork) -> (Admission, usize) {
+    /// A place for a connection, and how many others were closed for it. A trusted proxy may have as many as there are, because
+    /// they are those of many clients.
+    pub(super) fn admit(self: &Arc<Self>, info: &ConnectionInfo) -> (Admission, usize) {
+        let peer = Peer::from(info);
         let mut state = self.state.lock();
         let mut evicted = 0;
         let of_peer = state.by_peer.get(&peer).map_or(0, Vec::len);
-        if of_peer >= self.max_connections_per_peer {
+        if of_peer >= self.max_connections_per_peer && !peer.is_trusted_proxy {
             evicted += state.evict_of_peer(peer);
             if evicted == 0 {
                 return (Admission::PeerFull, 0);
@@ -129,7 +147,7 @@ impl ConnectionTable {
             }
             evicted += more;
         }
-        let connection = Arc::new(OpenConnection::new(peer));
+        let connection = Arc::new(OpenConnection::new(info.clone()));
         let of_peer = state.by_peer.entry(peer).or_default();
         of_peer.push(connection.clone());
         state.count += 1;
@@ -147,23 +165,24 @@ impl ConnectionTable {
 }
 
 impl TableState {
-    /// Closes some connections of the peer with the most, as far as it has any without a request in hand; returns how many.
+    /// Closes some connections of the peer with the most, as far as it has any without a request in hand; returns how many. Trusted
+    /// proxies come last: theirs are many because their clients are.
     fn evict_of_largest_peer(&mut self) -> usize {
         let mut peers: Vec<_> = self
             .by_peer
             .iter()
-            .map(|(peer, connections)| (connections.len(), *peer))
+            .map(|(peer, connections)| (*peer, connections.len()))
             .collect();
-        peers.sort_unstable_by_key(|(count, _)| Reverse(*count));
+        peers.sort_unstable_by_key(|(peer, count)| (peer.is_trusted_proxy, Reverse(*count)));
         peers
             .into_iter()
-            .map(|(_, peer)| self.evict_of_peer(peer))
+            .map(|(peer, _)| self.evict_of_peer(peer))
             .find(|evicted| *evicted > 0)
             .unwrap_or(0)
     }
 
     /// Closes some connections of a peer; returns how many.
-    fn evict_of_peer(&mut self, peer: PeerNetwork) -> usize {
+    fn evict_of_peer(&mut self, peer: Peer) -> usize {
         let Some(connections) = self.by_peer.get_mut(&peer) else {
             return 0;
         };
@@ -189,6 +208,7 @@ impl TableState {
 mod tests {
     use super::super::activity::ActiveRequest;
     use super::*;
+    use crate::http::trusted_proxies::TrustedProxies;
 
     fn table(max_connections: usize, max_connections_per_peer: usize) -> Arc<ConnectionTable> {
         ConnectionTable::new(&ConnectionLimits {
@@ -198,12 +218,14 @@ mod tests {
         })
     }
 
-    fn peer(number: u8) -> PeerNetwork {
-        PeerNetwork::from_address([192, 0, 2, number].into())
+    /// Of the addresses `192.0.2.x`, the last half are trusted proxies.
+    fn connect(number: u8) -> ConnectionInfo {
+        let proxies = TrustedProxies::parse("192.0.2.128/25").expect("it is good");
+        ConnectionInfo::new([192, 0, 2, number].into(), &proxies)
     }
 
     fn admit(table: &Arc<ConnectionTable>, number: u8) -> ConnectionSlot {
-        match table.admit(peer(number)) {
+        match table.admit(&connect(number)) {
             (Admission::Admitted(slot), _) => slot,
             _ => panic!("there is a place"),
         }
@@ -233,7 +255,7 @@ mod tests {
         let (one, other) = (admit(&table, 1), admit(&table, 2));
         let request = ActiveRequest::new(&one.connection);
         let _other_request = ActiveRequest::new(&other.connection);
-        assert!(matches!(table.admit(peer(3)), (Admission::Full, 0)));
+        assert!(matches!(table.admit(&connect(3)), (Admission::Full, 0)));
         drop(request);
         let _third = admit(&table, 3);
         assert!(!is_open(&one) && is_open(&other));
@@ -244,9 +266,38 @@ mod tests {
         let table = table(100, 1);
         let busy = admit(&table, 1);
         let _request = ActiveRequest::new(&busy.connection);
-        assert!(matches!(table.admit(peer(1)), (Admission::PeerFull, 0)));
+        assert!(matches!(table.admit(&connect(1)), (Admission::PeerFull, 0)));
         let _other = admit(&table, 2);
         drop(busy);
         assert_eq!(table.state.lock().count, 1);
+    }
+
+    #[test]
+    fn a_trusted_proxy_has_no_bound_of_its_own_and_gives_way_last() {
+        let table = table(5, 1);
+        let of_proxy = [(); 4].map(|()| admit(&table, 200));
+        let stranger = admit(&table, 1);
+        assert!(of_proxy.iter().all(is_open));
+        let other = admit(&table, 2);
+        assert!(of_proxy.iter().all(is_open) && !is_open(&stranger));
+        let _request = ActiveRequest::new(&other.connection);
+        let _third = admit(&table, 3);
+        assert_eq!(of_proxy.iter().filter(|slot| is_open(slot)).count(), 3);
+    }
+
+    #[test]
+    fn neighbours_of_a_trusted_proxy_are_no_proxies() {
+        let proxies = TrustedProxies::parse("2001:db8::1").expect("it is good");
+        let connect = |last: u16| {
+            let address = std::net::Ipv6Addr::new(0x2001, 0xdb8, 0, 0, 0, 0, 0, last);
+            ConnectionInfo::new(address.into(), &proxies)
+        };
+        let table = table(100, 2);
+        let slots = [1, 1, 1, 2, 2, 2].map(|last| match table.admit(&connect(last)) {
+            (Admission::Admitted(slot), _) => slot,
+            _ => panic!("there is a place"),
+        });
+        let open: Vec<_> = slots.iter().map(is_open).collect();
+        assert_eq!(open, [true, true, true, false, true, true]);
     }
 }

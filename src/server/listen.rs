@@ -15,7 +15,7 @@ use super::held_connections::HeldConnections;
 use super::shared::{ConnectionLimits, ServerState};
 use super::socket::DiscardLimiter;
 use super::tls::ReloadableTls;
-use crate::http::connection_info::PeerNetwork;
+use crate::http::connection_info::ConnectionInfo;
 use crate::http::request_layer::RequestLayer;
 
 /// How long to wait when the system has no room for another connection.
@@ -216,8 +216,9 @@ async fn accept_connections(listener: TcpListener, server: Arc<ServerState>) {
     while let Some(accepted) = stopping.run_until_cancelled(listener.accept()).await {
         match accepted {
             Ok((stream, address)) => {
-                let peer = PeerNetwork::from_address(address.ip());
-                let slot = find_slot(peer, &server);
+                let proxies = server.request_layer.trusted_proxies();
+                let info = ConnectionInfo::new(address.ip(), proxies);
+                let slot = find_slot(&info, &server);
                 let slot = match stopping.run_until_cancelled(slot).await {
                     Some(Some(slot)) => slot,
                     Some(None) => {
@@ -247,12 +248,12 @@ async fn accept_connections(listener: TcpListener, server: Arc<ServerState>) {
     }
 }
 
-/// A place for a connection of `peer`; `None` when the peer has as many as it may. While all places are taken by requests in
+/// A place for a connection; `None` when its peer has as many as it may. While all places are taken by requests in
 /// hand, this waits, and further connections wait in the system's backlog.
-async fn find_slot(peer: PeerNetwork, server: &ServerState) -> Option<ConnectionSlot> {
+async fn find_slot(info: &ConnectionInfo, server: &ServerState) -> Option<ConnectionSlot> {
     let refusals = server.request_layer.body_budget().refusal_metrics();
     loop {
-        let (admission, evicted) = server.connections.admit(peer);
+        let (admission, evicted) = server.connections.admit(info);
         for _ in 0..evicted {
             refusals.count_refusal(SILENT_CONNECTION);
         }

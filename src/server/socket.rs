@@ -147,7 +147,9 @@ impl ConnectionSocket {
         cx: &mut Context<'_>,
     ) -> Option<Poll<io::Result<usize>>> {
         let status = bare_error_status(bytes)?;
-        self.replacement_response = self.server.request_layer.malformed_request_response(status);
+        let client = self.open.info.client();
+        let layer = &self.server.request_layer;
+        self.replacement_response = layer.malformed_request_response(status, client);
         // What does not fit now is written before anything else and before the end.
         match self.poll_write_replacement(cx) {
             Poll::Ready(Err(problem)) => Some(Poll::Ready(Err(problem))),
@@ -260,13 +262,15 @@ impl AsyncWrite for ConnectionSocket {
     }
 }
 
-/// A connection that lost its place before it had one answer is held; any other is closed, so that its client connects anew.
+/// A connection that lost its place before it had one answer is held; any other is closed, so that its client connects anew. So is
+/// a trusted proxy's, which would send a client's request on a held one.
 impl Drop for ConnectionSocket {
     fn drop(&mut self) {
         let (_, finished) = self.open.activity.request_counts();
         if let Some(stream) = self.stream.take()
             && self.open.evicted.is_cancelled()
             && finished == 0
+            && !self.open.info.is_trusted_proxy()
         {
             self.server.held.hold(stream.into_connection());
         }

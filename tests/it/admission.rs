@@ -7,6 +7,7 @@ use attesto::base::id::TenantId;
 use attesto::http::body_budget::{BodyBudget, BodyBudgetLimits};
 use attesto::http::json::{FromJson, JsonBody, JsonFields, accept_notifications};
 use attesto::http::request_layer::RequestLayer;
+use attesto::http::trusted_proxies::TrustedProxies;
 use attesto::server::{
     ConnectionLimits, ListenSettings, RunningServer, bind_listener, start_server,
 };
@@ -20,15 +21,15 @@ use base64::engine::general_purpose::STANDARD;
 use serde_json::{Value, json};
 use sqlx::Executor as _;
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
-use tokio::net::TcpStream;
+use tokio::net::{TcpSocket, TcpStream};
 
 use crate::metrics::count;
 use crate::world::attesto::{APP, APP_APPLE_ID, Tenant, World};
 use crate::world::wait::wait_until;
 
-const HOUR: Duration = Duration::from_hours(1);
+pub(crate) const HOUR: Duration = Duration::from_hours(1);
 /// No connection of these tests ends by its time.
-const PATIENT: ConnectionLimits = ConnectionLimits {
+pub(crate) const PATIENT: ConnectionLimits = ConnectionLimits {
     head_timeout: HOUR,
     idle_timeout: HOUR,
     linger_timeout: Duration::from_secs(2),
@@ -48,13 +49,22 @@ impl FromJson for UnreadBody {
 }
 
 /// A server with a route for strangers, with bodies of up to 1 MiB, and one for callers.
-struct Server {
+pub(crate) struct Server {
     running: RunningServer,
     registry: MetricsRegistry,
 }
 
 impl Server {
     async fn start(limits: ConnectionLimits, budget: BodyBudgetLimits) -> Self {
+        Self::start_behind("", limits, budget).await
+    }
+
+    /// Behind these trusted proxies.
+    pub(crate) async fn start_behind(
+        proxies: &str,
+        limits: ConnectionLimits,
+        budget: BodyBudgetLimits,
+    ) -> Self {
         let registry = MetricsRegistry::default();
         let read = async |JsonBody(UnreadBody): JsonBody<UnreadBody>| axum::Json(json!({}));
         let routes = Router::new()
@@ -62,7 +72,8 @@ impl Server {
             .route("/ask", post(read))
             .route("/hello", get(async || axum::Json(json!({"hello": true}))));
         let layer = RequestLayer::new(routes, Clock::system(), HOUR)
-            .with_body_budget(BodyBudget::with_metrics(budget, &registry));
+            .with_body_budget(BodyBudget::with_metrics(budget, &registry))
+            .with_trusted_proxies(TrustedProxies::parse(proxies).expect("these are good"));
         let loopback = ListenSettings {
             address: Some([127, 0, 0, 1].into()),
             port: 0,
@@ -73,13 +84,24 @@ impl Server {
     }
 
     async fn connect(&self) -> TcpStream {
-        let stream = TcpStream::connect(self.running.address()).await;
+        self.connect_from([127, 0, 0, 1]).await
+    }
+
+    /// Connects from this address of the machine.
+    pub(crate) async fn connect_from(&self, address: [u8; 4]) -> TcpStream {
+        let socket = TcpSocket::new_v4().unwrap();
+        socket.bind((address, 0).into()).unwrap();
+        let stream = socket.connect(self.running.address()).await;
         stream.expect("it takes connections")
     }
 
     /// Sends a text on a connection of its own, and reads to its end.
     async fn ask(&self, request: &str) -> String {
-        let mut stream = self.connect().await;
+        self.ask_from([127, 0, 0, 1], request).await
+    }
+
+    pub(crate) async fn ask_from(&self, address: [u8; 4], request: &str) -> String {
+        let mut stream = self.connect_from(address).await;
         stream.write_all(request.as_bytes()).await.unwrap();
         let mut answer = Vec::new();
         let _ = stream.read_to_end(&mut answer).await;
@@ -88,19 +110,30 @@ impl Server {
 
     /// Sends the head of a body of 1,000,000 bytes, and all of it but the last byte.
     async fn send_unfinished_body(&self) -> TcpStream {
-        let mut stream = self.connect().await;
-        let head = "POST /notify HTTP/1.1\r\nHost: a\r\nContent-Type: application/json\r\nContent-Length: 1000000\r\n\r\n";
+        self.send_unfinished_body_from([127, 0, 0, 1], "").await
+    }
+
+    /// With further lines in the head, each with its end.
+    pub(crate) async fn send_unfinished_body_from(
+        &self,
+        address: [u8; 4],
+        lines: &str,
+    ) -> TcpStream {
+        let mut stream = self.connect_from(address).await;
+        let head = format!(
+            "POST /notify HTTP/1.1\r\nHost: a\r\nContent-Type: application/json\r\nContent-Length: 1000000\r\n{lines}\r\n"
+        );
         stream.write_all(head.as_bytes()).await.unwrap();
         stream.write_all(&vec![b' '; 999_999]).await.unwrap();
         stream
     }
 
-    fn count(&self, series: &str) -> u64 {
+    pub(crate) fn count(&self, series: &str) -> u64 {
         count(&self.registry.render_text(), series)
     }
 
     /// Waits until the bodies of strangers in hand have so many bytes.
-    async fn until_in_hand(&self, bytes: u64) {
+    pub(crate) async fn until_in_hand(&self, bytes: u64) {
         let series = r#"attesto_request_body_bytes{kind="unauthenticated"}"#;
         let what = format!("{bytes} bytes are in hand");
         wait_until(&what, async || self.count(series) == bytes).await;
@@ -108,13 +141,18 @@ impl Server {
 }
 
 fn post_request(path: &str, body: &str) -> String {
+    post_request_with(path, "", body)
+}
+
+/// With further lines in the head, each with its end.
+pub(crate) fn post_request_with(path: &str, lines: &str, body: &str) -> String {
     format!(
-        "POST {path} HTTP/1.1\r\nHost: a\r\nConnection: close\r\nContent-Type: application/json\r\nContent-Length: {}\r\n\r\n{body}",
+        "POST {path} HTTP/1.1\r\nHost: a\r\nConnection: close\r\nContent-Type: application/json\r\nContent-Length: {}\r\n{lines}\r\n{body}",
         body.len()
     )
 }
 
-fn budget(max_bytes: usize, peer_share_percent: usize) -> BodyBudgetLimits {
+pub(crate) fn budget(max_bytes: usize, peer_share_percent: usize) -> BodyBudgetLimits {
     BodyBudgetLimits {
         max_bytes,
         peer_share_percent,

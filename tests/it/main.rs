@@ -86,6 +86,7 @@ mod tenants;
 mod tidy;
 mod tls;
 mod traces;
+mod trusted_proxies;
 mod upgrade;
 mod verify_batch;
 mod webhook_config;
