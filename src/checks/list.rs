@@ -25,7 +25,7 @@ const NOTIFICATION_TIMEOUT: Duration = Duration::from_secs(3);
 pub(super) fn all_checks() -> Vec<Check> {
     let mut checks = vec![
         Check::local(CheckGroup::Settings, "settings.read", |c| {
-            async { settings::check_settings(&c.raw, &c.variable_names) }.boxed_local()
+            settings::check_settings(c).boxed_local()
         }),
         Check::local(CheckGroup::Files, "files.secret", |c| {
             async { files::check_files(&c.raw) }.boxed_local()

@@ -9,6 +9,7 @@
 //! - [`runner`]: runs the list for `attesto doctor`; [`check_result`]: the tree that it prints
 //! - [`settings`], [`files`], [`listener`], [`database`], [`keys`], [`processes`], [`tenants`], [`deliveries`],
 //!   [`drift`], [`logs`], [`stores`]: queries and judgements of one group each
+//! - `missing_key`: tells a lost encryption key from one that was not made yet
 //! - [`expiry`]: the age of credentials and the expiry of certificates
 //! - [`jobs`]: the jobs `drift`, `expiry` and `statistics`
 //! - [`gauges`]: the metrics that are read from the database
@@ -27,6 +28,7 @@ mod keys;
 mod list;
 mod listener;
 mod logs;
+mod missing_key;
 mod processes;
 mod runner;
 mod settings;
@@ -35,4 +37,5 @@ mod stores;
 mod tenants;
 
 pub(crate) use check_result::{CheckResult, CheckStatus};
+pub(crate) use missing_key::explain_missing_key;
 pub use runner::{CheckContext, run_checks};

@@ -2,6 +2,8 @@
 
 use super::check::Judged;
 use super::check_result::CheckResult;
+use super::missing_key::explain_missing_key;
+use super::runner::CheckContext;
 use crate::config::definitions::{SETTINGS, SettingKind, find_setting};
 use crate::config::risks::find_setting_risks;
 use crate::config::{AppSettings, DeploymentMode, RawSettings};
@@ -18,7 +20,8 @@ const SETTING_PREFIXES: [&str; 6] = [
 /// Exceptions: Kubernetes sets these variables in every container if a service is named `attesto`.
 const KUBERNETES_PREFIXES: [&str; 2] = ["ATTESTO_SERVICE_", "ATTESTO_PORT"];
 
-pub(super) fn check_settings(raw: &RawSettings<'_>, variables: &[String]) -> Judged {
+pub(super) async fn check_settings(context: &CheckContext<'_>) -> Judged {
+    let raw = &context.raw;
     let mut checks = match AppSettings::parse(raw) {
         Ok(settings) => {
             let mut checks = vec![CheckResult::ok(
@@ -42,7 +45,8 @@ pub(super) fn check_settings(raw: &RawSettings<'_>, variables: &[String]) -> Jud
             }
             checks
         }
-        Err(problems) => problems
+        Err(problems) => explain_missing_key(context.database.as_ref().ok(), problems)
+            .await
             .into_iter()
             .map(|problem| {
                 CheckResult::fail(
@@ -54,7 +58,8 @@ pub(super) fn check_settings(raw: &RawSettings<'_>, variables: &[String]) -> Jud
             .collect(),
     };
     checks.extend(
-        variables
+        context
+            .variable_names
             .iter()
             .filter(|name| is_unknown_setting(name))
             .map(|name| {

@@ -12,7 +12,6 @@
 //! - [`output`]: JSON lines, or tables and text; [`progress`]: a progress bar
 //! - [`operator`]: the user name for the operator audit
 //! - [`duration`], [`input_file`]: how arguments are read
-//! - [`missing_key`]: tells a lost encryption key from one that was not made yet
 //! - [`callback_receiver`]: the callback of [`dev`] and [`receive`]
 //! - [`service_manager`]: tells systemd when [`serve`] is ready
 //! - [`store_credentials`], [`backfill`]: what [`apple`] and [`google`] share
@@ -51,7 +50,6 @@ mod inspect;
 mod jobs;
 mod key;
 mod migrate;
-mod missing_key;
 mod openapi;
 mod operator;
 mod output;

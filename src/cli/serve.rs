@@ -16,12 +16,12 @@ use tokio_util::sync::CancellationToken;
 use tokio_util::task::AbortOnDropHandle;
 
 use super::context::{CommandContext, CommandError};
-use super::missing_key::explain_missing_key;
 use super::service_manager;
 use crate::app::{App, RunningApp};
 use crate::base::backoff::Backoff;
 use crate::base::clock::{Clock, Timestamp};
 use crate::base::shutdown::ShutdownSignals;
+use crate::checks::explain_missing_key;
 use crate::config::definitions::{SETTINGS, SettingDefinition, SettingKind};
 use crate::config::effective::{
     READABLE_BY_EVERYONE, WRITABLE_BY_EVERYONE, WRITABLE_BY_OTHERS, secret_files_with_mode,
@@ -29,7 +29,8 @@ use crate::config::effective::{
 use crate::config::risks::find_setting_risks;
 use crate::config::secret_file::EnvLookup;
 use crate::config::{
-    AppSettings, DatabaseSource, DeploymentMode, RawSettings, read_deployment_mode, read_tls_files,
+    AppSettings, DatabaseSource, DeploymentMode, RawSettings, admin, read_deployment_mode,
+    read_tls_files,
 };
 use crate::credentials::canary::{self, CanaryError};
 use crate::crypto::keyring::Keyring;
@@ -170,6 +171,21 @@ pub(super) fn parse_settings(
     }
 }
 
+/// The problems of the settings, in which a lost encryption key is told from one that was not made yet.
+async fn explain_problems(raw: &RawSettings<'_>, problems: Vec<String>) -> Vec<String> {
+    let settings = admin::read_database(
+        &|name| raw.find_os_value(name),
+        raw.find_flag("DATABASE_URL"),
+    );
+    let database = settings.ok().flatten();
+    let database = database.map(|settings| Database::open(&settings));
+    let explained = explain_missing_key(database.as_ref(), problems).await;
+    if let Some(database) = database {
+        database.close_connections().await;
+    }
+    explained
+}
+
 pub(crate) async fn run(args: ServeArgs, context: &CommandContext) -> Result<(), CommandError> {
     let lookup = |name: &str| context.environment_variable(name);
     let raw = args.into_raw_settings(context, &lookup);
@@ -178,7 +194,7 @@ pub(crate) async fn run(args: ServeArgs, context: &CommandContext) -> Result<(),
         Err(problems) => (
             LogSettings::best_effort(&raw),
             Err(CommandError::invalid_settings(
-                explain_missing_key(&raw, problems).await,
+                explain_problems(&raw, problems).await,
             )),
         ),
     };

@@ -587,7 +587,7 @@ async fn wrong_settings_are_reported() {
         (
             By::Settings(&[("ATTESTO_ENCRYPTION_KEY", "-")]),
             &["settings.read: fail", "keys: skipped"],
-            "ATTESTO_ENCRYPTION_KEY: is missing",
+            "ATTESTO_ENCRYPTION_KEY: is missing, and the database holds values sealed with encryption key 1",
         ),
         (By::KeyFile(0o400), &[], "mode 400"),
         (

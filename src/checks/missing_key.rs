@@ -5,7 +5,6 @@ use std::time::Duration;
 
 use tokio::time::timeout;
 
-use crate::config::{RawSettings, admin};
 use crate::credentials::reseal;
 use crate::db::Database;
 
@@ -15,16 +14,17 @@ const LOOKUP_TIMEOUT: Duration = Duration::from_secs(5);
 const MISSING_KEY_PROBLEM: &str = "ATTESTO_ENCRYPTION_KEY: is missing";
 
 /// Replaces the problem of a missing encryption key where the database holds values that are sealed with one: with a new key,
-/// none of them could be opened. Leaves the problems as they are where the database cannot be asked.
-pub(super) async fn explain_missing_key(
-    raw: &RawSettings<'_>,
+/// none of them could be opened. Leaves the problems as they are where there is no database, or it cannot be asked.
+pub(crate) async fn explain_missing_key(
+    database: Option<&Database>,
     mut problems: Vec<String>,
 ) -> Vec<String> {
     let missing = problems
         .iter_mut()
         .find(|problem| problem.starts_with(MISSING_KEY_PROBLEM));
     if let Some(problem) = missing
-        && let Some(ids) = find_sealing_key_ids(raw).await
+        && let Some(database) = database
+        && let Some(ids) = find_sealing_key_ids(database).await
     {
         let keys: Vec<String> = ids.iter().map(ToString::to_string).collect();
         *problem = format!(
@@ -39,14 +39,8 @@ pub(super) async fn explain_missing_key(
 
 /// The ids of the keys that values of the database are sealed with, ascending. `None`: there are none, or the database cannot be
 /// asked.
-async fn find_sealing_key_ids(raw: &RawSettings<'_>) -> Option<BTreeSet<u8>> {
-    let settings = admin::read_database(
-        &|name| raw.find_os_value(name),
-        raw.find_flag("DATABASE_URL"),
-    );
-    let database = Database::open(&settings.ok().flatten()?);
-    let usage = timeout(LOOKUP_TIMEOUT, reseal::list_key_usage(&database)).await;
-    database.close_connections().await;
+async fn find_sealing_key_ids(database: &Database) -> Option<BTreeSet<u8>> {
+    let usage = timeout(LOOKUP_TIMEOUT, reseal::list_key_usage(database)).await;
     let usage = usage.ok()?.ok()?;
     let ids: BTreeSet<u8> = usage.iter().filter_map(|usage| usage.key_id).collect();
     (!ids.is_empty()).then_some(ids)
