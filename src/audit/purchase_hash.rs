@@ -24,7 +24,7 @@ const HASH_KEY_CONTEXT: &[u8] = b"attesto/validation_audit/v1/";
 #[derive(Debug, thiserror::Error)]
 pub enum HashKeyError {
     /// The key could not be read or written.
-    #[error(transparent)]
+    #[error("{}", crate::db::describe_cause(.0))]
     Database(#[from] Error),
     /// The key cannot be unsealed with the configured encryption keys.
     #[error("the key of the validation log's hashes cannot be opened: {0}")]

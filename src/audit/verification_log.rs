@@ -120,7 +120,7 @@ struct QueuedVerification {
 enum VerificationWriteError {
     #[error(transparent)]
     HashKey(#[from] HashKeyError),
-    #[error(transparent)]
+    #[error("{}", crate::db::describe_cause(.0))]
     Database(#[from] crate::db::Error),
     #[error("the database did not answer within {WRITE_TIMEOUT:?}")]
     Timeout,

@@ -93,7 +93,7 @@ pub enum BackupError {
     #[error(transparent)]
     Migration(#[from] MigrationError),
     /// A query failed.
-    #[error(transparent)]
+    #[error("{}", crate::db::describe_cause(.0))]
     Database(#[from] Error),
 }
 

@@ -83,7 +83,10 @@ pub async fn verify_backup(
     // The result is not needed: verifying on another server than the one that was backed up is normal, and only the
     // database that the backup was made of has a row for it.
     if let Err(error) = store::record_verified(database, &report).await {
-        tracing::debug!(%error, "backup_verification_not_recorded");
+        tracing::debug!(
+            error = crate::db::describe_cause(&error),
+            "backup_verification_not_recorded"
+        );
     }
     Ok(report)
 }

@@ -137,14 +137,11 @@ pub(super) fn format_names(names: &[String], count: i64) -> String {
     }
 }
 
-/// The result of a check whose query failed. It does not contain the database's message.
+/// The result of a check whose query failed.
 pub(super) fn query_failed(name: &'static str, error: &crate::db::Error) -> CheckResult {
     CheckResult::fail(
         name,
-        format!(
-            "{name}: the query failed: {}",
-            crate::db::error_class(error)
-        ),
+        format!("{name}: {}", crate::db::describe_error(error)),
         "Does the role of DATABASE_URL have the privileges on Attesto's tables? The database's log says what it refused.",
     )
 }

@@ -8,7 +8,7 @@ use super::store::{self, PostgresServer, ReplicationSlot};
 use crate::base::clock::Timestamp;
 use crate::db::health::DatabaseHealth;
 use crate::db::migrations::UTF8_DATABASE_OPTIONS;
-use crate::db::{Database, DatabaseConnectError, Error, MIN_POSTGRES_MAJOR, SchemaState};
+use crate::db::{Database, Error, MIN_POSTGRES_MAJOR, SchemaState, describe_error};
 use crate::telemetry::metrics::u64_to_f64;
 
 /// How long the server may take to answer.
@@ -38,13 +38,13 @@ const POSTGRES_END_OF_LIFE: [(u32, &str); 5] = [
     (18, "2030-11-14T23:59:59Z"),
 ];
 
-pub(super) fn judge_reachable(answer: Result<(), DatabaseConnectError>) -> Judged {
+pub(super) fn judge_reachable(answer: Result<(), Error>) -> Judged {
     const NAME: &str = "database.reachable";
     match answer {
         Ok(()) => CheckResult::ok(NAME, "It answers.").into(),
-        Err(problem) => Judged::LastResults(vec![CheckResult::fail(
+        Err(error) => Judged::LastResults(vec![CheckResult::fail(
             NAME,
-            format!("It cannot be reached: {problem}."),
+            format!("It cannot be reached: {}", describe_error(&error)),
             "Is it running where DATABASE_URL says, and does it accept this user from this machine?",
         )]),
     }
@@ -266,7 +266,7 @@ pub(super) fn judge_migrations(schema: SchemaState) -> CheckResult {
 }
 
 /// `attesto doctor`, like every command, uses the direct connection. This check uses the pooler.
-pub(super) fn judge_pooler(answer: Result<bool, DatabaseConnectError>) -> CheckResult {
+pub(super) fn judge_pooler(answer: Result<bool, Error>) -> CheckResult {
     const NAME: &str = "database.pooler";
     match answer {
         Ok(true) => CheckResult::ok(NAME, "The pooler leads to the same database."),
@@ -275,9 +275,12 @@ pub(super) fn judge_pooler(answer: Result<bool, DatabaseConnectError>) -> CheckR
             "DATABASE_URL and DATABASE_DIRECT_URL lead to different databases.",
             "Both must name the same one: the first through the pooler, the second without it.",
         ),
-        Err(problem) => CheckResult::fail(
+        Err(error) => CheckResult::fail(
             NAME,
-            format!("It cannot be reached through the pooler: {problem}."),
+            format!(
+                "It cannot be reached through the pooler: {}",
+                describe_error(&error)
+            ),
             "Does the pooler run where DATABASE_URL says, and know this database and this user?",
         ),
     }

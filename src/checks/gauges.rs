@@ -227,7 +227,11 @@ impl DatabaseGauges {
             Ok(Ok(())) => true,
             Ok(Err(error)) => {
                 let class = error_class(&error);
-                tracing::debug!(cause = %error, causeClass = class, "gauges_refresh_failed");
+                tracing::debug!(
+                    cause = crate::db::describe_cause(&error),
+                    causeClass = class,
+                    "gauges_refresh_failed"
+                );
                 false
             }
             Err(_) => false,

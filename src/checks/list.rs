@@ -61,7 +61,7 @@ fn database_checks() -> [Check; 9] {
         Check::judged(
             group,
             "database.reachable",
-            |c| async { Ok(c.database.ping(database::PING_TIMEOUT).await) }.boxed(),
+            |c| async { Ok(c.database.check_answer(database::PING_TIMEOUT).await) }.boxed(),
             |answer, _| database::judge_reachable(answer),
         ),
         Check::judged(

@@ -7,6 +7,7 @@ use super::check_result::{CheckResult, pluralize_count};
 use super::expiry::{self, certificate_advice, certificate_name, is_expiring_soon};
 use super::runner::DatabaseContext;
 use crate::base::clock::Timestamp;
+use crate::base::error::to_sentence;
 use crate::config::groups::ExpiryThresholds;
 use crate::db::Error;
 use crate::jobs::{LastJobRun, list_last_runs};
@@ -171,7 +172,10 @@ pub(super) fn judge_last_run(run: &LastJobRun, is_serving: bool) -> CheckResult 
             let cause = cause.lines().next().unwrap_or_default();
             CheckResult::warn(
                 NAME,
-                format!("The job {job} failed when it last ran: {cause}."),
+                format!(
+                    "The job {job} failed when it last ran: {}",
+                    to_sentence(cause)
+                ),
                 advice,
             )
         }

@@ -11,8 +11,9 @@ use super::check::Judged;
 use super::check_result::CheckResult;
 use super::expiry::APPLE_ROOT_WARNING_PERIOD;
 use crate::base::clock::Timestamp;
+use crate::base::error::to_sentence;
 use crate::config::{self, RawSettings, StoreSettings, is_loopback};
-use crate::outbound::{RetryDecision, StoreClients, Upstream};
+use crate::outbound::{RetryDecision, StoreClients, Upstream, server_text};
 use crate::stores::apple::trust::{JwsVerifier, root_expiries};
 
 /// How long a store may take to answer.
@@ -45,7 +46,7 @@ pub(super) async fn check_stores_reachable(raw: &RawSettings<'_>, is_online: boo
         Err(error) => {
             return CheckResult::fail(
                 "stores.reachable",
-                format!("No HTTP client can be created: {error}."),
+                format!("No HTTP client can be created: {}", to_sentence(error)),
                 "The service would not start either.",
             )
             .into();
@@ -75,7 +76,7 @@ pub(super) async fn check_egress_proxy(raw: &RawSettings<'_>, is_online: bool) -
         // None of the stores can be reached.
         Err(error) => Judged::LastResults(vec![CheckResult::fail(
             NAME,
-            format!("{used}, and none can be made: {error}."),
+            format!("{used}, and none can be made: {}", to_sentence(error)),
             "Start the proxy, or correct or remove ATTESTO_EGRESS_PROXY.",
         )]),
     }
@@ -84,18 +85,14 @@ pub(super) async fn check_egress_proxy(raw: &RawSettings<'_>, is_online: bool) -
 /// Any HTTP response is sufficient: this checks name resolution, the connection and the certificate.
 async fn check_store_reachable(upstream: &Upstream, what: &str, url: &Url) -> CheckResult {
     const NAME: &str = "stores.reachable";
-    let host = url.host_str().unwrap_or_default();
-    let host = match url.port() {
-        Some(port) => format!("{host}:{port}"),
-        None => host.to_owned(),
-    };
+    let host = server_text(url);
     let asking =
         upstream.send_with_retries(|client| client.head(url.clone()), |_| RetryDecision::Final);
     match asking.await {
         Ok(_) => CheckResult::ok(NAME, format!("{what} answers ({host}).")),
         Err(error) => CheckResult::fail(
             NAME,
-            format!("{what} cannot be reached ({host}): {error}."),
+            format!("{what} cannot be reached ({host}): {}", to_sentence(error)),
             if is_loopback(url) {
                 "Start the server on this machine that the setting names, such as `attesto simulator`, or correct the setting."
             } else {

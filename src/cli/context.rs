@@ -13,6 +13,7 @@ use tokio_util::sync::CancellationToken;
 use tokio_util::task::AbortOnDropHandle;
 
 use crate::base::clock::Clock;
+use crate::base::error::to_sentence;
 use crate::base::id::{MalformedIdError, TenantId};
 use crate::config::groups::WebhookSettings;
 use crate::config::{self, RawSettings, StoreSettings, admin};
@@ -319,12 +320,12 @@ impl CommandError {
 
     /// Exit 1, with `cause` as the sentence.
     pub(crate) fn from_cause(cause: impl Display) -> Self {
-        Self::failed(format!("{cause}."))
+        Self::failed(to_sentence(cause))
     }
 
     /// Exit 2, with `cause` as the sentence.
     pub(crate) fn from_usage_cause(cause: impl Display) -> Self {
-        Self::usage_error(format!("{cause}."))
+        Self::usage_error(to_sentence(cause))
     }
 
     /// Exit 2, with a line for each problem.

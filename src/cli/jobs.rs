@@ -9,9 +9,10 @@ use serde_json::Value;
 use super::context::{CommandContext, CommandError};
 use super::verify::VerifyDependencies;
 use crate::base::clock::Timestamp;
+use crate::base::error::to_sentence;
 use crate::base::progress::ignore_progress;
 use crate::config::groups::{ExpiryThresholds, JobIntervals, RetentionSettings, WebhookSettings};
-use crate::db::Database;
+use crate::db::{Database, describe_chain};
 use crate::deliveries::Sender;
 use crate::events::EventRecorder;
 use crate::jobs::backfill::BACKFILL_JOB;
@@ -207,7 +208,11 @@ fn print_job_run(ran: &JobRun, context: &CommandContext) -> Result<(), CommandEr
         outcome: ran.outcome.as_str(),
         duration_ms: u64::try_from(ran.duration.as_millis()).unwrap_or(u64::MAX),
         told: ran.result.as_ref().ok(),
-        error: ran.result.as_ref().err().map(|error| format!("{error:#}")),
+        error: ran
+            .result
+            .as_ref()
+            .err()
+            .map(|error| describe_chain(error.as_ref())),
     };
     context.output.write_object(&shown)?;
     check_job_outcome(ran)
@@ -218,8 +223,9 @@ pub(super) fn check_job_outcome(ran: &JobRun) -> Result<(), CommandError> {
     match (&ran.outcome, &ran.result) {
         (JobOutcome::Done, _) => Ok(()),
         (_, Err(error)) => Err(CommandError::failed(format!(
-            "{} failed: {error:#}.",
-            ran.job
+            "{} failed: {}",
+            ran.job,
+            to_sentence(describe_chain(error.as_ref()))
         ))),
         (_, Ok(_)) => Err(CommandError::failed(format!(
             "{} was stopped before its end; the next run continues it.",

@@ -43,7 +43,7 @@ pub enum CanaryError {
         ids: Vec<u8>,
     },
     /// The canary could not be read or written.
-    #[error(transparent)]
+    #[error("{}", crate::db::describe_cause(.0))]
     Database(#[from] Error),
 }
 

@@ -142,6 +142,6 @@ pub enum RollbackError {
     #[error("the previous credentials cannot be decrypted: {0}")]
     NotOpened(UnsealError),
     /// A query failed.
-    #[error(transparent)]
+    #[error("{}", crate::db::describe_cause(.0))]
     Database(#[from] Error),
 }

@@ -124,7 +124,7 @@ pub enum ResealError {
     )]
     VerificationFailed(SealedColumn),
     /// A query failed.
-    #[error(transparent)]
+    #[error("{}", crate::db::describe_cause(.0))]
     Database(#[from] Error),
 }
 

@@ -26,7 +26,7 @@ use tokio::time::{Instant, sleep, timeout, timeout_at};
 use tokio_util::sync::CancellationToken;
 
 use super::write_watch::{HEARTBEAT_INTERVAL, HEARTBEAT_SQL};
-use super::{Database, Error, error_class};
+use super::{Database, Error, describe_cause, error_class};
 use crate::base::backoff::Backoff;
 use crate::base::id::TenantId;
 use crate::crypto::{ExposeSecret as _, token};
@@ -99,7 +99,7 @@ struct ListenerState {
 /// Why listening ended.
 #[derive(Debug, thiserror::Error)]
 enum ListenError {
-    #[error(transparent)]
+    #[error("{}", describe_cause(.0))]
     Database(#[from] Error),
     #[error("the connection ended")]
     ConnectionEnded,
@@ -212,7 +212,10 @@ impl ChangeListener {
             .max_lifetime(None)
             .acquire_timeout(PROOF_TIMEOUT)
             .connect_lazy_with(options.application_name(APPLICATION_NAME));
-        let mut listener = PgListener::connect_with(&pool).await?;
+        let mut listener = match PgListener::connect_with(&pool).await {
+            Ok(listener) => listener,
+            Err(error) => return Err(server.explain_failure(error).await.into()),
+        };
         listener.ignore_pool_close_event(true);
         // A loss is handled here: caches must be cleared before anything else.
         listener.eager_reconnect(false);

@@ -8,6 +8,8 @@ use std::time::Duration;
 use sqlx::postgres::{PgConnectOptions, PgSslMode};
 use url::Url;
 
+use super::tls_files::{TlsFileError, TlsFiles};
+
 /// The address of the database and the limits of the pool.
 #[derive(Clone)]
 pub struct ConnectSettings {
@@ -25,6 +27,8 @@ pub(super) struct ServerList {
     /// In the order of the URL, at least one.
     pub(super) servers: Vec<PgConnectOptions>,
     pub(super) target: TargetSession,
+    /// The files of `sslrootcert`, `sslcert` and `sslkey`, where TLS is wanted.
+    pub(super) tls_files: TlsFiles,
 }
 
 /// Which of several servers is used: `target_session_attrs`, as libpq understands it.
@@ -75,7 +79,7 @@ pub enum DatabaseUrlError {
         max: u64,
     },
     /// A parameter of Postgres has an invalid value.
-    #[error("its parameter {name} has an invalid value")]
+    #[error("its parameter {name} must be {}", expected_value(name))]
     InvalidValue {
         /// The parameter's name.
         name: &'static str,
@@ -104,6 +108,19 @@ pub enum DatabaseUrlError {
         /// The name of the other.
         second: &'static str,
     },
+    /// A parameter asks for protection that this client cannot give.
+    #[error("its parameter {name} asks for {value}, which is not supported here: {hint}")]
+    Unsupported {
+        /// The parameter's name.
+        name: &'static str,
+        /// The value that is refused.
+        value: &'static str,
+        /// What to write instead.
+        hint: &'static str,
+    },
+    /// A file for TLS is missing, or holds something else.
+    #[error("its parameter {0}")]
+    TlsFile(#[from] TlsFileError),
     /// A parameter that would be without effect.
     #[error("its parameter {name} is not known here: leave it out. {hint}")]
     UnknownParameter {
@@ -115,12 +132,10 @@ pub enum DatabaseUrlError {
 }
 
 /// Parameters of other clients that change nothing about where, as whom and how safely this one connects.
-const IGNORED_PARAMETERS: [&str; 24] = [
-    "channel_binding",
+const IGNORED_PARAMETERS: [&str; 21] = [
     "client_encoding",
     "connection_limit",
     "fallback_application_name",
-    "gssencmode",
     "keepalives",
     "keepalives_count",
     "keepalives_idle",
@@ -133,7 +148,6 @@ const IGNORED_PARAMETERS: [&str; 24] = [
     "preparethreshold",
     "replication",
     "sslcompression",
-    "sslnegotiation",
     "sslsni",
     "statement_cache_size",
     "stringtype",
@@ -141,6 +155,51 @@ const IGNORED_PARAMETERS: [&str; 24] = [
     "tcpkeepalive",
     "uselibpqcompat",
 ];
+
+/// A parameter of libpq that asks for protection.
+struct ProtectionParameter {
+    name: &'static str,
+    /// With these, the server decides, or there is no protection.
+    accepted: &'static [&'static str],
+    /// What cannot be given, and must not be left out without a word.
+    refused: &'static str,
+    hint: &'static str,
+}
+
+const PROTECTION_PARAMETERS: [ProtectionParameter; 3] = [
+    ProtectionParameter {
+        name: "channel_binding",
+        accepted: &["prefer", "disable"],
+        refused: "require",
+        hint: "leave it out, and write sslmode=verify-full, which proves by the certificate which server answers",
+    },
+    ProtectionParameter {
+        name: "gssencmode",
+        accepted: &["disable", "allow", "prefer"],
+        refused: "require",
+        hint: "leave it out, and write sslmode=verify-full for a connection that is encrypted with TLS",
+    },
+    ProtectionParameter {
+        name: "sslnegotiation",
+        accepted: &["postgres"],
+        refused: "direct",
+        hint: "leave it out, and write sslmode=require or verify-full: TLS begins after a question to the server, as all servers understand it",
+    },
+];
+
+/// The values of `sslmode`, from the weakest to the strongest.
+const SSL_MODES: [&str; 6] = [
+    "disable",
+    "allow",
+    "prefer",
+    "require",
+    "verify-ca",
+    "verify-full",
+];
+/// The word of Node.js for TLS without a look at the certificate.
+const NO_VERIFY: &str = "no-verify";
+/// The value of `sslrootcert` for public authorities.
+const PUBLIC_AUTHORITIES: &str = "system";
 
 /// The parameters of Postgres that sqlx understands.
 const SQLX_PARAMETERS: [&str; 12] = [
@@ -203,6 +262,7 @@ impl ConnectSettings {
             servers: ServerList {
                 servers: vec![without_float_digits(options)],
                 target: TargetSession::Any,
+                tls_files: TlsFiles::default(),
             },
             direct_servers: None,
             max_connections: 20,
@@ -225,6 +285,9 @@ impl ConnectSettings {
     /// defaults 600 and 3) are ours; the others are Postgres' own. What JDBC, Node.js and Prisma call otherwise is understood too
     /// (`ssl=true`, `sslMode`, `targetServerType`, `currentSchema`); a parameter that is not known is refused, unless it is known to
     /// change nothing here.
+    ///
+    /// As with libpq, `sslmode=require` with an `sslrootcert` is `verify-ca`, and `sslrootcert=system` is `verify-full`. `ssl=true`
+    /// is `verify-full`, as for JDBC and Node.js.
     ///
     /// Several hosts (`postgres://one:5432,two:5433/database`, or in the parameters `host` and `port`) are tried in this
     /// order, as by libpq. `target_session_attrs` is `any`, `read-write` or `primary`; without it, it is `read-write` where
@@ -251,13 +314,14 @@ impl ConnectSettings {
                 "idle_timeout" => idle = parse_parameter("idle_timeout", &value, 1, 86_400)?,
                 "connect_timeout" => connect = parse_parameter("connect_timeout", &value, 1, 300)?,
                 "target_session_attrs" => target = Some(TargetSession::parse(&value)?),
-                "ssl" => ssl = Some(parse_switch("ssl", &value)?),
+                "ssl" => ssl = Some(parse_ssl(&value)?),
                 "search_path" => schema = Some(parse_schema(&value)?),
                 "host" if value.contains(',') => hosts = list(&value),
                 "port" if value.contains(',') => ports = list(&value),
                 name => match SQLX_PARAMETERS.into_iter().find(|known| *known == name) {
-                    Some("sslmode") => others.push(("sslmode", canonical_ssl_mode(&value))),
+                    Some("sslmode") => others.push(("sslmode", parse_ssl_mode("sslmode", &value)?)),
                     Some(name) => others.push((name, value.into_owned())),
+                    None if is_protection_parameter(name, &value)? => {}
                     None if IGNORED_PARAMETERS.contains(&name) => {
                         tracing::debug!(name, "database_url_parameter_ignored");
                     }
@@ -265,7 +329,7 @@ impl ConnectSettings {
                 },
             }
         }
-        add_ssl_mode(ssl, &mut others)?;
+        let tls_files = resolve_tls(ssl, &mut others)?;
         url.set_query(None);
         if !others.is_empty() {
             url.query_pairs_mut().extend_pairs(&others);
@@ -311,6 +375,7 @@ impl ConnectSettings {
             servers: ServerList {
                 servers,
                 target: target.unwrap_or(default_target),
+                tls_files,
             },
             direct_servers: None,
             max_connections: u32::try_from(max).unwrap_or(u32::MAX),
@@ -452,54 +517,124 @@ fn canonical_name(name: &str) -> String {
         "database" => "dbname",
         "username" => "user",
         "connecttimeout" => "connect_timeout",
+        "channelbinding" => "channel_binding",
         other => other,
     }
     .to_owned()
 }
 
-/// The words of JDBC and Node.js for modes of libpq; any other word is left for sqlx to judge.
-fn canonical_ssl_mode(value: &str) -> String {
-    let lower = value.to_ascii_lowercase();
-    match lower.as_str() {
-        // Encrypted, without a look at the certificate.
-        "no-verify" => "require",
-        "verify_ca" => "verify-ca",
-        "verify_full" => "verify-full",
-        other => other,
-    }
-    .to_owned()
-}
-
-/// The parameter `ssl`, as libpq reads it for JDBC's sake.
-fn add_ssl_mode(
-    ssl: Option<bool>,
-    others: &mut Vec<(&'static str, String)>,
-) -> Result<(), DatabaseUrlError> {
-    let Some(is_wanted) = ssl else {
-        return Ok(());
-    };
-    let given = others.iter().find(|(name, _)| *name == "sslmode");
-    match given {
-        Some((_, mode)) if (mode == "disable") == is_wanted => {
-            Err(DatabaseUrlError::Contradiction {
-                first: "ssl",
-                second: "sslmode",
-            })
-        }
-        Some(_) => Ok(()),
-        None => {
-            let mode = if is_wanted { "require" } else { "disable" };
-            others.push(("sslmode", mode.to_owned()));
-            Ok(())
-        }
+/// A mode of libpq, or [`NO_VERIFY`], also in the spelling of others.
+fn parse_ssl_mode(name: &'static str, value: &str) -> Result<String, DatabaseUrlError> {
+    let mode = value.to_ascii_lowercase().replace('_', "-");
+    if mode == NO_VERIFY || SSL_MODES.contains(&mode.as_str()) {
+        Ok(mode)
+    } else {
+        Err(DatabaseUrlError::InvalidValue { name })
     }
 }
 
-fn parse_switch(name: &'static str, value: &str) -> Result<bool, DatabaseUrlError> {
+/// The parameter `ssl` as a mode of libpq. JDBC and Node.js verify the server with `ssl=true`.
+fn parse_ssl(value: &str) -> Result<String, DatabaseUrlError> {
     match value.to_ascii_lowercase().as_str() {
-        "true" | "1" | "on" | "yes" | "" => Ok(true),
-        "false" | "0" | "off" | "no" => Ok(false),
-        _ => Err(DatabaseUrlError::InvalidValue { name }),
+        "true" | "1" | "on" | "yes" | "" => Ok("verify-full".to_owned()),
+        "false" | "0" | "off" | "no" => Ok("disable".to_owned()),
+        // Postgres.js has the modes in this parameter.
+        _ => parse_ssl_mode("ssl", value),
+    }
+}
+
+/// Makes one `sslmode` of `ssl`, `sslmode` and `sslrootcert`. Of the first two the second one counts, as for JDBC.
+fn resolve_tls(
+    ssl: Option<String>,
+    others: &mut Vec<(&'static str, String)>,
+) -> Result<TlsFiles, DatabaseUrlError> {
+    // As for libpq, an empty one is none.
+    others.retain(|(name, value)| {
+        !(value.is_empty() && matches!(*name, "sslrootcert" | "sslcert" | "sslkey"))
+    });
+    let contradiction =
+        |first, second| -> DatabaseUrlError { DatabaseUrlError::Contradiction { first, second } };
+    let given = others.iter().find(|(name, _)| *name == "sslmode");
+    let mode = match (ssl, given.map(|(_, mode)| mode.clone())) {
+        (Some(ssl), Some(mode)) if (ssl == "disable") != (mode == "disable") => {
+            return Err(contradiction("ssl", "sslmode"));
+        }
+        (ssl, mode) => mode.or(ssl),
+    };
+    let root = others.iter().find(|(name, _)| *name == "sslrootcert");
+    let mode = match (root.map(|(_, root)| root.as_str()), mode.as_deref()) {
+        (Some(PUBLIC_AUTHORITIES), None | Some("verify-full")) => Some("verify-full"),
+        (Some(PUBLIC_AUTHORITIES), Some(_)) | (Some(_), Some("allow" | "prefer" | NO_VERIFY)) => {
+            return Err(contradiction("sslmode", "sslrootcert"));
+        }
+        (Some(_), None | Some("require")) => Some("verify-ca"),
+        (None, Some(NO_VERIFY)) => Some("require"),
+        (_, mode) => mode,
+    };
+    let mode = mode.map(str::to_owned);
+    others.retain(|(name, value)| {
+        *name != "sslmode" && !(*name == "sslrootcert" && value == PUBLIC_AUTHORITIES)
+    });
+    let is_plain = matches!(mode.as_deref(), Some("disable" | "allow"));
+    if is_plain {
+        others.retain(|(name, _)| !matches!(*name, "sslrootcert" | "sslcert" | "sslkey"));
+    }
+    others.extend(mode.map(|mode| ("sslmode", mode)));
+    let path = |wanted: &str| {
+        let given = others.iter().find(|(name, _)| *name == wanted);
+        given.map(|(_, path)| path.into())
+    };
+    let files = TlsFiles {
+        root: path("sslrootcert"),
+        certificate: path("sslcert"),
+        key: path("sslkey"),
+    };
+    files.check()?;
+    Ok(files)
+}
+
+/// Whether a parameter is one of [`PROTECTION_PARAMETERS`], with a value that can be left out.
+fn is_protection_parameter(name: &str, value: &str) -> Result<bool, DatabaseUrlError> {
+    let known = PROTECTION_PARAMETERS
+        .iter()
+        .find(|parameter| parameter.name == name);
+    let Some(parameter) = known else {
+        return Ok(false);
+    };
+    let value = value.to_ascii_lowercase();
+    if value == parameter.refused {
+        Err(DatabaseUrlError::Unsupported {
+            name: parameter.name,
+            value: parameter.refused,
+            hint: parameter.hint,
+        })
+    } else if parameter.accepted.contains(&value.as_str()) {
+        Ok(true)
+    } else {
+        Err(DatabaseUrlError::InvalidValue {
+            name: parameter.name,
+        })
+    }
+}
+
+/// The values of a parameter, for a sentence.
+fn expected_value(name: &str) -> String {
+    let known = PROTECTION_PARAMETERS
+        .iter()
+        .find(|parameter| parameter.name == name);
+    match name {
+        "sslmode" => format!("one of {}", SSL_MODES.join(", ")),
+        "ssl" => format!(
+            "true (which is sslmode=verify-full), false, {NO_VERIFY}, or one of {}",
+            SSL_MODES.join(", ")
+        ),
+        "port" => "a whole number from 1 to 65535".to_owned(),
+        "host" => "a host, or several with commas between them".to_owned(),
+        "search_path" => "names of schemas with commas between them".to_owned(),
+        _ => match known {
+            Some(parameter) => format!("one of {}", parameter.accepted.join(", ")),
+            None => "a value that Postgres' clients accept".to_owned(),
+        },
     }
 }
 
@@ -561,7 +696,17 @@ mod tests {
                 "postgres:///attesto?host=/run/pg&user=ada&sslmode=disable&max=7",
                 None,
             ),
-            ("postgres://db/?channel_binding=require", None),
+            (
+                "postgres://db/?channel_binding=prefer&gssencmode=disable",
+                None,
+            ),
+            ("postgres://db/?sslnegotiation=postgres&sslsni=1", None),
+            (
+                "postgres://db/?channel_binding=s3cret",
+                Some(DatabaseUrlError::InvalidValue {
+                    name: "channel_binding",
+                }),
+            ),
             (
                 "postgres://db/x?schema=public&connection_limit=5&pgbouncer=true",
                 None,
@@ -659,6 +804,20 @@ mod tests {
                 }),
             ),
             (
+                "postgres://db/x?sslmode=require&sslrootcert=system",
+                Some(DatabaseUrlError::Contradiction {
+                    first: "sslmode",
+                    second: "sslrootcert",
+                }),
+            ),
+            (
+                "postgres://db/x?sslmode=prefer&sslrootcert=/s3cret",
+                Some(DatabaseUrlError::Contradiction {
+                    first: "sslmode",
+                    second: "sslrootcert",
+                }),
+            ),
+            (
                 "postgres://db/x?currentSchema=a%20b",
                 Some(DatabaseUrlError::InvalidValue {
                     name: "search_path",
@@ -683,8 +842,13 @@ mod tests {
             ssl_mode_name(settings.servers.servers[0].get_ssl_mode())
         };
         for (query, expected) in [
-            ("ssl=true", "require"),
+            ("ssl=true", "verify-full"),
             ("ssl=1&sslMode=verify-full", "verify-full"),
+            ("ssl=true&sslmode=require", "require"),
+            ("ssl=no-verify", "require"),
+            ("ssl=require", "require"),
+            ("sslrootcert=system", "verify-full"),
+            ("sslmode=verify-full&sslrootcert=system", "verify-full"),
             ("ssl=false", "disable"),
             ("sslMode=require", "require"),
             ("sslmode=REQUIRE", "require"),

@@ -17,7 +17,7 @@ use super::connect_settings::is_on_this_machine;
 use super::pool::session_settings_sql;
 use super::server_watch::{SERVER_STATUS_SQL, ServerStatus, ServerWatch, WeakServerWatch};
 use super::write_watch::WriteWatch;
-use super::{ConnectSettings, DbPool, Error, MIGRATOR};
+use super::{ConnectSettings, DatabaseConnectError, DbPool, Error, MIGRATOR};
 
 /// The person who changes something, for the log of changes (`operator_audit`).
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -74,88 +74,6 @@ pub struct Database {
     reserved_connection_ttl: Duration,
     /// How far the database's clock is ahead.
     pub(super) clock_offset: Arc<ClockOffset>,
-}
-
-/// Why the database cannot be used now, without host, user or statement.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum DatabaseConnectError {
-    /// The connection was refused.
-    ConnectionRefused,
-    /// No answer in time.
-    Timeout,
-    /// The name of the host cannot be resolved, or the socket does not exist.
-    NotFound,
-    /// The user or the password is wrong, or may not connect from here.
-    AuthenticationFailed,
-    /// The server has no such database.
-    DatabaseMissing,
-    /// The server has no connection left.
-    TooManyConnections,
-    /// Every connection of our own pool is in use.
-    PoolExhausted,
-    /// It is starting, recovering or shutting down.
-    Starting,
-    /// It answers, but its sessions may not write: a standby, or a primary that is to be replaced.
-    ReadOnly,
-    /// It answers, but commits do not complete: a synchronous standby is away, or the disk hangs.
-    WritesStalled,
-    /// TLS is required and not available, or the certificate is not trusted.
-    Tls,
-    /// None of the causes above.
-    Other,
-}
-
-impl fmt::Display for DatabaseConnectError {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(match self {
-            Self::ConnectionRefused => "connection refused",
-            Self::Timeout => "timeout",
-            Self::NotFound => "not found",
-            Self::AuthenticationFailed => "authentication failed",
-            Self::DatabaseMissing => "database missing",
-            Self::TooManyConnections => "too many connections",
-            Self::PoolExhausted => "no free connection",
-            Self::Starting => "starting up or shutting down",
-            Self::ReadOnly => "read-only",
-            Self::WritesStalled => "writes do not complete",
-            Self::Tls => "tls",
-            Self::Other => "error",
-        })
-    }
-}
-
-impl From<DatabaseConnectError> for Error {
-    fn from(problem: DatabaseConnectError) -> Self {
-        Self::Io(io::Error::other(format!("the database: {problem}")))
-    }
-}
-
-impl DatabaseConnectError {
-    /// Classifies an error.
-    pub fn from_error(error: &Error) -> Self {
-        match error {
-            Error::Io(error) => match error.kind() {
-                io::ErrorKind::ConnectionRefused => Self::ConnectionRefused,
-                io::ErrorKind::TimedOut => Self::Timeout,
-                io::ErrorKind::NotFound => Self::NotFound,
-                // The resolver's errors have no kind of their own.
-                _ if error.to_string().contains("failed to lookup address") => Self::NotFound,
-                _ => Self::Other,
-            },
-            Error::Tls(_) => Self::Tls,
-            Error::PoolTimedOut => Self::PoolExhausted,
-            Error::Database(error) => match error.code().as_deref() {
-                Some("3D000") => Self::DatabaseMissing,
-                Some("53300") => Self::TooManyConnections,
-                Some("57014") => Self::Timeout,
-                Some("25006") => Self::ReadOnly,
-                Some(code) if code.starts_with("28") => Self::AuthenticationFailed,
-                Some(code) if code.starts_with("57P") => Self::Starting,
-                _ => Self::Other,
-            },
-            _ => Self::Other,
-        }
-    }
 }
 
 impl fmt::Debug for Database {
@@ -317,9 +235,13 @@ impl Database {
 
     /// A connection to the server itself, outside the pool and without its limits.
     pub async fn connect_directly(&self, application: &str) -> Result<PgConnection, Error> {
-        self.direct_server().choose_first().await?;
-        let options = self.direct_options();
-        options.application_name(application).connect().await
+        let server = self.direct_server();
+        server.choose_first().await?;
+        let options = self.direct_options().application_name(application);
+        match options.connect().await {
+            Ok(connection) => Ok(connection),
+            Err(error) => Err(server.explain_failure(error).await),
+        }
     }
 
     /// The addresses of the servers and of the poolers, where they were given as addresses and not as names.
@@ -423,51 +345,63 @@ impl Database {
         Ok(())
     }
 
+    /// The class of why the database does not answer within `patience`.
+    pub async fn ping(&self, patience: Duration) -> Result<(), DatabaseConnectError> {
+        let answer = self.check_answer(patience).await;
+        answer.map_err(|error| DatabaseConnectError::from_error(&error))
+    }
+
     /// Whether the database answers within `patience`; if not, the cause.
     ///
     /// The pool hides the cause: it keeps trying while the server refuses connections. So when it does not answer at
     /// once, a connection beside the pool is tried too, whose error says more.
-    pub async fn ping(&self, patience: Duration) -> Result<(), DatabaseConnectError> {
+    pub(crate) async fn check_answer(&self, patience: Duration) -> Result<(), Error> {
         let through_pool = async {
             let mut session = self.pool.acquire().await?;
             let status = ServerStatus::from_row(&session.fetch_row(SERVER_STATUS_SQL).await?)?;
             self.server.set_read_only(status.is_read_only);
-            Ok(())
+            Ok::<_, Error>(())
         };
         let beside_pool = async {
             sleep(PING_PROBE_DELAY).await;
-            let connection = self.server.current_options().connect().await?;
-            // The server answers, so the pool decides: it may still be waiting for a free connection.
-            let _ = connection.close().await;
-            Ok::<_, Error>(())
+            match self.server.current_options().connect().await {
+                // The server answers, so the pool decides: it may still be waiting for a free connection.
+                Ok(connection) => {
+                    let _ = connection.close().await;
+                    Ok(())
+                }
+                Err(error) => Err(self.server.explain_failure(error).await),
+            }
         };
         let asked = timeout(patience, async {
             tokio::pin!(through_pool);
             tokio::select! {
-                answer = &mut through_pool => answer.map_err(|error| DatabaseConnectError::from_error(&error)),
+                answer = &mut through_pool => answer,
                 cause = beside_pool => match cause {
-                    Err(error) => Err(DatabaseConnectError::from_error(&error)),
+                    Err(error) => Err(error),
                     Ok(()) => match timeout(patience / 2, through_pool).await {
-                        Ok(answer) => answer.map_err(|error| DatabaseConnectError::from_error(&error)),
-                        Err(_) => Err(DatabaseConnectError::PoolExhausted),
+                        Ok(answer) => answer,
+                        Err(_) => Err(DatabaseConnectError::PoolExhausted.into()),
                     },
                 },
             }
         });
-        asked.await.unwrap_or(Err(DatabaseConnectError::Timeout))
+        asked
+            .await
+            .unwrap_or(Err(DatabaseConnectError::Timeout.into()))
     }
 
     /// Whether pooler and direct connection lead to the same database. `None`: there is no pooler.
-    pub async fn is_pooler_same_database(
-        &self,
-        patience: Duration,
-    ) -> Option<Result<bool, DatabaseConnectError>> {
+    pub async fn is_pooler_same_database(&self, patience: Duration) -> Option<Result<bool, Error>> {
         // The start time of the server and the database's oid identify a database. The simple protocol, because every pooler
         // understands it.
         let identity = "select concat(pg_postmaster_start_time(), ' ', oid) from pg_database \
             where datname = current_database()";
-        let ask = async |options: &PgConnectOptions| {
-            let mut connection = options.connect().await?;
+        let ask = async |server: &ServerWatch| {
+            let mut connection = match server.current_options().connect().await {
+                Ok(connection) => connection,
+                Err(error) => return Err(server.explain_failure(error).await),
+            };
             let found: String = connection.fetch_one(identity).await?.try_get(0)?;
             let _ = connection.close().await;
             Ok::<_, Error>(found)
@@ -476,13 +410,11 @@ impl Database {
         let both = async {
             pooler.choose_first().await?;
             self.direct_server().choose_first().await?;
-            let one = ask(&pooler.current_options()).await?;
-            Ok::<_, Error>(one == ask(&self.direct_options()).await?)
+            let one = ask(pooler).await?;
+            Ok::<_, Error>(one == ask(self.direct_server()).await?)
         };
         let asked = timeout(patience, both).await;
-        Some(asked.map_or(Err(DatabaseConnectError::Timeout), |asked| {
-            asked.map_err(|error| DatabaseConnectError::from_error(&error))
-        }))
+        Some(asked.unwrap_or(Err(DatabaseConnectError::Timeout.into())))
     }
 
     /// Closes every connection.

@@ -2,6 +2,8 @@
 
 pub use sqlx::Error;
 
+use super::DatabaseConnectError;
+
 /// Whether an error says that the database cannot be reached or is not serving, so that trying again can help.
 pub fn is_unavailable(error: &Error) -> bool {
     match error {
@@ -53,21 +55,34 @@ pub fn is_missing_table(error: &Error) -> bool {
     matches!(error, Error::Database(cause) if matches!(cause.code().as_deref(), Some("42P01" | "42703" | "42883")))
 }
 
-/// The class of an error without its text, for logs: `database 23505` (the SQLSTATE) for an error of Postgres, `database Io`
-/// for one that never reached it.
+/// The class of an error without its text, for logs: the words of [`DatabaseConnectError`], as in `/ready`, or `database 23505` (the
+/// SQLSTATE) for another error of Postgres.
 pub fn error_class(error: &Error) -> String {
-    if let Error::Database(refused) = error
-        && let Some(code) = refused.code()
-    {
-        return format!("database {code}");
+    let problem = DatabaseConnectError::from_error(error);
+    if problem != DatabaseConnectError::Other {
+        return problem.to_string();
     }
-    // The variant's name is the first word of its debug form.
-    let debug = format!("{error:?}");
-    let variant: String = debug
-        .chars()
-        .take_while(char::is_ascii_alphanumeric)
-        .collect();
-    format!("database {variant}")
+    let class = match error {
+        Error::Database(refused) => {
+            return match refused.code() {
+                Some(code) => format!("database {code}"),
+                None => "database error".to_owned(),
+            };
+        }
+        Error::Io(_) => "database connection",
+        Error::Configuration(_) | Error::InvalidArgument(_) | Error::ConfigFile(_) => {
+            "database settings"
+        }
+        Error::RowNotFound => "database row missing",
+        Error::ColumnDecode { .. }
+        | Error::ColumnNotFound(_)
+        | Error::ColumnIndexOutOfBounds { .. }
+        | Error::Decode(_)
+        | Error::TypeNotFound { .. } => "database value unreadable",
+        Error::Migrate(_) => "database migration",
+        _ => "database error",
+    };
+    class.to_owned()
 }
 
 /// Maps the violation of one named constraint to an error of the caller's; other errors are passed on.
@@ -85,6 +100,35 @@ pub fn map_constraint_error<E: From<Error>>(
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn one_failure_has_one_class() {
+        for (error, class) in [
+            (Error::PoolTimedOut, "no free connection"),
+            (
+                DatabaseConnectError::PoolExhausted.into(),
+                "no free connection",
+            ),
+            (Error::Io(std::io::ErrorKind::TimedOut.into()), "timeout"),
+            (DatabaseConnectError::Timeout.into(), "timeout"),
+            (
+                Error::Io(std::io::ErrorKind::BrokenPipe.into()),
+                "connection lost",
+            ),
+            (Error::WorkerCrashed, "connection lost"),
+            (
+                Error::Io(std::io::Error::other(
+                    "failed to lookup address information: x",
+                )),
+                "host not found",
+            ),
+            (Error::Io(std::io::Error::other("x")), "database connection"),
+            (Error::Protocol("x".to_owned()), "not postgres"),
+            (Error::RowNotFound, "database row missing"),
+        ] {
+            assert_eq!(error_class(&error), class, "{error:?}");
+        }
+    }
 
     #[test]
     fn what_passes_is_told_from_what_stays() {

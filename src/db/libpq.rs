@@ -1,6 +1,7 @@
 //! The same server for Postgres' own programs, and other databases on it.
 
 use sqlx::ConnectOptions as _;
+use sqlx::postgres::PgSslMode;
 use url::form_urlencoded;
 
 use super::connect_settings::ssl_mode_name;
@@ -58,14 +59,11 @@ impl Database {
         if let Some((password, _)) = password {
             variables.push(("PGPASSWORD", password.into_owned()));
         }
-        for (name, value) in url.query_pairs() {
-            let variable = match name.as_ref() {
-                "sslrootcert" => "PGSSLROOTCERT",
-                "sslcert" => "PGSSLCERT",
-                "sslkey" => "PGSSLKEY",
-                _ => continue,
-            };
-            variables.push((variable, value.into_owned()));
+        variables.extend(list.tls_files.libpq_variables());
+        if list.tls_files.root.is_none() && matches!(options.get_ssl_mode(), PgSslMode::VerifyFull)
+        {
+            // Otherwise libpq looks for a file in the user's home. Its releases before 16 do not know the word, and say so.
+            variables.push(("PGSSLROOTCERT", "system".to_owned()));
         }
         variables
     }
@@ -92,10 +90,18 @@ mod tests {
 
     #[tokio::test]
     async fn a_password_is_told_as_it_is() {
-        let url = "postgres://ada:p%40ss%2B%3D%26%25%20w@db.example:6000/books?sslmode=verify-full&sslrootcert=/etc/ca.pem";
-        let settings = ConnectSettings::from_url(url).unwrap();
+        let file = std::env::temp_dir().join(format!("attesto-root-{:x}.pem", fastrand::u64(..)));
+        let made = rcgen::generate_simple_self_signed(["db.example".to_owned()]).unwrap();
+        std::fs::write(&file, made.cert.pem()).unwrap();
+        let file = file.to_str().unwrap();
+        let url = format!(
+            "postgres://ada:p%40ss%2B%3D%26%25%20w@db.example:6000/books?sslmode=verify-full&sslrootcert={file}"
+        );
+        let settings = ConnectSettings::from_url(&url).unwrap();
+        std::fs::remove_file(file).unwrap();
         let told = Database::open(&settings).libpq_environment();
         for expected in [
+            ("PGSSLROOTCERT", file),
             ("PGHOST", "db.example"),
             ("PGPORT", "6000"),
             ("PGUSER", "ada"),

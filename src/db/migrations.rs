@@ -10,8 +10,9 @@ use sqlx::postgres::PgConnection;
 use sqlx::{Connection as _, Executor as _};
 use tokio::time::timeout;
 
+use super::error_text::server_message;
 use super::migration_header::{self, Compatibility, FIRST_RELEASE_VERSION, TableImpact};
-use super::{Database, Error, MIN_POSTGRES_MAJOR};
+use super::{Database, Error, MIN_POSTGRES_MAJOR, describe_cause};
 
 /// All migrations of this release. They are compiled into the binary.
 pub static MIGRATOR: Migrator = sqlx::migrate!();
@@ -162,11 +163,12 @@ pub enum MigrationError {
     TableLocked(MigrationInfo),
     /// The role may not create tables.
     #[error(
-        "the database's role may not create tables: let the owner of the database run `grant create on schema public to <role>` ({0})"
+        "the database's role may not create tables: let the owner of the database run `grant create on schema public to <role>` ({})",
+        server_message(.0)
     )]
     PermissionDenied(Error),
     /// Postgres refused a statement of a migration.
-    #[error("migration {version} ({name}) failed and was rolled back: {cause}", version = step.version, name = step.name)]
+    #[error("migration {version} ({name}) failed and was rolled back: {}", server_message(cause), version = step.version, name = step.name)]
     StatementFailed {
         /// The migration that failed.
         step: MigrationInfo,
@@ -174,7 +176,7 @@ pub enum MigrationError {
         cause: Error,
     },
     /// Any other error, for example a database that cannot be reached.
-    #[error(transparent)]
+    #[error("{}", describe_cause(.0))]
     Database(#[from] Error),
 }
 

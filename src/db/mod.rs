@@ -12,6 +12,9 @@
 //! - [`migrations`]: bring the tables to this release
 //! - [`migration_header`]: what each migration states about tables and older releases
 //! - [`errors`]: classes of database errors
+//! - [`connect_error`]: why the database cannot be used, in a few words for `/ready`
+//! - `tls_failure`: why a connection cannot be encrypted
+//! - `tls_files`: the files that the URL names for TLS
 //! - `error_text`: why something failed, in one sentence
 //! - [`change_listener`]: notifications of changes, for caches
 //! - [`health`]: clock difference, long transactions, dead rows, table sizes
@@ -23,6 +26,7 @@
 mod catalog;
 pub mod change_listener;
 mod clock_offset;
+pub mod connect_error;
 pub mod connect_settings;
 pub mod database;
 mod error_text;
@@ -34,11 +38,16 @@ pub mod migrations;
 pub mod pool;
 mod server_watch;
 mod timestamp;
+mod tls_failure;
+mod tls_files;
 pub mod write_watch;
 
+pub use connect_error::DatabaseConnectError;
 pub use connect_settings::{ConnectSettings, DatabaseUrlError};
-pub use database::{Database, DatabaseConnectError, Operator};
-pub(crate) use error_text::{describe_command_error, describe_error};
+pub use database::{Database, Operator};
+pub(crate) use error_text::{
+    describe_cause, describe_chain, describe_command_error, describe_error,
+};
 use errors::is_serialization_failure;
 pub use errors::{
     Error, error_class, is_lock_timeout, is_missing_table, is_unavailable, map_constraint_error,

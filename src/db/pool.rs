@@ -193,8 +193,12 @@ impl DbPool {
                     continue;
                 }
                 self.supply.lock().note(begun, acquired.is_ok());
+                let connection = match acquired {
+                    Ok(connection) => connection,
+                    Err(error) => return Err(self.server.explain_failure(error).await),
+                };
                 return Ok(PooledSession {
-                    connection: Some(acquired?),
+                    connection: Some(connection),
                     server: self.server.clone(),
                     replaced,
                     is_in_transaction: false,

@@ -24,7 +24,8 @@ use tokio::time::{Instant, sleep, timeout};
 use tokio_util::sync::CancellationToken;
 
 use super::connect_settings::{ServerList, TargetSession};
-use super::{Error, is_unavailable};
+use super::tls_failure::{FetchedChain, explain_connect_failure};
+use super::{DatabaseConnectError, Error, is_unavailable};
 
 /// What a server says of itself. The simple protocol, because every pooler understands it.
 pub(super) const SERVER_STATUS_SQL: &str = "select pg_postmaster_start_time()::text, pg_is_in_recovery(), \
@@ -69,8 +70,8 @@ impl ServerStatus {
 
 /// Why no server was found.
 enum FindServerError {
-    /// None of them answers; with the words of one.
-    Unreachable(Error),
+    /// None of them answers; with the words of one, and its place in the list.
+    Unreachable(usize, Error),
     /// Some answer, and none of these may be used.
     NoneSuits,
 }
@@ -95,6 +96,7 @@ struct WatchState {
     choosing: tokio::sync::Mutex<()>,
     /// What the last session said that was asked.
     is_read_only: AtomicBool,
+    fetched_chain: FetchedChain,
 }
 
 struct CurrentServer {
@@ -132,6 +134,7 @@ impl ServerWatch {
                 is_checking: AtomicBool::new(false),
                 choosing: tokio::sync::Mutex::default(),
                 is_read_only: AtomicBool::new(false),
+                fetched_chain: FetchedChain::default(),
             }),
         }
     }
@@ -148,6 +151,17 @@ impl ServerWatch {
     /// The address of the current server.
     pub(super) fn current_options(&self) -> PgConnectOptions {
         self.state.list.servers[self.state.current.lock().index].clone()
+    }
+
+    /// An error of a connection to the current server, with what is wrong about TLS, if it is that.
+    pub(super) async fn explain_failure(&self, error: Error) -> Error {
+        self.explain_failure_of(error, &self.current_options())
+            .await
+    }
+
+    async fn explain_failure_of(&self, error: Error, server: &PgConnectOptions) -> Error {
+        let state = &self.state;
+        explain_connect_failure(error, server, &state.list, &state.fetched_chain).await
     }
 
     /// Leads the connections of `pool` to the current server from now on.
@@ -171,7 +185,7 @@ impl ServerWatch {
             return connected;
         }
         self.suspect();
-        Err(unusable_server_error(self.state.list.target))
+        Err(unusable_server_error())
     }
 
     /// Whether the last session that was asked may not write.
@@ -203,8 +217,11 @@ impl ServerWatch {
                 self.adopt(index, &status);
                 Ok(())
             }
-            Err(FindServerError::Unreachable(error)) => Err(error),
-            Err(FindServerError::NoneSuits) => Err(unusable_server_error(self.state.list.target)),
+            Err(FindServerError::Unreachable(index, error)) => {
+                let server = &self.state.list.servers[index];
+                Err(self.explain_failure_of(error, server).await)
+            }
+            Err(FindServerError::NoneSuits) => Err(unusable_server_error()),
         }
     }
 
@@ -228,7 +245,7 @@ impl ServerWatch {
                 Err(FindServerError::NoneSuits) => {
                     watch.state.current.lock().unsuitable.cancel();
                 }
-                Err(FindServerError::Unreachable(_)) => {}
+                Err(FindServerError::Unreachable(..)) => {}
             }
             watch.state.current.lock().last_check = Some(Instant::now());
             watch.state.is_checking.store(false, Ordering::Release);
@@ -263,7 +280,7 @@ impl ServerWatch {
                     }
                     Some((index, Err(error))) => {
                         is_open[index] = false;
-                        failure = Some(error);
+                        failure = Some((index, error));
                     }
                 },
                 () = &mut delay, if !is_delay_over => is_delay_over = true,
@@ -271,7 +288,9 @@ impl ServerWatch {
         }
         match (best, failure) {
             (Some(best), _) => Ok(best),
-            (None, Some(error)) if !is_one_there => Err(FindServerError::Unreachable(error)),
+            (None, Some((index, error))) if !is_one_there => {
+                Err(FindServerError::Unreachable(index, error))
+            }
             (None, _) => Err(FindServerError::NoneSuits),
         }
     }
@@ -315,7 +334,7 @@ impl ServerWatch {
         let list = &self.state.list;
         if !status.suits(list.target) {
             self.suspect();
-            return Err(unusable_server_error(list.target));
+            return Err(unusable_server_error());
         }
         let known = self.state.current.lock().started_at.clone();
         let is_known = known.is_none_or(|known| known == status.started_at);
@@ -403,14 +422,8 @@ async fn ask_server(options: &PgConnectOptions) -> Result<ServerStatus, Error> {
     }
 }
 
-fn unusable_server_error(target: TargetSession) -> Error {
-    Error::Io(io::Error::new(
-        io::ErrorKind::NotConnected,
-        format!(
-            "no server of the database's URL is {} (target_session_attrs)",
-            target.as_str()
-        ),
-    ))
+fn unusable_server_error() -> Error {
+    DatabaseConnectError::NoSuitableServer.into()
 }
 
 /// What was under way on a connection when another server took over.

@@ -39,7 +39,7 @@ use super::work_notifier::WorkNotifier;
 use crate::base::backoff::{Backoff, spread};
 use crate::base::clock::Clock;
 use crate::base::lane::LaneSet;
-use crate::db::{Database, DatabaseConnectError, Error};
+use crate::db::{Database, DatabaseConnectError, Error, describe_cause, error_class};
 use crate::replicas::LaneShare;
 use crate::telemetry::metrics::{MetricsRegistry, ObservableKind};
 use crate::tenants::lane::tenant_lane;
@@ -723,7 +723,7 @@ impl Dispatcher {
         let released = with_database_timeout(self.store.release_leases(&unfinished)).await;
         if let Err(error) = released.and(written) {
             tracing::warn!(
-                %error,
+                error = describe_cause(&error),
                 hint = "other processes take these deliveries over when their leases expire",
                 "leases_not_released"
             );
@@ -785,12 +785,12 @@ impl DatabaseOutage {
     }
 
     fn next_delay(&mut self, error: &Error) -> Duration {
-        let class = DatabaseConnectError::from_error(error);
-        self.status.set_problem(Some(class));
+        self.status
+            .set_problem(Some(DatabaseConnectError::from_error(error)));
         if !self.is_reported {
             tracing::warn!(
-                cause = %error,
-                causeClass = %class,
+                cause = describe_cause(error),
+                causeClass = error_class(error),
                 hint = "deliveries continue when the database answers",
                 "deliveries_interrupted"
             );

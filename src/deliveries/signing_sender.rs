@@ -47,7 +47,10 @@ impl SigningSender {
         let endpoints = timeout(LOAD_ENDPOINTS_TIMEOUT, loading)
             .await
             .map_err(|_| "the secrets could not be read in time".to_owned())?
-            .map_err(|error| format!("the secrets could not be read: {error}"))?;
+            .map_err(|error| {
+                let cause = crate::db::describe_cause(&error);
+                format!("the secrets could not be read: {cause}")
+            })?;
         for error in endpoints.values().filter_map(|found| found.as_ref().err()) {
             tracing::error!(
                 tenantId = %error.tenant,

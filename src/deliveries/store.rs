@@ -107,7 +107,7 @@ pub(super) struct EndpointStateChange {
 
 /// A batch failed, or its commit was not confirmed.
 #[derive(Debug, thiserror::Error)]
-#[error("{error}")]
+#[error("{}", crate::db::describe_cause(error))]
 pub(super) struct BatchError {
     #[source]
     pub(super) error: Error,

@@ -122,7 +122,10 @@ impl WorkNotifier {
                     Ok(()) => NOTIFY_INTERVAL,
                     // Until it succeeds, others find the deliveries at their next poll.
                     Err(error) => {
-                        tracing::debug!(%error, "work_notification_failed");
+                        tracing::debug!(
+                            error = crate::db::describe_cause(&error),
+                            "work_notification_failed"
+                        );
                         self.notify_others(lanes);
                         NOTIFY_RETRY_INTERVAL
                     }

@@ -297,7 +297,11 @@ impl WriterState {
                 }
             }
             Err(error) => {
-                tracing::debug!(%error, events = rows.len(), "event_batch_refused");
+                tracing::debug!(
+                    error = crate::db::describe_cause(&error),
+                    events = rows.len(),
+                    "event_batch_refused"
+                );
                 self.write_each(rows.into_iter().zip(callers)).await;
             }
         }

@@ -60,7 +60,7 @@ pub enum RecordError {
     #[error("the tenant is not active")]
     InactiveTenant,
     /// The database failed. Events that were written together share the error.
-    #[error(transparent)]
+    #[error("{}", crate::db::describe_cause(.0))]
     Database(Arc<Error>),
 }
 

@@ -300,9 +300,9 @@ impl From<&crate::db::Error> for Problem {
         // A database that is still being prepared is as good as away.
         let is_away = crate::db::is_unavailable(error) || crate::db::is_missing_table(error);
         let problem = if is_away {
-            Self::database_unavailable(error)
+            Self::database_unavailable(crate::db::describe_cause(error))
         } else {
-            Self::internal_error(error)
+            Self::internal_error(crate::db::describe_cause(error))
         };
         problem.with_cause_class(crate::db::error_class(error))
     }
@@ -393,7 +393,7 @@ mod tests {
         let secret = "postgres://attesto:hunter2@db.internal/attesto";
         let problem = Problem::from(crate::db::Error::Configuration(secret.into()));
         let cause = problem.cause.expect("an internal error has a cause");
-        assert_eq!(cause.class, "database Configuration");
+        assert_eq!(cause.class, "database settings");
         assert!(cause.text.contains("hunter2"));
         assert_eq!(
             ErrorCause::from_error(&std::fmt::Error).class,

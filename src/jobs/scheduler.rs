@@ -11,7 +11,7 @@ use super::store::{self, JobClaim, LEASE_TTL, PreviousRun};
 use super::{Job, JobContext};
 use crate::base::backoff::spread;
 use crate::base::clock::Timestamp;
-use crate::db::{Database, Error, error_class};
+use crate::db::{Database, Error, describe_cause, describe_chain, error_class};
 use crate::replicas::host_name;
 
 /// The delay before the first look, because the process has just started to serve.
@@ -72,7 +72,7 @@ pub enum JobRunError {
         since: Timestamp,
     },
     /// The claim could not be read or written.
-    #[error(transparent)]
+    #[error("{}", describe_cause(.0))]
     Database(#[from] Error),
 }
 
@@ -107,7 +107,12 @@ impl JobScheduler {
                 Ok(()) => was_failure_logged = false,
                 Err(error) if !was_failure_logged => {
                     let class = error_class(&error);
-                    tracing::warn!(cause = %error, causeClass = class, hint = "it is tried again", "due_jobs_not_read");
+                    tracing::warn!(
+                        cause = describe_cause(&error),
+                        causeClass = class,
+                        hint = "it is tried again",
+                        "due_jobs_not_read"
+                    );
                     was_failure_logged = true;
                 }
                 Err(_) => {}
@@ -191,7 +196,13 @@ async fn execute_claimed_run(
                 Ok(false) => stop.cancel(),
                 Err(error) => {
                     let class = error_class(&error);
-                    tracing::warn!(job = job.name, cause = %error, causeClass = class, hint = "another process may take the job over", "job_lease_not_renewed");
+                    tracing::warn!(
+                        job = job.name,
+                        cause = describe_cause(&error),
+                        causeClass = class,
+                        hint = "another process may take the job over",
+                        "job_lease_not_renewed"
+                    );
                 }
             },
         }
@@ -204,7 +215,7 @@ async fn execute_claimed_run(
     let took = started_at.elapsed();
     let (summary, error) = match &result {
         Ok(value) => (Some(value), None),
-        Err(error) => (None, Some(format!("{error:#}"))),
+        Err(error) => (None, Some(describe_chain(error.as_ref()))),
     };
     let latency = u64::try_from(took.as_millis()).unwrap_or(u64::MAX);
     match &error {
@@ -228,7 +239,13 @@ async fn execute_claimed_run(
         store::finish_run(database, id, outcome.as_str(), summary, error.as_deref()).await;
     if let Err(error) = written {
         let class = error_class(&error);
-        tracing::warn!(job = job.name, cause = %error, causeClass = class, hint = "the run will be recorded as interrupted", "job_outcome_not_written");
+        tracing::warn!(
+            job = job.name,
+            cause = describe_cause(&error),
+            causeClass = class,
+            hint = "the run will be recorded as interrupted",
+            "job_outcome_not_written"
+        );
     }
     JobRun {
         job: job.name,

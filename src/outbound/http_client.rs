@@ -9,7 +9,7 @@ use rustls::pki_types::{CertificateDer, ServerName, UnixTime};
 use rustls::{DigitallySignedStruct, SignatureScheme};
 
 use super::tunnel_client::TunnelClient;
-use crate::base::tls_error::ExplainingVerifier;
+use crate::base::tls_error::{ExplainingVerifier, TlsPurpose};
 use crate::egress::EgressProxy;
 
 /// A connection that takes longer is of no use to a caller that waits for the answer.
@@ -73,7 +73,10 @@ fn store_tls_config() -> Result<rustls::ClientConfig, HttpClientError> {
         .with_safe_default_protocol_versions()
         .expect("the provider has the default versions")
         .dangerous()
-        .with_custom_certificate_verifier(Arc::new(ExplainingVerifier(super::system_verifier()?)))
+        .with_custom_certificate_verifier(Arc::new(ExplainingVerifier::new(
+            super::system_verifier()?,
+            TlsPurpose::Store,
+        )))
         .with_no_client_auth();
     tls.alpn_protocols = vec![b"h2".to_vec(), b"http/1.1".to_vec()];
     Ok(tls)

@@ -25,6 +25,7 @@ pub use http_client::{
     CertificateTrust, HttpClientError, build_http_client, build_local_http_client,
 };
 pub(crate) use system_trust::system_verifier;
+pub(crate) use upstream::server_text;
 pub use upstream::{
     RetryDecision, Upstream, UpstreamError, UpstreamResponse, describe_json_error,
     parse_retry_after, push_path_segment,

@@ -1,5 +1,6 @@
 //! One logical call to a store: up to three attempts within one deadline, with a limited response size.
 
+use std::io;
 use std::time::Duration;
 
 use reqwest::StatusCode;
@@ -16,6 +17,7 @@ use super::http_client::StoreClient;
 use super::root_cause;
 use crate::base::backoff::Backoff;
 use crate::base::clock::Timestamp;
+use crate::base::tls_error::{TlsPurpose, TlsServer, describe_tls_error, find_tls_error};
 use crate::crypto::token;
 use crate::egress::ProxyError;
 
@@ -48,8 +50,8 @@ pub enum UpstreamError {
     /// There was no complete response within the deadline.
     #[error("no answer within {0:?}")]
     Timeout(Duration),
-    /// The connection could not be made, or was closed.
-    #[error("the connection failed: {0}")]
+    /// The connection could not be made, or was closed. One sentence without a full stop.
+    #[error("{0}")]
     Connection(String),
     /// The egress proxy made no tunnel to the store. It is not asked again at once: most of its refusals last.
     #[error(transparent)]
@@ -148,7 +150,11 @@ async fn send_once(
 ) -> Result<Result<UpstreamResponse, UpstreamError>, Elapsed> {
     let request = match request.build() {
         Ok(request) => request,
-        Err(error) => return Ok(Err(connection_error(&error.without_url()))),
+        Err(error) => {
+            let cause = root_cause(&error.without_url());
+            let sentence = format!("the request cannot be built: {cause}");
+            return Ok(Err(UpstreamError::Connection(sentence)));
+        }
     };
     // Only the host is recorded, because the rest of the URL may identify a purchase.
     let host = request.url().host_str().unwrap_or_default();
@@ -184,8 +190,60 @@ fn find_proxy_error<'a>(error: &'a (dyn std::error::Error + 'static)) -> Option<
     None
 }
 
-fn connection_error(error: &dyn std::error::Error) -> UpstreamError {
-    UpstreamError::Connection(root_cause(error))
+fn connection_error(error: &(dyn std::error::Error + 'static), server: &str) -> UpstreamError {
+    UpstreamError::Connection(describe_connection_error(error, server))
+}
+
+/// One sentence without a full stop. `server` is a host, with its port unless that is the scheme's.
+fn describe_connection_error(error: &(dyn std::error::Error + 'static), server: &str) -> String {
+    if let Some(tls) = find_tls_error(error) {
+        let host = server.rsplit_once(':').map_or(server, |(host, port)| {
+            let is_port = port.bytes().all(|byte| byte.is_ascii_digit());
+            if is_port { host } else { server }
+        });
+        return describe_tls_error(tls, &TlsServer::new(host, TlsPurpose::Store));
+    }
+    let cause = root_cause(error);
+    if cause.contains("failed to lookup address") || cause.contains("dns error") {
+        return format!(
+            "the name of {server} cannot be resolved: is it right, and does DNS work on this machine?"
+        );
+    }
+    match find_io_error(error).map(io::Error::kind) {
+        Some(io::ErrorKind::ConnectionRefused) => {
+            format!("{server} refuses connections: is the address right?")
+        }
+        Some(io::ErrorKind::HostUnreachable | io::ErrorKind::NetworkUnreachable) => {
+            format!("{server} cannot be reached from this machine: there is no route to it")
+        }
+        Some(io::ErrorKind::TimedOut) => format!(
+            "{server} accepts no connection: does a firewall drop it, or is an egress proxy needed (ATTESTO_EGRESS_PROXY)?"
+        ),
+        Some(io::ErrorKind::UnexpectedEof | io::ErrorKind::ConnectionReset) => {
+            format!("{server} closed the connection before it answered")
+        }
+        _ => format!("the connection to {server} failed: {cause}"),
+    }
+}
+
+fn find_io_error<'a>(error: &'a (dyn std::error::Error + 'static)) -> Option<&'a io::Error> {
+    let mut next = Some(error);
+    while let Some(found) = next {
+        if let Some(found) = found.downcast_ref() {
+            return Some(found);
+        }
+        next = found.source();
+    }
+    None
+}
+
+/// The host and, unless it is the scheme's own, the port.
+pub(crate) fn server_text(url: &reqwest::Url) -> String {
+    let host = url.host_str().unwrap_or_default();
+    match url.port() {
+        Some(port) => format!("{host}:{port}"),
+        None => host.to_owned(),
+    }
 }
 
 async fn execute_request(
@@ -193,15 +251,16 @@ async fn execute_request(
     request: reqwest::Request,
     most_bytes: usize,
 ) -> Result<UpstreamResponse, UpstreamError> {
+    let server = server_text(request.url());
     let sent = client.execute(request).await;
     let mut response = sent.map_err(|error| match find_proxy_error(&*error) {
         Some(error) => UpstreamError::Proxy(error.clone()),
-        None => connection_error(&*error),
+        None => connection_error(&*error, &server),
     })?;
     let mut body = Vec::new();
     loop {
         let chunk = response.chunk().await;
-        let chunk = chunk.map_err(|error| connection_error(&error.without_url()))?;
+        let chunk = chunk.map_err(|error| connection_error(&error.without_url(), &server))?;
         let Some(chunk) = chunk else { break };
         if body.len() + chunk.len() > most_bytes {
             return Err(UpstreamError::TooLarge(most_bytes));

@@ -132,7 +132,12 @@ impl ReplicaHeartbeat {
                 // Logged once for each outage, not for each attempt.
                 Some(Err(error)) if !was_failure_logged => {
                     let class = error_class(&error);
-                    tracing::warn!(cause = %error, causeClass = class, hint = "it is tried again", "heartbeat_not_written");
+                    tracing::warn!(
+                        cause = crate::db::describe_cause(&error),
+                        causeClass = class,
+                        hint = "it is tried again",
+                        "heartbeat_not_written"
+                    );
                     was_failure_logged = true;
                 }
                 Some(Err(_)) => {}

@@ -98,6 +98,6 @@ pub enum TransferError {
         cause: BodyError,
     },
     /// A query failed.
-    #[error(transparent)]
+    #[error("{}", crate::db::describe_cause(.0))]
     Database(#[from] Error),
 }

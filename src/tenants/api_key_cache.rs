@@ -50,7 +50,7 @@ pub(super) struct ApiKeyRecord {
 pub(super) enum KeyLookupError {
     #[error(transparent)]
     QueueFull(#[from] LookupQueueFullError),
-    #[error(transparent)]
+    #[error("{}", crate::db::describe_cause(.0))]
     Database(#[from] Error),
 }
 
@@ -186,7 +186,7 @@ impl CacheState {
         if let Err(error) = self.look_up(hash, permit).await {
             let class = error_class(&error);
             tracing::warn!(
-                cause = %error,
+                cause = crate::db::describe_cause(&error),
                 causeClass = class,
                 hint = "the key is used as it was read last, and read again in some seconds",
                 "api_key_not_refreshed"

@@ -80,14 +80,23 @@ impl ApiKeyUsage {
         {
             if let Err(error) = self.flush_due(FlushScope::NotWrittenRecently).await {
                 let class = error_class(&error);
-                tracing::warn!(cause = %error, causeClass = class, hint = "it is tried again", "api_key_usage_not_written");
+                tracing::warn!(
+                    cause = crate::db::describe_cause(&error),
+                    causeClass = class,
+                    hint = "it is tried again",
+                    "api_key_usage_not_written"
+                );
             }
         }
         match tokio::time::timeout(FINAL_WRITE_TIMEOUT, self.flush_due(FlushScope::All)).await {
             Ok(Ok(())) => {}
             Ok(Err(error)) => {
                 let class = error_class(&error);
-                tracing::warn!(cause = %error, causeClass = class, "api_key_usage_not_written");
+                tracing::warn!(
+                    cause = crate::db::describe_cause(&error),
+                    causeClass = class,
+                    "api_key_usage_not_written"
+                );
             }
             Err(_) => tracing::warn!(
                 hint = "the database did not answer before the process stopped",

@@ -77,7 +77,7 @@ pub enum AuthError {
     #[error("too many API keys wait to be looked up")]
     LookupsBusy,
     /// The key could not be looked up.
-    #[error(transparent)]
+    #[error("{}", crate::db::describe_cause(.0))]
     Database(#[from] Error),
 }
 

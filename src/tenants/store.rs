@@ -34,7 +34,7 @@ pub enum TenantChangeError {
         since: Timestamp,
     },
     /// The statement failed.
-    #[error(transparent)]
+    #[error("{}", crate::db::describe_cause(.0))]
     Database(#[from] Error),
 }
 

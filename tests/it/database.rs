@@ -186,7 +186,7 @@ async fn a_failed_ping_names_the_cause() {
         ),
         (
             "postgres:///x?host=/nowhere".to_owned(),
-            DatabaseConnectError::NotFound,
+            DatabaseConnectError::SocketNotFound,
         ),
     ] {
         let database = Database::open(&ConnectSettings::from_url(&url).unwrap());

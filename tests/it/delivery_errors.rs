@@ -4,7 +4,10 @@ use std::net::{Ipv4Addr, SocketAddr};
 use std::sync::Arc;
 
 use attesto::events::EventRecorder;
-use rcgen::{BasicConstraints, CertificateParams, CustomExtension, DnType, IsCa, Issuer, KeyPair};
+use rcgen::{
+    BasicConstraints, CertificateParams, CustomExtension, DistinguishedName, DnType,
+    ExtendedKeyUsagePurpose, IsCa, Issuer, KeyPair, SignatureAlgorithm,
+};
 use rustls::RootCertStore;
 use rustls::pki_types::{CertificateDer, PrivateKeyDer};
 use rustls::server::WebPkiClientVerifier;
@@ -52,6 +55,14 @@ impl Authorities {
         self.folder.join("roots.pem")
     }
 
+    /// Trusts one more, which issues nothing.
+    fn add_root(&self, name: &str, kind: &'static SignatureAlgorithm) {
+        let key = KeyPair::generate_for(kind).unwrap();
+        let made = authority(name).self_signed(&key).unwrap();
+        let known = std::fs::read_to_string(self.file()).unwrap();
+        std::fs::write(self.file(), format!("{known}{}", made.pem())).unwrap();
+    }
+
     pub(crate) fn roots(&self) -> RootCertStore {
         let mut roots = RootCertStore::empty();
         roots.add(self.root_der.clone()).unwrap();
@@ -96,7 +107,7 @@ pub(crate) fn leaf(names: &[&str]) -> CertificateParams {
     params
 }
 
-fn self_signed(params: &CertificateParams) -> (Vec<CertificateDer<'static>>, KeyPair) {
+pub(crate) fn self_signed(params: &CertificateParams) -> (Vec<CertificateDer<'static>>, KeyPair) {
     let key = KeyPair::generate().unwrap();
     let made = params.self_signed(&key).unwrap();
     (vec![made.der().clone()], key)
@@ -176,6 +187,20 @@ async fn raw_receiver(answer: Option<Vec<u8>>) -> (SocketAddr, AbortOnDropHandle
     (address, AbortOnDropHandle::new(task))
 }
 
+/// Resets each connection after its first byte.
+async fn resetting_receiver() -> (SocketAddr, AbortOnDropHandle<()>) {
+    let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).await.unwrap();
+    let address = listener.local_addr().unwrap();
+    let task = tokio::spawn(async move {
+        loop {
+            let (mut stream, _) = listener.accept().await.unwrap();
+            let _ = stream.read_u8().await;
+            stream.set_zero_linger().unwrap();
+        }
+    });
+    (address, AbortOnDropHandle::new(task))
+}
+
 fn alert(description: u8) -> Vec<u8> {
     vec![0x15, 0x03, 0x03, 0x00, 0x02, 0x02, description]
 }
@@ -231,7 +256,29 @@ async fn what_is_wrong_with_a_certificate_is_said_with_its_name_and_date() {
     let below_other = leaf(&["localhost"]).signed_by(&key, &issuer).unwrap();
     let below_other = (vec![below_other.der().clone(), other.der().clone()], key);
 
+    let mut for_clients = leaf(&["localhost"]);
+    for_clients.extended_key_usages = vec![ExtendedKeyUsagePurpose::ClientAuth];
+    let named_like = |name: &str| {
+        let mut params = leaf(&["localhost"]);
+        params.distinguished_name = DistinguishedName::new();
+        params.distinguished_name.push(DnType::CommonName, name);
+        self_signed(&params)
+    };
+    authorities.add_root("A root with another kind of key", &rcgen::PKCS_ED25519);
+
     let cases: Vec<(_, &[&str])> = vec![
+        (
+            authorities.issue(&for_clients),
+            &["is for clients and not for servers", "serverAuth"],
+        ),
+        (
+            named_like("A trusted root"),
+            &["the certificate of localhost is self-signed"],
+        ),
+        (
+            named_like("A root with another kind of key"),
+            &["the certificate of localhost is self-signed"],
+        ),
         (
             authorities.issue(&expired),
             &[
@@ -284,14 +331,19 @@ async fn what_is_wrong_with_a_certificate_is_said_with_its_name_and_date() {
         check(&ping(&shell, &tenant, &url).await, "tls", words);
         assert_eq!(receiver.requests().len(), 0);
     }
-    let receiver =
-        receiver_with_client_certificates(&authorities, &["localhost"], rustls::ALL_VERSIONS).await;
-    let url = format!("https://localhost:{}/", receiver.address.port());
-    check(
-        &ping(&shell, &tenant, &url).await,
-        "tls",
-        &["client certificate"],
-    );
+    for version in rustls::ALL_VERSIONS {
+        let receiver =
+            receiver_with_client_certificates(&authorities, &["localhost"], &[version]).await;
+        let url = format!("https://localhost:{}/", receiver.address.port());
+        check(
+            &ping(&shell, &tenant, &url).await,
+            "tls",
+            &[
+                "localhost asks for a client certificate, and none is configured",
+                "--client-certificate-path",
+            ],
+        );
+    }
     world.end().await;
 }
 
@@ -306,6 +358,12 @@ async fn what_is_wrong_with_a_connection_or_an_answer_is_said_with_what_to_do() 
         "400 Bad Request\r\nContent-Length: {}\r\n\r\n{plain_http}",
         plain_http.len()
     );
+    let no_certificate = "<center>No required SSL certificate was sent</center>";
+    let no_certificate = format!(
+        "HTTP/1.1 400 Bad Request\r\nContent-Length: {}\r\n\r\n{no_certificate}",
+        no_certificate.len()
+    );
+    let many_lines = format!("HTTP/1.1 200 OK\r\n{}\r\n", "X: y\r\n".repeat(150));
     let cases: Vec<(&str, Vec<u8>, &str, &[&str])> = vec![
         (
             "https",
@@ -329,6 +387,18 @@ async fn what_is_wrong_with_a_connection_or_an_answer_is_said_with_what_to_do() 
         ),
         ("http", alert(10), "connect", &["expects TLS", "https://"]),
         ("http", plain_http.into_bytes(), "http_4xx", &[]),
+        (
+            "http",
+            no_certificate.into_bytes(),
+            "http_4xx",
+            &["answered 400", "asks for a client certificate"],
+        ),
+        (
+            "http",
+            many_lines.into_bytes(),
+            "body_limit",
+            &["has more than 100 lines"],
+        ),
         (
             "http",
             Vec::new(),
@@ -392,6 +462,15 @@ async fn what_is_wrong_with_a_connection_or_an_answer_is_said_with_what_to_do() 
         }
     }
 
+    // Such as a server of Python's for TLS, which leaves what it did not understand unread.
+    let (resetting, _receiver) = resetting_receiver().await;
+    let url = format!("http://localhost:{}/", resetting.port());
+    check(
+        &ping(&shell, &tenant, &url).await,
+        "connect",
+        &["reset the connection", "one for https://?"],
+    );
+
     let unused = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).await.unwrap();
     let port = unused.local_addr().unwrap().port();
     drop(unused);
@@ -427,6 +506,62 @@ async fn what_is_wrong_with_a_connection_or_an_answer_is_said_with_what_to_do() 
     let ran = strict.run_async(&["webhook", "ping", &tenant], "").await;
     let allow = format!("attesto webhook allow {tenant} 127.0.0.1:{port}");
     check(&ran.json(), "blocked", &["127.0.0.1 is", &allow]);
+    world.end().await;
+}
+
+/// The stores are called by another client, in whose errors are those of TLS and of the resolver.
+#[tokio::test]
+async fn what_is_wrong_with_the_connection_to_a_store_is_said_in_a_sentence() {
+    let (world, _, authorities, shell) = pinging().await;
+    let mut expired = leaf(&["localhost"]);
+    expired.not_before = rcgen::date_time_ymd(2019, 1, 1);
+    expired.not_after = rcgen::date_time_ymd(2020, 1, 1);
+    let expired = tls_receiver(authorities.issue(&expired)).await;
+    let (no_cipher, _receiver) = raw_receiver(Some(alert(40))).await;
+    let (plain, _receiver) = raw_receiver(Some(b"HTTP/1.1 400 No\r\n\r\n".to_vec())).await;
+    let unused = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).await.unwrap();
+    let refusing = unused.local_addr().unwrap();
+    drop(unused);
+    let shell = shell.set_all([
+        (
+            "APPLE_PRODUCTION_URL",
+            format!("https://localhost:{}", expired.address.port()),
+        ),
+        (
+            "APPLE_SANDBOX_URL",
+            format!("https://localhost:{}", no_cipher.port()),
+        ),
+        (
+            "GOOGLE_PLAY_URL",
+            format!("https://localhost:{}", plain.port()),
+        ),
+        (
+            "GOOGLE_TOKEN_URL",
+            format!("https://localhost:{}", refusing.port()),
+        ),
+        (
+            "GOOGLE_JWKS_URL",
+            "https://no-such-host.invalid/certs".to_owned(),
+        ),
+    ]);
+    let doctor = shell.run_async(&["doctor"], "").await.said;
+    for words in [
+        "the certificate of localhost expired on 2020-01-01T00:00:00",
+        "localhost has no cipher in common",
+        "localhost answers in plain text at this port",
+        &format!("localhost:{} refuses connections", refusing.port()),
+        "the name of no-such-host.invalid cannot be resolved",
+    ] {
+        assert!(doctor.contains(words), "{words:?} is not in {doctor}");
+    }
+    for raw in [
+        "OtherError",
+        "InvalidContentType",
+        "HandshakeFailure",
+        "failed to lookup",
+    ] {
+        assert!(!doctor.contains(raw), "{doctor}");
+    }
     world.end().await;
 }
 

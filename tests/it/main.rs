@@ -28,6 +28,7 @@ mod connection_limits;
 mod credential_rotation;
 mod database;
 mod database_outages;
+mod database_tls;
 mod delivery_errors;
 mod delivery_hold;
 mod deploy;

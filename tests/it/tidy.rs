@@ -203,6 +203,35 @@ fn database_and_web_crates_are_used_only_in_their_modules() {
     assert!(wrong.is_empty(), "{wrong:#?}");
 }
 
+/// sqlx' own texts hold lines of Postgres' source and paths of Rust modules.
+#[test]
+fn errors_of_the_database_are_described_and_never_passed_on_in_sqlx_own_words() {
+    let mut wrong = Vec::new();
+    for source in sources() {
+        let words: Vec<&str> = source.text.split_whitespace().collect();
+        let text = words.join(" ");
+        for ty in [
+            "#[from] Error",
+            "#[from] db::Error",
+            "#[from] crate::db::Error",
+        ] {
+            for kind in ["transparent", "\"{0}\""] {
+                if text.contains(&format!("#[error({kind})] Database({ty})")) {
+                    wrong.push(format!(
+                        "{}: describe it with db::describe_cause",
+                        source.path
+                    ));
+                }
+            }
+        }
+        let is_logged = text.contains("error_class(&error);") && text.contains("cause = %error");
+        if is_logged {
+            wrong.push(format!("{}: log db::describe_cause(&error)", source.path));
+        }
+    }
+    assert!(wrong.is_empty(), "{wrong:#?}");
+}
+
 #[test]
 fn lib_and_mod_files_hold_no_logic() {
     let wrong: Vec<_> = sources()

@@ -182,7 +182,7 @@ impl BodyStore {
 #[derive(Debug, thiserror::Error)]
 pub enum EventBodyError {
     /// The database failed.
-    #[error(transparent)]
+    #[error("{}", crate::db::describe_cause(.0))]
     Database(#[from] Error),
     /// The stored body cannot be decoded.
     #[error("{event}: {cause}")]

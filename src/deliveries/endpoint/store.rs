@@ -146,7 +146,7 @@ pub enum EndpointChangeError {
     #[error(transparent)]
     Sealed(#[from] SealedSecretError),
     /// The database failed.
-    #[error(transparent)]
+    #[error("{}", crate::db::describe_cause(.0))]
     Database(#[from] db::Error),
 }
 

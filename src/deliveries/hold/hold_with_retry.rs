@@ -20,7 +20,11 @@ pub async fn hold_with_retry(database: &Database, host: &str, stop: &Cancellatio
         match try_hold(database, host).await {
             Ok(()) => return,
             Err(error) => {
-                tracing::debug!(%error, class = error_class(&error), "deliveries_not_held_yet");
+                tracing::debug!(
+                    error = crate::db::describe_cause(&error),
+                    class = error_class(&error),
+                    "deliveries_not_held_yet"
+                );
                 let delay = backoff.next_delay(fastrand::f64());
                 stop.run_until_cancelled(sleep(delay)).await;
             }

@@ -127,7 +127,7 @@ impl ProbeProgress<'_> {
             tracing::warn!(
                 tenantId = %callback.tenant,
                 callback = callback.callback.column(),
-                cause = %error,
+                cause = crate::db::describe_cause(&error),
                 causeClass = class,
                 hint = "the run's `notKept` says how many results were not saved",
                 "probe_result_not_saved"

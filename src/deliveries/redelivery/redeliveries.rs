@@ -84,7 +84,10 @@ impl Redeliveries {
     /// Without it the dispatchers find the deliveries at their next poll.
     async fn notify_work(&self) {
         if let Err(error) = notify_work_channel(&self.database, LaneSet::ALL).await {
-            tracing::debug!(%error, "work_notification_failed");
+            tracing::debug!(
+                error = crate::db::describe_cause(&error),
+                "work_notification_failed"
+            );
         }
     }
 }

@@ -92,6 +92,6 @@ pub enum RedeliveryError {
     #[error("{0} belongs to no active callback of its tenant: name one with `--callback`")]
     EventOfNoCallback(EventId),
     /// The database failed.
-    #[error(transparent)]
+    #[error("{}", crate::db::describe_cause(.0))]
     Database(#[from] Error),
 }

@@ -24,7 +24,9 @@ use tokio_rustls::client::TlsStream;
 use tokio_util::task::AbortOnDropHandle;
 
 use super::read_budget::{BudgetedStream, ReadBudget};
-use crate::base::tls_error::ExplainingVerifier;
+use crate::base::tls_error::{
+    ClientCertificateNote, ClientCertificateUse, ExplainingVerifier, TlsPurpose,
+};
 use crate::deliveries::endpoint::ClientCertificate;
 use crate::egress::{AllowedAddresses, CallbackHost, CallbackTarget, EgressProxy, ProxyError};
 use crate::outbound::system_verifier;
@@ -34,8 +36,8 @@ const CONNECTION_ATTEMPT_DELAY: Duration = Duration::from_millis(250);
 /// The same through a proxy, which makes a connection of its own and may resolve or log before it.
 const TUNNEL_ATTEMPT_DELAY: Duration = Duration::from_secs(1);
 /// Twice as much as the largest heads that proxies produce.
-const MAX_RESPONSE_HEAD_BYTES: usize = 16 * 1024;
-const MAX_RESPONSE_HEADERS: usize = 100;
+pub(super) const MAX_RESPONSE_HEAD_BYTES: usize = 16 * 1024;
+pub(super) const MAX_RESPONSE_HEADERS: usize = 100;
 
 /// Which certificate authorities are trusted.
 #[derive(Clone, Debug)]
@@ -63,7 +65,10 @@ impl TlsTrust {
         let builder = match verifier {
             Some(verifier) => builder
                 .dangerous()
-                .with_custom_certificate_verifier(Arc::new(ExplainingVerifier(verifier))),
+                .with_custom_certificate_verifier(Arc::new(ExplainingVerifier::new(
+                    verifier,
+                    TlsPurpose::Callback,
+                ))),
             None => builder.with_root_certificates(RootCertStore::empty()),
         };
         let mut config = builder.with_no_client_auth();
@@ -84,8 +89,11 @@ pub(super) enum ConnectError {
     NoAddress,
     #[error(transparent)]
     Proxy(ProxyError),
-    #[error("the TLS handshake failed: {0}")]
-    Tls(io::Error),
+    #[error("the TLS handshake failed: {cause}")]
+    Tls {
+        cause: io::Error,
+        client_certificate: ClientCertificateUse,
+    },
     #[error("the HTTP handshake failed: {0}")]
     Http(hyper::Error),
     #[error("no time is left")]
@@ -103,6 +111,8 @@ pub(super) struct CallbackConnection {
     pub(super) request_sender: SendRequest<Full<Bytes>>,
     pub(super) read_budget: ReadBudget,
     pub(super) peer_address: SocketAddr,
+    /// What became of the receiver's question for a client certificate.
+    pub(super) client_certificate: ClientCertificateUse,
     /// Ends with the connection, and with its error, if any.
     driver: AbortOnDropHandle<Option<hyper::Error>>,
 }
@@ -134,10 +144,10 @@ impl Connector {
     ) -> Result<CallbackConnection, ConnectError> {
         let (stream, peer) = self.connect_to_any(&vetted.addresses, deadline).await?;
         if target.is_https {
-            let stream = self.tls_handshake(target, shown, stream, deadline).await?;
-            http_handshake(stream, peer).await
+            let (stream, asked) = self.tls_handshake(target, shown, stream, deadline).await?;
+            http_handshake(stream, peer, asked).await
         } else {
-            http_handshake(stream, peer).await
+            http_handshake(stream, peer, ClientCertificateUse::Unknown).await
         }
     }
 
@@ -154,21 +164,25 @@ impl Connector {
         if !target.is_https {
             return Ok(None);
         }
-        let stream = self.tls_handshake(target, shown, stream, deadline).await?;
+        let (stream, _) = self.tls_handshake(target, shown, stream, deadline).await?;
         let chain = stream.get_ref().1.peer_certificates();
         Ok(chain.and_then(|chain| Some(chain.first()?.clone().into_owned())))
     }
 
-    /// With a client certificate it is one of its own: a session that was resumed would be taken for that of the certificate that
-    /// was shown when it began.
-    fn tls_config(&self, shown: Option<&ClientCertificate>) -> Arc<ClientConfig> {
-        let Some(certificate) = shown else {
-            return self.tls_config.clone();
-        };
+    /// With a client certificate no session is resumed: it would be taken for that of the certificate that was shown when it
+    /// began.
+    fn tls_config(
+        &self,
+        shown: Option<&ClientCertificate>,
+    ) -> (Arc<ClientConfig>, Arc<ClientCertificateNote>) {
         let mut config = ClientConfig::clone(&self.tls_config);
-        config.client_auth_cert_resolver = certificate.resolver();
-        config.resumption = Resumption::disabled();
-        Arc::new(config)
+        if let Some(certificate) = shown {
+            config.client_auth_cert_resolver = certificate.resolver();
+            config.resumption = Resumption::disabled();
+        }
+        let note = ClientCertificateNote::new(config.client_auth_cert_resolver);
+        config.client_auth_cert_resolver = note.clone();
+        (Arc::new(config), note)
     }
 
     async fn tls_handshake(
@@ -177,15 +191,21 @@ impl Connector {
         shown: Option<&ClientCertificate>,
         stream: TcpStream,
         deadline: Instant,
-    ) -> Result<TlsStream<TcpStream>, ConnectError> {
+    ) -> Result<(TlsStream<TcpStream>, ClientCertificateUse), ConnectError> {
+        let (config, note) = self.tls_config(shown);
+        let failed = |cause: io::Error| ConnectError::Tls {
+            cause,
+            client_certificate: note.outcome(),
+        };
         let name = match &target.host {
             CallbackHost::Name(name) => ServerName::try_from(name.trim_end_matches('.').to_owned())
-                .map_err(|cause| ConnectError::Tls(io::Error::other(cause)))?,
+                .map_err(|cause| failed(io::Error::other(cause)))?,
             CallbackHost::Address(address) => ServerName::from(*address),
         };
-        let connecting = TlsConnector::from(self.tls_config(shown)).connect(name, stream);
+        let connecting = TlsConnector::from(config).connect(name, stream);
         match timeout_at(deadline, connecting).await {
-            Ok(connected) => connected.map_err(ConnectError::Tls),
+            Ok(Ok(stream)) => Ok((stream, note.outcome())),
+            Ok(Err(cause)) => Err(failed(cause)),
             Err(_) => Err(ConnectError::TimedOut(ConnectPhase::Tls)),
         }
     }
@@ -272,6 +292,7 @@ async fn connect_directly(address: SocketAddr) -> io::Result<TcpStream> {
 async fn http_handshake<S: AsyncRead + AsyncWrite + Send + Unpin + 'static>(
     stream: S,
     peer: SocketAddr,
+    client_certificate: ClientCertificateUse,
 ) -> Result<CallbackConnection, ConnectError> {
     let read_budget = ReadBudget::default();
     // Enough for the handshake; each request resets it.
@@ -294,6 +315,7 @@ async fn http_handshake<S: AsyncRead + AsyncWrite + Send + Unpin + 'static>(
         request_sender: requests,
         read_budget,
         peer_address: peer,
+        client_certificate,
         driver: AbortOnDropHandle::new(driver),
     })
 }

@@ -9,10 +9,14 @@ use std::time::Duration;
 use hyper::header::{HeaderMap, LOCATION};
 use url::Url;
 
-use super::connect::{CallbackConnection, ConnectError, ConnectPhase};
+use super::connect::MAX_RESPONSE_HEADERS;
+use super::connect::{CallbackConnection, ConnectError, ConnectPhase, MAX_RESPONSE_HEAD_BYTES};
 use super::send::MAX_RESPONSE_BYTES;
 use crate::base::id::TenantId;
-use crate::base::tls_error::{describe_tls_error, find_tls_error};
+use crate::base::tls_error::{
+    ClientCertificateUse, TlsPurpose, TlsServer, describe_missing_client_certificate,
+    describe_tls_error, find_tls_error,
+};
 use crate::deliveries::outcome::{AttemptOutcome, OutcomeClass};
 use crate::egress::{
     AddressRejection, CallbackHost, CallbackTarget, CallbackUrlError, EgressError, EgressProxy,
@@ -130,15 +134,23 @@ impl AttemptError {
             ConnectError::NoAddress => {
                 Self::Refused(OutcomeClass::Connect, format!("{server} has no address"))
             }
-            ConnectError::Tls(cause) => Self::Refused(
-                OutcomeClass::Tls,
-                match find_tls_error(&cause) {
-                    Some(error) => describe_tls_error(error, &host_text(target)),
+            ConnectError::Tls {
+                cause,
+                client_certificate,
+            } => {
+                let host = host_text(target);
+                let peer = tls_server(&host, client_certificate);
+                let sentence = match find_tls_error(&cause) {
+                    Some(error) => describe_tls_error(error, &peer),
+                    None if client_certificate == ClientCertificateUse::Withheld => {
+                        describe_missing_client_certificate(&peer)
+                    }
                     None => format!(
                         "{server} closed the connection in the TLS handshake: is the port of the URL one for TLS, and is there a certificate for this name?"
                     ),
-                },
-            ),
+                };
+                Self::Refused(OutcomeClass::Tls, sentence)
+            }
             ConnectError::Http(cause) => Self::Refused(
                 OutcomeClass::Connect,
                 format!("the connection to {server} failed: {cause}"),
@@ -172,28 +184,42 @@ impl AttemptError {
             return Self::Refused(OutcomeClass::BodyLimit, sentence);
         }
         if error.is_parse_too_large() {
-            let sentence = format!("the head of the answer of {server} is larger than 16 KiB");
+            let read = connection.read_budget.bytes_read_of(MAX_RESPONSE_BYTES);
+            let sentence = if read < MAX_RESPONSE_HEAD_BYTES {
+                format!(
+                    "the head of the answer of {server} has more than {MAX_RESPONSE_HEADERS} lines"
+                )
+            } else {
+                let kib = MAX_RESPONSE_HEAD_BYTES / 1024;
+                format!("the head of the answer of {server} is larger than {kib} KiB")
+            };
             return Self::Refused(OutcomeClass::BodyLimit, sentence);
         }
         if !target.is_https && connection.read_budget.is_tls_record() {
             return Self::Refused(OutcomeClass::Connect, https_sentence(&server));
         }
+        let host = host_text(target);
+        let peer = tls_server(&host, connection.client_certificate);
         if let Some(cause) = find_tls_error(error) {
-            let sentence = describe_tls_error(cause, &host_text(target));
+            return Self::Refused(OutcomeClass::Tls, describe_tls_error(cause, &peer));
+        }
+        if error.is_parse() {
+            let sentence =
+                format!("{server} does not answer in HTTP: is the port of the URL right?");
+            return Self::Refused(OutcomeClass::Connect, sentence);
+        }
+        // With TLS 1.3 the server refuses a client only after the handshake; some close the connection without a word.
+        if connection.client_certificate == ClientCertificateUse::Withheld {
+            let sentence = describe_missing_client_certificate(&peer);
             return Self::Refused(OutcomeClass::Tls, sentence);
         }
-        let sentence = if error.is_parse() {
-            format!("{server} does not answer in HTTP: is the port of the URL right?")
-        } else if is_reset(error) {
-            format!("{server} reset the connection before it answered: look into its log")
+        let ended = if is_reset(error) { "reset" } else { "closed" };
+        let question = if target.is_https {
+            "look into its log"
         } else {
-            let question = if target.is_https {
-                "look into its log"
-            } else {
-                "is the port of the URL one for https://?"
-            };
-            format!("{server} closed the connection before it answered: {question}")
+            "is the port of the URL one for https://?"
         };
+        let sentence = format!("{server} {ended} the connection before it answered: {question}");
         Self::Refused(OutcomeClass::Connect, sentence)
     }
 
@@ -215,8 +241,18 @@ pub(super) fn describe_refusal(
     target: &CallbackTarget,
     location: Option<&str>,
     body: Option<&[u8]>,
+    client_certificate: ClientCertificateUse,
 ) -> String {
     let server = server_text(target);
+    let is_certificate_missing = body.is_some_and(is_complaint_about_missing_certificate)
+        && client_certificate != ClientCertificateUse::Shown;
+    let may_be_missing =
+        client_certificate == ClientCertificateUse::Withheld && matches!(code, 400 | 401 | 403);
+    if is_certificate_missing || may_be_missing {
+        let host = host_text(target);
+        let missing = describe_missing_client_certificate(&tls_server(&host, client_certificate));
+        return format!("{server} answered {code}: {missing}");
+    }
     if code == 400 && !target.is_https && body.is_some_and(is_complaint_about_plain_http) {
         return https_sentence(&server);
     }
@@ -317,14 +353,31 @@ fn is_reset(error: &hyper::Error) -> bool {
 
 /// The words of nginx, of Go's and Apache's servers, and of Node.js' proxies.
 fn is_complaint_about_plain_http(body: &[u8]) -> bool {
+    contains_any(
+        body,
+        &[
+            "http request was sent to https port",
+            "http request to an https server",
+            "plain http to an ssl-enabled server port",
+        ],
+    )
+}
+
+/// The words of nginx, which asks for a client certificate and lets the handshake pass without one.
+fn is_complaint_about_missing_certificate(body: &[u8]) -> bool {
+    contains_any(body, &["no required ssl certificate was sent"])
+}
+
+fn contains_any(body: &[u8], each: &[&str]) -> bool {
     let text = String::from_utf8_lossy(body).to_ascii_lowercase();
-    [
-        "http request was sent to https port",
-        "http request to an https server",
-        "plain http to an ssl-enabled server port",
-    ]
-    .iter()
-    .any(|words| text.contains(words))
+    each.iter().any(|words| text.contains(words))
+}
+
+fn tls_server(host: &str, client_certificate: ClientCertificateUse) -> TlsServer<'_> {
+    TlsServer {
+        client_certificate,
+        ..TlsServer::new(host, TlsPurpose::Callback)
+    }
 }
 
 #[cfg(test)]

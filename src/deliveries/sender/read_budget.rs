@@ -37,6 +37,11 @@ impl ReadBudget {
         self.0.left.load(Ordering::Relaxed) == 0
     }
 
+    /// How many bytes of `most`, to which it was reset, were read.
+    pub(super) fn bytes_read_of(&self, most: usize) -> usize {
+        most.saturating_sub(self.0.left.load(Ordering::Relaxed))
+    }
+
     /// Whether the server began with a TLS record on this connection, which is to say that plain text was read as TLS there.
     pub(super) fn is_tls_record(&self) -> bool {
         self.0.begins_with_tls.load(Ordering::Relaxed)

@@ -194,6 +194,7 @@ impl Sender {
         let sending = self.send_request(&target, &vetted, shown, build, deadline);
         let (connection, response) = sending.await?;
         let code = response.status().as_u16();
+        let client_certificate = connection.client_certificate;
         let asked = response.headers().get(RETRY_AFTER);
         let retry_after = asked.and_then(|asked| retry_after::parse_retry_after(asked, now));
         let location = failure::redirect_location(response.headers(), &job.callback_url);
@@ -230,7 +231,7 @@ impl Sender {
                 };
                 (
                     class,
-                    failure::describe_refusal(code, &target, location, body),
+                    failure::describe_refusal(code, &target, location, body, client_certificate),
                 )
             }
         };

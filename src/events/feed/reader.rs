@@ -132,7 +132,10 @@ impl EventFeed {
                 // Without it the requests end when their time is over.
                 match store::load_progress(&self.database, &tenants).await {
                     Ok(progress) => self.waiting.wake_changed(progress),
-                    Err(error) => tracing::debug!(%error, "event_feeds_not_watched"),
+                    Err(error) => tracing::debug!(
+                        error = crate::db::describe_cause(&error),
+                        "event_feeds_not_watched"
+                    ),
                 }
             }
         };

@@ -210,7 +210,7 @@ pub enum AppleNotificationError {
     #[error("the notification has no id")]
     NoNotificationUuid,
     /// The database did not store it.
-    #[error(transparent)]
+    #[error("{}", crate::db::describe_cause(.0))]
     Database(Arc<db::Error>),
 }
 

@@ -10,7 +10,7 @@ use super::error::AppleVerifyError;
 use super::store;
 use super::verify::AppleVerifier;
 use crate::base::id::TenantId;
-use crate::db::error_class;
+use crate::db::{describe_cause, error_class};
 use crate::events::EventSource;
 use crate::stores::shared::refund_questions::{
     BegunAnswer, DefaultAnswer, RefundAnswerSource, RefundQuestion, RefundQuestionKey,
@@ -54,7 +54,7 @@ impl AppleRefundAnswers {
             Err(error) => {
                 return DefaultAnswer::Failed {
                     class: error_class(&error),
-                    cause: error.to_string(),
+                    cause: describe_cause(&error),
                 };
             }
         };

@@ -110,8 +110,8 @@ impl GoogleVerifier {
         if let Err(error) = listed {
             tracing::warn!(
                 tenantId = %tenant,
-                cause = %error,
-                causeClass = "database",
+                cause = crate::db::describe_cause(&error),
+                causeClass = crate::db::error_class(&error),
                 hint = "it is not tried again before the purchase is verified again",
                 "google_acknowledgement_not_listed"
             );

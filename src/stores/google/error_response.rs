@@ -234,7 +234,7 @@ pub(crate) enum GoogleNotificationError {
     /// It is not taken in, whatever it is.
     #[error(transparent)]
     NotAdmitted(#[from] AdmissionError),
-    #[error("{0}")]
+    #[error("{}", crate::db::describe_cause(.0))]
     Database(Arc<db::Error>),
 }
 

@@ -51,7 +51,10 @@ impl GoogleStates {
                 if let Some(owed) = owed_acknowledgement(&notification, &purchase)
                     && let Err(error) = owed.list(database, &event.tenant, now).await
                 {
-                    return StateAnswer::unavailable("database", error.to_string());
+                    return StateAnswer::unavailable(
+                        &crate::db::error_class(&error),
+                        crate::db::describe_cause(&error),
+                    );
                 }
                 StateAnswer::Known(Box::new(LatePurchase {
                     state,

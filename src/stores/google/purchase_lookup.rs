@@ -230,8 +230,8 @@ impl<'a> PurchaseLookup<'a> {
         if let Ok(Err(error)) = timeout_at(self.deadline, refresh).await {
             tracing::warn!(
                 tenantId = self.tenant.as_str(),
-                cause = %error,
-                causeClass = "database",
+                cause = crate::db::describe_cause(&error),
+                causeClass = crate::db::error_class(&error),
                 "database_time_not_read"
             );
         }
@@ -600,8 +600,8 @@ impl<'a> PurchaseLookup<'a> {
     fn log_links_unavailable(&self, error: &db::Error) {
         tracing::warn!(
             tenantId = self.tenant.as_str(),
-            cause = %error,
-            causeClass = "database",
+            cause = db::describe_cause(error),
+            causeClass = db::error_class(error),
             "google_purchase_links_not_used"
         );
     }

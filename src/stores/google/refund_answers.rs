@@ -7,7 +7,7 @@ use super::refund_review::{RefundReviewError, RefundReviewRequest, SentRefundRev
 use super::store;
 use super::verify::GoogleVerifier;
 use crate::base::id::TenantId;
-use crate::db::error_class;
+use crate::db::{describe_cause, error_class};
 use crate::events::EventSource;
 use crate::stores::shared::refund_questions::{
     BegunAnswer, DefaultAnswer, RefundAnswerSource, RefundQuestion, RefundQuestionKey,
@@ -51,7 +51,7 @@ impl GoogleRefundAnswers {
         let review = match store::find_default_review(&google.database, tenant).await {
             Ok(Some(review)) => review,
             Ok(None) => return DefaultAnswer::NotSet,
-            Err(error) => return failed(&error_class(&error), error.to_string()),
+            Err(error) => return failed(&error_class(&error), describe_cause(&error)),
         };
         let package_name = match google.require_credentials(tenant).await {
             Ok(credentials) => credentials.package_name.clone(),

@@ -9,7 +9,7 @@ use crate::http::Problem;
 #[derive(Debug, thiserror::Error)]
 pub enum LoadCredentialsError {
     /// The database did not answer.
-    #[error(transparent)]
+    #[error("{}", crate::db::describe_cause(.0))]
     Database(#[from] db::Error),
     /// None of the configured encryption keys opens the sealed value.
     #[error("the {field} of {tenant} cannot be opened: {cause}")]
@@ -49,6 +49,6 @@ pub enum SetCredentialsError {
     #[error("no such tenant: {0}")]
     UnknownTenant(TenantId),
     /// The database did not store them.
-    #[error(transparent)]
+    #[error("{}", crate::db::describe_cause(.0))]
     Database(#[from] db::Error),
 }

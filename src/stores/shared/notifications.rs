@@ -38,7 +38,7 @@ pub(crate) struct ActiveTenants {
 pub enum TenantLookupError {
     #[error(transparent)]
     Busy(#[from] LookupQueueFullError),
-    #[error(transparent)]
+    #[error("{}", crate::db::describe_cause(.0))]
     Database(#[from] db::Error),
 }
 

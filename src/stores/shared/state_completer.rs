@@ -125,7 +125,12 @@ impl StateCompleter {
                     // Logged once for each outage, not for each attempt.
                     if !was_failure_logged {
                         let class = error_class(&error);
-                        tracing::warn!(cause = %error, causeClass = class, hint = "it is tried again", "purchase_states_not_completed");
+                        tracing::warn!(
+                            cause = crate::db::describe_cause(&error),
+                            causeClass = class,
+                            hint = "it is tried again",
+                            "purchase_states_not_completed"
+                        );
                     }
                     was_failure_logged = true;
                     let pause = spread(POLL_INTERVAL, fastrand::f64());

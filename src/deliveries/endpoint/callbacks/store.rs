@@ -46,7 +46,7 @@ pub enum RemovalError {
     #[error("events have been being stored for 3 s: try again")]
     WritesInProgress,
     /// The database failed.
-    #[error(transparent)]
+    #[error("{}", crate::db::describe_cause(.0))]
     Database(#[from] Error),
 }
 

@@ -121,7 +121,7 @@ pub enum BackfillError {
     #[error("{0}")]
     Notification(AppleNotificationError),
     /// The database failed.
-    #[error(transparent)]
+    #[error("{}", crate::db::describe_cause(.0))]
     Database(#[from] db::Error),
 }
 

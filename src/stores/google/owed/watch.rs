@@ -113,7 +113,12 @@ impl AcknowledgementWatch {
                     // Logged once for each outage, not for each attempt.
                     if !was_failure_logged {
                         let class = error_class(&error);
-                        tracing::warn!(cause = %error, causeClass = class, hint = "it is tried again", "acknowledgements_not_watched");
+                        tracing::warn!(
+                            cause = crate::db::describe_cause(&error),
+                            causeClass = class,
+                            hint = "it is tried again",
+                            "acknowledgements_not_watched"
+                        );
                     }
                     was_failure_logged = true;
                     POLL_INTERVAL

@@ -87,7 +87,7 @@ pub(crate) enum GoogleBackfillError {
     List(#[from] GoogleVerifyError),
     #[error(transparent)]
     Notification(#[from] GoogleNotificationError),
-    #[error(transparent)]
+    #[error("{}", crate::db::describe_cause(.0))]
     Database(std::sync::Arc<Error>),
 }
 

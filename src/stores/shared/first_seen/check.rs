@@ -82,7 +82,7 @@ pub(crate) fn for_app_user_id_schema() -> Schema {
 enum CheckError {
     #[error("the tenant's key does not open: {0}")]
     CannotOpen(#[from] UnsealError),
-    #[error(transparent)]
+    #[error("{}", crate::db::describe_cause(.0))]
     Database(#[from] db::Error),
     #[error("the database did not answer within {CHECK_TIMEOUT:?}")]
     TimedOut,

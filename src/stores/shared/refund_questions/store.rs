@@ -98,7 +98,7 @@ pub(crate) enum BeginAnswerError {
     /// Another answer is being sent: that of the tenant's settings, or one of the backend's.
     #[error("another answer to the question is being sent")]
     InFlight,
-    #[error(transparent)]
+    #[error("{}", crate::db::describe_cause(.0))]
     Database(#[from] Error),
 }
 
@@ -257,7 +257,7 @@ impl BegunAnswer {
             tracing::warn!(
                 tenantId = %self.tenant,
                 store = self.source.as_str(),
-                cause = %error,
+                cause = crate::db::describe_cause(&error),
                 causeClass = crate::db::error_class(&error),
                 hint = "the store has not taken the backend's answer; another answer can be sent after a minute",
                 "refund_question_not_released"

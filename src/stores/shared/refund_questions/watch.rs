@@ -137,7 +137,12 @@ impl RefundAnswerWatch {
             // Logged once for each outage, not for each attempt.
             if let Some(error) = failure.as_ref().filter(|_| !was_failure_logged) {
                 let class = error_class(error);
-                tracing::warn!(cause = %error, causeClass = class, hint = "it is tried again", "refund_questions_not_watched");
+                tracing::warn!(
+                    cause = crate::db::describe_cause(error),
+                    causeClass = class,
+                    hint = "it is tried again",
+                    "refund_questions_not_watched"
+                );
             }
             was_failure_logged = failure.is_some();
             let pause = spread(pause, fastrand::f64());
