@@ -207,11 +207,11 @@ async fn the_service_says_in_ready_and_in_its_log_why_tls_fails() {
     let server = TlsServer::with(Some(authorities.issue(&expired(&["localhost"])))).await;
     let root = format!("sslrootcert={}", authorities.file().display());
     let url = server.url(&fresh, &format!("sslmode=verify-full&{root}"));
-    let served = Served::start(&url, &[("ATTESTO_ENCRYPTION_KEY", &key(1))]);
-    let body = served.ready(503).await;
+    let process = Served::start(&url, &[("ATTESTO_ENCRYPTION_KEY", &key(1))]);
+    let body = process.ready(503).await;
     assert_eq!(body["checks"]["db"], "fail: certificate expired");
     for name in ["database_unavailable", "change_listener_disconnected"] {
-        let line = served.line(name).await;
+        let line = process.line(name).await;
         assert_eq!(line["causeClass"], "certificate expired", "{line}");
         let cause = line["cause"].as_str().unwrap();
         assert!(

@@ -331,6 +331,12 @@ async fn what_is_wrong_with_a_certificate_is_said_with_its_name_and_date() {
         check(&ping(&shell, &tenant, &url).await, "tls", words);
         assert_eq!(receiver.requests().len(), 0);
     }
+    world.end().await;
+}
+
+#[tokio::test]
+async fn a_receiver_that_asks_for_a_client_certificate_is_named_with_each_version_of_tls() {
+    let (world, tenant, authorities, shell) = pinging().await;
     for version in rustls::ALL_VERSIONS {
         let receiver =
             receiver_with_client_certificates(&authorities, &["localhost"], &[version]).await;
