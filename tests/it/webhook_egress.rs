@@ -960,7 +960,7 @@ async fn certificates_are_verified() {
         (
             Some(stranger),
             roots.clone(),
-            Some("another one has the same name"),
+            Some("the certificate of hooks.example.com is self-signed"),
         ),
         (
             Some(misnamed),
