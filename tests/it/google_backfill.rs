@@ -182,6 +182,48 @@ async fn parts_of_a_quantity_that_the_list_has_told_are_not_told_again_by_their_
 }
 
 #[tokio::test]
+async fn a_part_that_was_pushed_while_google_did_not_answer_is_told_once() {
+    let shop = Shop::open().await;
+    let (world, tenant) = (&shop.world, &shop.tenant);
+    let several = NewProduct {
+        quantity: Some(5),
+        ..NewProduct::default()
+    };
+    let several = shop.play().buy_product(several).unwrap().purchase_token;
+    let refund_one = || {
+        let one = ProductChange::RefundQuantity { quantity: 1 };
+        shop.play().change_product(&several, &one).unwrap();
+        shop.play().published_messages().pop().unwrap().message_id
+    };
+    // How many are refunded is not known then.
+    let fault = Fault::at_place("google/play").for_id(&several);
+    world
+        .simulator
+        .add_fault(fault.reason("backendError").times(3))
+        .unwrap();
+    let first = refund_one();
+    let pushed = shop.play().push_message(&first).await.unwrap();
+    assert_eq!(pushed.body["isNew"], true);
+    assert_eq!(
+        refunds(world, tenant).await[0]["stateError"],
+        "store_unavailable"
+    );
+    world.pass(MINUTE * 6).await;
+    assert_eq!(run_job(world).await, (1, 0, 0));
+    // The next part is lost, and the part before it is out of what is read then.
+    world.pass(DAY * 3).await;
+    run_job(world).await;
+    refund_one();
+    world.pass(DAY).await;
+    assert_eq!(run_job(world).await.1, 1);
+    world.pass(DAY).await;
+    assert_eq!(run_job(world).await.1, 0);
+    let found = refunds(world, tenant).await;
+    let recovered: Vec<_> = found.iter().map(|it| it["recovered"] == true).collect();
+    assert_eq!(recovered, [false, true]);
+}
+
+#[tokio::test]
 async fn a_pending_purchase_that_is_canceled_is_no_refund() {
     let shop = Shop::open().await;
     let pending = NewProduct {

@@ -6,6 +6,7 @@
 //! A missing refund takes the way of a push: the same lookup of the purchase, the same event, marked as recovered. One that a push
 //! tells as well becomes one event, whichever comes first.
 
+use std::collections::hash_map::Entry;
 use std::collections::{HashMap, HashSet};
 use std::time::Duration;
 
@@ -41,6 +42,8 @@ const OVERLAP: Duration = Duration::from_hours(24);
 const FIRST_PERIOD: Duration = Duration::from_hours(7 * 24);
 /// How long the notification of a refund has to arrive by itself: the job's readings end so long ago.
 const ARRIVAL_TIME: Duration = Duration::from_mins(5);
+/// How far a refund's time in the list may be from that in its notification.
+const MAX_TIME_DIFFERENCE: Duration = Duration::from_mins(5);
 /// When a reading is tried again that failed.
 const RETRY_DELAY: Duration = Duration::from_mins(15);
 
@@ -94,6 +97,37 @@ pub(crate) enum GoogleBackfillError {
 impl From<Error> for GoogleBackfillError {
     fn from(error: Error) -> Self {
         Self::Database(std::sync::Arc::new(error))
+    }
+}
+
+/// The refunds of parts of an order, as far as its list was read.
+struct ToldParts {
+    /// How many were refunded so far.
+    refunded: i64,
+    /// When those parts were refunded of which pushes have told, and for which none was found in the list yet.
+    pushed: Vec<Timestamp>,
+}
+
+impl ToldParts {
+    /// Whether a push has told a part that was refunded at this time by the list. Each push stands for one part: how many were
+    /// refunded in all is not known to a push during which Google did not answer.
+    fn take_push(&mut self, voided_at: Option<Timestamp>) -> bool {
+        let Some(voided_at) = voided_at else {
+            return false;
+        };
+        let distance = |time: &Timestamp| {
+            let (one, other) = (time.as_millis(), voided_at.as_millis());
+            one.abs_diff(other)
+        };
+        let times = self.pushed.iter().map(distance).enumerate();
+        let nearest = times.min_by_key(|(_, distance)| *distance);
+        match nearest {
+            Some((index, distance)) if u128::from(distance) <= MAX_TIME_DIFFERENCE.as_millis() => {
+                self.pushed.remove(index);
+                true
+            }
+            _ => false,
+        }
     }
 }
 
@@ -156,27 +190,52 @@ impl GoogleBackfill {
             products.extend(refund.purchase.purchase_token);
         }
         let mut refunds = self.list(tenant, &credentials, &mut report, true).await?;
+        let has_parts = refunds.iter().any(ListedRefund::is_partial);
+        if has_parts && report.since > listed_since {
+            // The parts before it count too.
+            let mut whole = RefundsReport {
+                since: listed_since,
+                ..report
+            };
+            refunds = self.list(tenant, &credentials, &mut whole, true).await?;
+            report.calls = whole.calls;
+        }
         refunds.sort_by_key(ListedRefund::voided_at);
-        let mut refunded = HashMap::new();
+        let mut parts = HashMap::new();
         for refund in refunds {
             let Some(token) = &refund.purchase.purchase_token else {
                 continue;
             };
             let is_product = products.contains(token);
-            report.read += 1;
             let order_id = refund.purchase.order_id.as_deref().unwrap_or_default();
+            let mut is_pushed = false;
             let part = match refund.purchase.voided_quantity {
                 None => RefundedPart::Whole,
                 Some(quantity) => {
+                    let told = match parts.entry((token.clone(), order_id.to_owned())) {
+                        Entry::Occupied(known) => known.into_mut(),
+                        Entry::Vacant(new) => {
+                            let database = &self.google.database;
+                            let pushed = store::list_pushed_parts(database, tenant, token).await?;
+                            new.insert(ToldParts {
+                                refunded: 0,
+                                pushed,
+                            })
+                        }
+                    };
+                    is_pushed = told.take_push(refund.voided_at());
                     // Several parts of an order add up.
-                    let key = (token.clone(), order_id.to_owned());
-                    let sum: &mut i64 = refunded.entry(key).or_default();
-                    *sum += quantity;
-                    RefundedPart::Quantity(Some(*sum))
+                    told.refunded += quantity;
+                    RefundedPart::Quantity(Some(told.refunded))
                 }
             };
+            if refund.voided_at().is_some_and(|time| time < report.since) {
+                continue;
+            }
+            report.read += 1;
             let known = KnownRefund::new(token, order_id, part);
-            let is_missing = !known.is_known(&self.google.database, tenant).await?
+            let is_missing = !is_pushed
+                && !known.is_known(&self.google.database, tenant).await?
                 && (is_dry_run
                     || self
                         .recover(tenant, &credentials, &refund, &known, is_product)
@@ -354,6 +413,11 @@ struct ListedRefund {
 }
 
 impl ListedRefund {
+    /// Whether it is a refund of a part of a quantity.
+    fn is_partial(&self) -> bool {
+        self.purchase.voided_quantity.is_some()
+    }
+
     fn voided_at(&self) -> Option<Timestamp> {
         let Int64(millis) = self.purchase.voided_time_millis?;
         Some(Timestamp::from_millis(millis))

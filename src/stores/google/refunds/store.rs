@@ -59,6 +59,28 @@ pub(super) async fn is_refund_told(
     .await
 }
 
+/// When the refunds of parts of a purchase happened of which pushes have told.
+pub(super) async fn list_pushed_parts(
+    database: &Database,
+    tenant: &TenantId,
+    purchase_token: &str,
+) -> Result<Vec<Timestamp>, Error> {
+    let times = sqlx::query_scalar!(
+        r#"
+        select occurred_at as "occurred_at!"
+        from webhook_events
+        where tenant_id = $1 and subject_key = $2 and source = 'google' and platform_event = 'google.voided'
+            and reason = 'partial' and occurred_at is not null and external_id not like 'voided:%'
+        order by occurred_at
+        "#,
+        tenant.as_str(),
+        purchase_token,
+    )
+    .fetch_all(database.pool())
+    .await?;
+    Ok(times.into_iter().map(Timestamp::from).collect())
+}
+
 /// Notes that an event with `external_id` tells a refund, unless another one does. Returns the external id of the one that does;
 /// `None` without the tenant.
 pub(super) async fn note_refund(
