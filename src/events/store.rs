@@ -231,7 +231,7 @@ pub(super) async fn insert_event(
                   and not exists (select from webhook_events where tenant_id = $2 and source = $3 and external_id = $4)
                 on conflict (tenant_id, source, key_hash) do update set
                     last_sequence = stored.last_sequence + 1,
-                    recheck_key = coalesce(excluded.recheck_key, stored.recheck_key),
+                    recheck_key = case when excluded.told_state_hash is null then stored.recheck_key else excluded.recheck_key end,
                     told_state_hash = coalesce(excluded.told_state_hash, stored.told_state_hash),
                     changes_by = case when excluded.told_state_hash is null then stored.changes_by else excluded.changes_by end
                 returning last_sequence
@@ -354,7 +354,7 @@ pub(super) async fn insert_events(
             order by tenant_id, source, key_hash
             on conflict (tenant_id, source, key_hash) do update set
                 last_sequence = stored.last_sequence + excluded.last_sequence,
-                recheck_key = coalesce(excluded.recheck_key, stored.recheck_key),
+                recheck_key = case when excluded.told_state_hash is null then stored.recheck_key else excluded.recheck_key end,
                 told_state_hash = coalesce(excluded.told_state_hash, stored.told_state_hash),
                 changes_by = case when excluded.told_state_hash is null then stored.changes_by else excluded.changes_by end
             returning tenant_id, source, key_hash, last_sequence

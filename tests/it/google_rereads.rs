@@ -188,6 +188,12 @@ async fn an_end_is_told_when_google_says_it_and_a_token_that_is_gone_is_given_up
     let last = events(&shop).await.pop().unwrap();
     assert_eq!(last["subject"]["key"], *ended);
     assert_eq!(last["state"]["entitled"], false);
+    // The tokens are not kept longer than they are needed.
+    let kept: i64 = sqlx::query_scalar("select count(recheck_key) from subjects")
+        .fetch_one(shop.world.database().pool())
+        .await
+        .unwrap();
+    assert_eq!(kept, 0);
     pass(&shop, DAY * 2).await;
     assert_eq!(run_job(&shop).await, Some((0, 0, 0)));
     shop.world.end().await;
@@ -208,12 +214,48 @@ async fn an_outage_of_google_loses_nothing_and_a_downtime_leaves_the_first_word_
     let away = Fault::at_place("google/play").status(503).times(0);
     shop.world.simulator.add_fault(away).unwrap();
     shop.world.pass(MINUTE * 5).await;
-    assert_eq!(run_job(&shop).await, Some((0, 0, 0)));
-    assert_eq!(log.of("google_states_not_read").len(), 1);
+    assert_eq!(run_job(&shop).await, Some((1, 0, 0)));
+    assert_eq!(log.of("google_state_not_read").len(), 1);
     shop.world.simulator.clear_faults();
     shop.world.pass(MINUTE * 5).await;
     assert_eq!(run_job(&shop).await, Some((1, 1, 0)));
     assert_eq!(events(&shop).await.len(), 2);
+    shop.world.end().await;
+}
+
+#[tokio::test]
+async fn subscriptions_that_cannot_be_read_hold_up_no_other() {
+    let shop = Shop::open().await;
+    let log = Warnings::listen();
+    let mut sold = Vec::new();
+    for _ in 0..3 {
+        sold.push(sell(&shop).await);
+    }
+    let until_end = sold[2].1.duration_since(shop.world.clock.now());
+    pass(&shop, until_end).await;
+    for (token, _) in &sold {
+        change(&shop, token, &SubscriptionChange::Renew {});
+    }
+    for (token, _) in &sold[..2] {
+        let fault = Fault::at_place("google/play").for_id(token);
+        shop.world
+            .simulator
+            .add_fault(fault.status(503).times(0))
+            .unwrap();
+    }
+    pass(&shop, HOUR + MINUTE).await;
+    assert_eq!(run_job(&shop).await, Some((3, 1, 0)));
+    assert_eq!(log.of("google_state_not_read").len(), 2);
+    shop.world.simulator.clear_faults();
+    pass(&shop, MINUTE * 5).await;
+    run_job(&shop).await;
+    let told = events(&shop).await;
+    assert_eq!(
+        told.iter()
+            .filter(|event| event["recovered"] == true)
+            .count(),
+        3
+    );
     shop.world.end().await;
 }
 
@@ -239,8 +281,11 @@ async fn the_command_counts_recovers_and_keeps_to_the_tenant() {
         ran.rows().remove(0)["subscriptions"].clone()
     };
     let other = run(&["--tenant", stranger.id.as_str()]).await;
-    assert_eq!(other, json!({ "read": 0, "recovered": 0, "gone": 0 }));
-    let one = json!({ "read": 1, "recovered": 1, "gone": 0 });
+    assert_eq!(
+        other,
+        json!({ "read": 0, "recovered": 0, "gone": 0, "failed": 0 })
+    );
+    let one = json!({ "read": 1, "recovered": 1, "gone": 0, "failed": 0 });
     for _ in 0..2 {
         assert_eq!(run(&["--tenant", id, "--dry-run"]).await, one);
     }

@@ -101,14 +101,15 @@ fn write_report(
 ) -> Result<(), CommandError> {
     let stored = if is_dry_run { "missing" } else { "recovered" };
     let text = format!(
-        "{tenant}, refunds from {} to {}: {} read, {} already known, {} {stored}. Subscriptions that should have changed: {} read, {} {stored}.",
+        "{tenant}, refunds from {} to {}: {} read, {} already known, {} {stored}. Subscriptions that should have changed: {} read, {} {stored}, {} not readable.",
         report.since,
         report.until,
         report.read,
         report.known,
         report.recovered,
         states.read,
-        states.recovered
+        states.recovered,
+        states.failed
     );
     let row = BackfillRow {
         tenant_id: tenant,

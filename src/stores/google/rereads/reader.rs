@@ -13,7 +13,7 @@ use serde::{Deserialize, Serialize};
 use serde_json::value::RawValue;
 use tokio_util::sync::CancellationToken;
 
-use super::super::api_error::GoogleNotFound;
+use super::super::api_error::{GoogleApiError, GoogleNotFound};
 use super::super::error_response::{GoogleNotificationError, GoogleVerifyError};
 use super::super::refunds::backfill::GoogleBackfillError;
 use super::super::response_body::{PurchaseDetails, VerifiedPurchase};
@@ -31,6 +31,8 @@ use crate::events::{
 
 /// How long the message of a change has to arrive by itself. Google may make a renewal some time after the period has ended.
 const ARRIVAL_TIME: Duration = Duration::from_hours(1);
+/// After so many calls without an answer, Google is away and not one subscription unreadable.
+const MAX_FAILURES_IN_ROW: u32 = 3;
 /// How many subscriptions are read with one query.
 const PAGE_ROWS: i64 = 100;
 /// How many subscriptions of a tenant a round of the job reads. The next round goes on from there.
@@ -39,6 +41,8 @@ const MAX_ROUND_READS: u64 = 300;
 const UNCHANGED_DELAY: Duration = Duration::from_hours(20);
 /// When a subscription is read again of which Google does not tell a state, or one that is about to change.
 const UNSETTLED_DELAY: Duration = Duration::from_hours(3);
+/// The same after a call that failed: the next round reads it again, behind the others.
+const FAILED_CALL_DELAY: Duration = Duration::from_mins(1);
 /// How long after its end a subscription may be called active by Google before its end is told.
 const MAX_UNSETTLED_TIME: Duration = Duration::from_hours(24);
 
@@ -59,6 +63,8 @@ pub(crate) struct RereadReport {
     pub(crate) recovered: u64,
     /// Those that Google does not know any more.
     pub(crate) gone: u64,
+    /// Those that could not be read, for a reason that concerns them alone.
+    pub(crate) failed: u64,
 }
 
 /// What a round of the job has done.
@@ -112,6 +118,7 @@ impl SubscriptionRereader {
         let mut report = RereadReport::default();
         let mut after: Option<OverdueSubscription> = None;
         let due_until = self.google.clock.now().minus(ARRIVAL_TIME);
+        let mut failures_in_row = 0;
         loop {
             let page =
                 store::list_overdue(database, tenant, due_until, after.as_ref(), PAGE_ROWS).await?;
@@ -122,8 +129,19 @@ impl SubscriptionRereader {
                 if stop.is_cancelled() || limit.is_some_and(|limit| report.read >= limit) {
                     return Ok(report);
                 }
-                self.reread(tenant, &overdue, is_dry_run, &mut report)
-                    .await?;
+                match self.reread(tenant, &overdue, is_dry_run, &mut report).await {
+                    Ok(()) => failures_in_row = 0,
+                    Err(GoogleBackfillError::List(error)) if concerns_one_purchase(&error) => {
+                        failures_in_row += u32::from(matches!(error, GoogleVerifyError::Api(_)));
+                        if failures_in_row == MAX_FAILURES_IN_ROW {
+                            return Err(error.into());
+                        }
+                        report.failed += 1;
+                        self.put_off_failed(tenant, &overdue, is_dry_run, &error)
+                            .await?;
+                    }
+                    Err(error) => return Err(error),
+                }
             }
             after = Some(last);
         }
@@ -136,19 +154,23 @@ impl SubscriptionRereader {
         is_dry_run: bool,
         report: &mut RereadReport,
     ) -> Result<(), GoogleBackfillError> {
-        let reread = self.ask(tenant, overdue).await?;
         report.read += 1;
+        let reread = self.ask(tenant, overdue).await?;
         let (database, now) = (&self.google.database, self.google.clock.now());
         let reread_at = |delay: Duration| now.plus(delay).minus(ARRIVAL_TIME);
         match reread {
             Reread::Changed(..) if is_dry_run => report.recovered += 1,
             Reread::Gone if is_dry_run => report.gone += 1,
             _ if is_dry_run => {}
+            // A message has arrived while Google was asked.
+            Reread::Changed(..) if !store::is_newest(database, tenant, overdue).await? => {}
             Reread::Changed(verified, state) => {
                 let event = changed_event(tenant, overdue, *verified, state);
                 let stored = self.recorder.record_event(&event).await;
                 let stored = stored.map_err(GoogleNotificationError::from)?;
                 report.recovered += u64::from(stored.is_new);
+                // It may have been stored before, or under the key of an earlier token that became known since.
+                store::put_off(database, tenant, overdue, reread_at(UNSETTLED_DELAY)).await?;
             }
             Reread::Unchanged(state) => {
                 let next = told_state::changes_next(&state, now);
@@ -162,6 +184,32 @@ impl SubscriptionRereader {
                 store::stop_expecting(database, tenant, overdue).await?;
                 report.gone += 1;
             }
+        }
+        Ok(())
+    }
+
+    /// One that cannot be read holds up no other.
+    async fn put_off_failed(
+        &self,
+        tenant: &TenantId,
+        overdue: &OverdueSubscription,
+        is_dry_run: bool,
+        error: &GoogleVerifyError,
+    ) -> Result<(), GoogleBackfillError> {
+        tracing::warn!(
+            tenantId = %tenant,
+            cause = %error,
+            causeClass = "google subscription",
+            hint = "this subscription is read again behind the others",
+            "google_state_not_read"
+        );
+        if !is_dry_run {
+            let delay = match error {
+                GoogleVerifyError::Api(_) => FAILED_CALL_DELAY,
+                _ => UNSETTLED_DELAY,
+            };
+            let next = self.google.clock.now().plus(delay).minus(ARRIVAL_TIME);
+            store::put_off(&self.google.database, tenant, overdue, next).await?;
         }
         Ok(())
     }
@@ -237,6 +285,22 @@ impl SubscriptionRereader {
             }
         }
         Ok(round)
+    }
+}
+
+/// Whether other subscriptions of the tenant can be read all the same.
+fn concerns_one_purchase(error: &GoogleVerifyError) -> bool {
+    match error {
+        GoogleVerifyError::NotFound { .. }
+        | GoogleVerifyError::PackageNameMismatch { .. }
+        | GoogleVerifyError::ProductIdMismatch { .. }
+        | GoogleVerifyError::AppUserMismatch { .. }
+        | GoogleVerifyError::Api(
+            GoogleApiError::Unexpected { .. } | GoogleApiError::Unreadable(_),
+        ) => true,
+        GoogleVerifyError::NoCredentials
+        | GoogleVerifyError::Credentials(_)
+        | GoogleVerifyError::Api(_) => false,
     }
 }
 

@@ -60,6 +60,27 @@ pub(super) async fn list_overdue(
     Ok(overdue.collect())
 }
 
+/// Whether no event of the subscription was stored since it was found to be overdue.
+pub(super) async fn is_newest(
+    database: &Database,
+    tenant: &TenantId,
+    overdue: &OverdueSubscription,
+) -> Result<bool, Error> {
+    sqlx::query_scalar!(
+        r#"
+        select exists (
+            select from subjects
+            where tenant_id = $1 and source = 'google' and key_hash = $2 and last_sequence = $3
+        ) as "is_newest!"
+        "#,
+        tenant.as_str(),
+        overdue.key_hash,
+        overdue.last_sequence,
+    )
+    .fetch_one(database.pool())
+    .await
+}
+
 /// Expects a change at `changes_by` only. Without effect if an event was stored meanwhile, which has said it itself.
 pub(super) async fn put_off(
     database: &Database,
