@@ -1,8 +1,10 @@
 //! The queries on the callbacks of a tenant, beside those in [`crate::deliveries::endpoint::store`].
 
+use sqlx::PgExecutor;
+
 use crate::base::id::{CallbackNumber, TenantId};
 use crate::crypto::keyring::Keyring;
-use crate::db::{Database, Error, is_lock_timeout};
+use crate::db::{Database, DbTransaction, Error, is_lock_timeout};
 use crate::deliveries::endpoint::store::{
     EndpointChangeError, NewEndpoint, SecretChange, endpoint_not_found, insert_endpoint,
 };
@@ -43,7 +45,7 @@ pub enum RemovalError {
     #[error("callback {1} of {0} was switched on at the same time: try again")]
     SwitchedOn(TenantId, CallbackNumber),
     /// Some transaction has been writing for seconds.
-    #[error("events have been being stored for 3 s: try again")]
+    #[error("other transactions have been writing deliveries for 3 s: try again")]
     WritesInProgress,
     /// The database failed.
     #[error("{}", crate::db::describe_cause(.0))]
@@ -161,18 +163,25 @@ pub async fn remove_endpoint(
         callback,
         waiting,
     };
-    let waiting = count_waiting(database, tenant, callback).await?;
+    let waiting = count_waiting(database.pool(), tenant, callback).await?;
     if waiting > 0 && !is_abandoning {
         return Err(still_waiting(waiting));
+    }
+    if !is_abandoning {
+        // Nothing is written before it is known that nothing waits: no event is stored without a delivery to a callback that stays.
+        let mut transaction = lock_deliveries(database).await?;
+        let waiting = count_waiting(&mut *transaction, tenant, callback).await?;
+        if waiting > 0 {
+            return Err(still_waiting(waiting));
+        }
+        delete_rows(&mut transaction, tenant, callback).await?;
+        transaction.commit().await?;
+        return Ok(0);
     }
     // From here on no event that begins to be stored has a delivery to it.
     set_active(database, tenant, callback, false).await?;
     let removed = async {
-        wait_for_writers(database).await?;
-        let waiting = count_waiting(database, tenant, callback).await?;
-        if waiting > 0 && !is_abandoning {
-            return Err(still_waiting(waiting));
-        }
+        lock_deliveries(database).await?.commit().await?;
         delete_endpoint(database, tenant, callback).await
     };
     let removed = removed.await;
@@ -183,7 +192,7 @@ pub async fn remove_endpoint(
 }
 
 async fn count_waiting(
-    database: &Database,
+    executor: impl PgExecutor<'_>,
     tenant: &TenantId,
     callback: CallbackNumber,
 ) -> Result<i64, Error> {
@@ -196,7 +205,7 @@ async fn count_waiting(
         tenant.as_str(),
         callback.column(),
     )
-    .fetch_one(database.pool())
+    .fetch_one(executor)
     .await
 }
 
@@ -220,16 +229,40 @@ async fn set_active(
     Ok(())
 }
 
-async fn wait_for_writers(database: &Database) -> Result<(), RemovalError> {
-    let waited = database.pool().begin_with(WAIT_FOR_WRITERS_SQL).await;
-    let transaction = waited.map_err(|error| {
+/// Begins a transaction in which nothing else writes deliveries, once those that do have ended.
+async fn lock_deliveries(database: &Database) -> Result<DbTransaction, RemovalError> {
+    let locked = database.pool().begin_with(WAIT_FOR_WRITERS_SQL).await;
+    locked.map_err(|error| {
         if is_lock_timeout(&error) {
             RemovalError::WritesInProgress
         } else {
             error.into()
         }
-    })?;
-    Ok(transaction.commit().await?)
+    })
+}
+
+/// Deletes the callback and what is known of it. Redeliveries to it alone are over.
+async fn delete_rows(
+    transaction: &mut DbTransaction,
+    tenant: &TenantId,
+    callback: CallbackNumber,
+) -> Result<(), Error> {
+    for statement in [
+        "delete from webhook_previous_secrets where tenant_id = $1 and callback = $2",
+        "delete from webhook_client_certificates where tenant_id = $1 and callback = $2",
+        "delete from callback_probes where tenant_id = $1 and callback = $2",
+        "delete from webhook_health where tenant_id = $1 and callback = $2",
+        "update webhook_redeliveries set finished_at = attesto_now()
+         where tenant_id = $1 and callback = $2 and finished_at is null",
+        "delete from webhook_configs where tenant_id = $1 and callback = $2",
+    ] {
+        sqlx::query(statement)
+            .bind(tenant.as_str())
+            .bind(callback.column())
+            .execute(&mut **transaction)
+            .await?;
+    }
+    Ok(())
 }
 
 /// Returns how many deliveries were given up.
@@ -268,19 +301,7 @@ async fn delete_endpoint(
     )
     .execute(&mut *transaction)
     .await?;
-    for statement in [
-        "delete from webhook_previous_secrets where tenant_id = $1 and callback = $2",
-        "delete from webhook_client_certificates where tenant_id = $1 and callback = $2",
-        "delete from callback_probes where tenant_id = $1 and callback = $2",
-        "delete from webhook_health where tenant_id = $1 and callback = $2",
-        "delete from webhook_configs where tenant_id = $1 and callback = $2",
-    ] {
-        sqlx::query(statement)
-            .bind(tenant.as_str())
-            .bind(callback.column())
-            .execute(&mut *transaction)
-            .await?;
-    }
+    delete_rows(&mut transaction, tenant, callback).await?;
     transaction.commit().await?;
     Ok(i64::try_from(abandoned.rows_affected()).unwrap_or(i64::MAX))
 }

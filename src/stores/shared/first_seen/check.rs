@@ -50,7 +50,7 @@ pub struct FirstSeen {
 /// Why the user was not compared with the first one.
 ///
 /// - `unavailable`: the database did not answer. Whether the purchase was verified before for another user is not known, and
-///   this verification is not remembered.
+///   this verification may not be remembered.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, ToSchema)]
 #[serde(rename_all = "snake_case")]
 pub enum FirstSeenError {

@@ -1,6 +1,6 @@
 //! Whether a purchase was verified before for another user of its tenant, for tenants that have asked for it.
 //!
-//! Neither users nor purchases are stored: only hashes, which nobody can compute without the tenant's sealed key.
+//! Neither users nor purchases are stored: only hashes, which cannot be computed without the tenant's sealed key.
 //!
 //! - [`check`]: compares the user of a verification with the first one
 //! - [`setting`]: turns it on and off for a tenant
