@@ -22,6 +22,21 @@ fn refund_product(shop: &Shop) -> String {
     token
 }
 
+fn buy_five(shop: &Shop) -> String {
+    let five = NewProduct {
+        quantity: Some(5),
+        ..NewProduct::default()
+    };
+    shop.play().buy_product(five).unwrap().purchase_token
+}
+
+/// Refunds one of a quantity. The id of the message about it, which is not pushed.
+fn refund_one(shop: &Shop, token: &str) -> String {
+    let one = ProductChange::RefundQuantity { quantity: 1 };
+    shop.play().change_product(token, &one).unwrap();
+    shop.play().published_messages().pop().unwrap().message_id
+}
+
 fn refund_subscription(shop: &Shop) -> String {
     let token = shop.subscribe(users());
     let revoke = SubscriptionChange::Revoke {};
@@ -115,11 +130,7 @@ async fn every_page_is_read_and_a_part_of_a_quantity_is_told_as_one() {
     for _ in 0..3 {
         refund_subscription(&shop);
     }
-    let several = NewProduct {
-        quantity: Some(5),
-        ..NewProduct::default()
-    };
-    let several = shop.play().buy_product(several).unwrap().purchase_token;
+    let several = buy_five(&shop);
     let some = ProductChange::RefundQuantity { quantity: 2 };
     shop.play().change_product(&several, &some).unwrap();
     world.pass(MINUTE * 6).await;
@@ -142,16 +153,8 @@ async fn every_page_is_read_and_a_part_of_a_quantity_is_told_as_one() {
 async fn parts_of_a_quantity_that_the_list_has_told_are_not_told_again_by_their_messages() {
     let shop = Shop::open().await;
     let (world, tenant) = (&shop.world, &shop.tenant);
-    let several = NewProduct {
-        quantity: Some(5),
-        ..NewProduct::default()
-    };
-    let several = shop.play().buy_product(several).unwrap().purchase_token;
-    let refund_one = || {
-        let one = ProductChange::RefundQuantity { quantity: 1 };
-        shop.play().change_product(&several, &one).unwrap();
-        shop.play().published_messages().pop().unwrap().message_id
-    };
+    let several = buy_five(&shop);
+    let refund_one = || refund_one(&shop, &several);
     let push = async |message: &str| {
         let pushed = shop.play().push_message(message).await.unwrap();
         pushed.body["isNew"].as_bool().unwrap()
@@ -185,16 +188,8 @@ async fn parts_of_a_quantity_that_the_list_has_told_are_not_told_again_by_their_
 async fn a_part_that_was_pushed_while_google_did_not_answer_is_told_once() {
     let shop = Shop::open().await;
     let (world, tenant) = (&shop.world, &shop.tenant);
-    let several = NewProduct {
-        quantity: Some(5),
-        ..NewProduct::default()
-    };
-    let several = shop.play().buy_product(several).unwrap().purchase_token;
-    let refund_one = || {
-        let one = ProductChange::RefundQuantity { quantity: 1 };
-        shop.play().change_product(&several, &one).unwrap();
-        shop.play().published_messages().pop().unwrap().message_id
-    };
+    let several = buy_five(&shop);
+    let refund_one = || refund_one(&shop, &several);
     // How many are refunded is not known then.
     let fault = Fault::at_place("google/play").for_id(&several);
     world

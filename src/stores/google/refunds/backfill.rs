@@ -147,9 +147,8 @@ impl GoogleBackfill {
         is_dry_run: bool,
         stop: &CancellationToken,
     ) -> Result<RereadReport, GoogleBackfillError> {
-        self.rereader
-            .reread_tenant(tenant, None, is_dry_run, stop)
-            .await
+        // Boxed: it is large, and commands hold it.
+        Box::pin(self.rereader.reread_tenant(tenant, None, is_dry_run, stop)).await
     }
 
     /// The same for all active tenants, and of each no more than a round of the job may take.
