@@ -34,8 +34,8 @@ pub enum TrustedProxyError {
 }
 
 impl TrustedProxies {
-    /// From a list separated by commas. Empty entries are ignored: the list may be composed of variables of which one is
-    /// empty.
+    /// From a list separated by commas. Empty entries are ignored: the list may be composed of variables, and one of them may
+    /// have no value.
     pub fn parse(list: &str) -> Result<Self, Vec<TrustedProxyError>> {
         let (mut networks, mut problems) = (Vec::new(), Vec::new());
         for (index, entry) in list.split(',').map(str::trim).enumerate() {

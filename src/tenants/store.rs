@@ -412,7 +412,7 @@ pub(super) struct ActiveApiKey {
     pub(super) tenant: TenantId,
     pub(super) environment: ApiKeyEnvironment,
     pub(super) limits: RateLimitOverrides,
-    /// Sealed.
+    /// The key of the hashes for `firstSeen`, sealed with the encryption key. `None`: the tenant has not switched it on.
     pub(super) first_seen_key: Option<Vec<u8>>,
 }
 

@@ -133,8 +133,8 @@ async fn find_unexpected<A>(
     .expect("the database is there again")
 }
 
-/// Events of which a delivery was begun and its end not recorded, because the process ended or the database was away. They may be
-/// delivered twice.
+/// Events that may be delivered twice: a delivery was begun and its end not recorded, because the process ended or the database was
+/// away meanwhile.
 pub(crate) async fn interrupted_events(database: &Database) -> HashSet<String> {
     let events: Vec<String> = sqlx::query_scalar(
         "select event_id from webhook_deliveries where lease_no > attempt_count",

@@ -290,6 +290,7 @@ async fn a_connection_without_an_answer_is_held_when_its_place_is_taken() {
 
 #[tokio::test]
 async fn a_held_connection_is_closed_after_its_time() {
+    // However long a machine takes, the connection is closed in the end; that it is held before is shown above.
     let server = start_with_one_held(Duration::from_millis(20)).await;
     let mut held = server.connect().await;
     held.write_all(b"GET /hello HT").await.unwrap();

@@ -237,9 +237,9 @@ async fn all_keys_of_a_tenant_are_revoked_at_once() {
         "{}",
         again.complained
     );
-    let nobody = "tenant_01J9ZQ4T5W6X7Y8Z9A0B1C2D3E";
+    let unknown_tenant = "tenant_01J9ZQ4T5W6X7Y8Z9A0B1C2D3E";
     for (exit, words) in [
-        (1, vec!["--tenant", nobody, "--all"]),
+        (1, vec!["--tenant", unknown_tenant, "--all"]),
         // An incomplete command revokes nothing.
         (2, vec!["--tenant", &other]),
         (2, vec!["--all"]),
@@ -368,7 +368,7 @@ async fn exit_codes_separate_usage_errors_from_failures() {
     let shell = fresh_database().await.shell();
     let tenant = answer(&shell, &["tenant", "create", "--name", "Acme"]);
     let tenant = tenant["id"].as_str().unwrap();
-    let (nobody, no_key, long) = (
+    let (unknown_tenant, no_key, long) = (
         "tenant_01J9ZQ4T5W6X7Y8Z9A0B1C2D3E",
         "key_01J9ZQ4T5W6X7Y8Z9A0B1C2D3E",
         "x".repeat(201),
@@ -380,12 +380,12 @@ async fn exit_codes_separate_usage_errors_from_failures() {
         (0, vec!["key", "list", tenant]),
         (0, vec!["key", "list", tenant, "--limit", "500"]),
         (0, vec!["tenant", "create", "--name", &long[..200]]),
-        (1, vec!["key", "list", nobody]),
-        (1, vec!["key", "create", nobody]),
+        (1, vec!["key", "list", unknown_tenant]),
+        (1, vec!["key", "create", unknown_tenant]),
         (1, vec!["key", "revoke", no_key]),
-        (1, vec!["tenant", "rename", nobody, "x"]),
-        (1, vec!["tenant", "set-limits", nobody]),
-        (1, vec!["tenant", "set-first-seen", nobody, "off"]),
+        (1, vec!["tenant", "rename", unknown_tenant, "x"]),
+        (1, vec!["tenant", "set-limits", unknown_tenant]),
+        (1, vec!["tenant", "set-first-seen", unknown_tenant, "off"]),
         (2, vec!["key"]),
         (2, vec!["key:nonsense"]),
         (2, vec!["nonsense"]),

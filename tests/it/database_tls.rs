@@ -1,17 +1,15 @@
 //! TLS to the database: what is wrong with it is said in a sentence, and no parameter that asks for it is dropped.
 
 use std::net::Ipv4Addr;
-use std::sync::Arc;
 
 use attesto::db::{ConnectSettings, Database};
 use rcgen::KeyPair;
-use rustls::pki_types::{CertificateDer, PrivateKeyDer};
+use rustls::pki_types::CertificateDer;
 use tokio::io::{AsyncRead, AsyncReadExt as _, AsyncWrite, AsyncWriteExt as _};
 use tokio::net::{TcpListener, UnixStream};
-use tokio_rustls::TlsAcceptor;
 use tokio_util::task::AbortOnDropHandle;
 
-use crate::delivery_errors::{Authorities, leaf, self_signed};
+use crate::delivery_errors::{Authorities, leaf, self_signed, tls_acceptor};
 use crate::serve::{Served, key};
 use crate::world::postgres::{Fresh, cluster, empty_database, fresh_database};
 use crate::world::shell::{Ran, Shell};
@@ -27,17 +25,7 @@ struct TlsServer {
 
 impl TlsServer {
     async fn with(certificate: Option<Certificate>) -> Self {
-        let acceptor = certificate.map(|(chain, key)| {
-            let key = PrivateKeyDer::try_from(key.serialize_der()).unwrap();
-            let provider = Arc::new(rustls::crypto::aws_lc_rs::default_provider());
-            let config = rustls::ServerConfig::builder_with_provider(provider)
-                .with_safe_default_protocol_versions()
-                .unwrap()
-                .with_no_client_auth()
-                .with_single_cert(chain, key)
-                .unwrap();
-            TlsAcceptor::from(Arc::new(config))
-        });
+        let acceptor = certificate.map(tls_acceptor);
         let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).await.unwrap();
         let port = listener.local_addr().unwrap().port();
         let serving = tokio::spawn(async move {

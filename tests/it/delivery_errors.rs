@@ -132,7 +132,8 @@ fn sequence(content: &[u8]) -> Vec<u8> {
     [&[0x30, length], content].concat()
 }
 
-async fn tls_receiver((chain, key): (Vec<CertificateDer<'static>>, KeyPair)) -> Receiver {
+/// Shows this certificate, and asks for none.
+pub(crate) fn tls_acceptor((chain, key): (Vec<CertificateDer<'static>>, KeyPair)) -> TlsAcceptor {
     let key = PrivateKeyDer::try_from(key.serialize_der()).unwrap();
     let provider = Arc::new(rustls::crypto::aws_lc_rs::default_provider());
     let config = rustls::ServerConfig::builder_with_provider(provider)
@@ -141,7 +142,11 @@ async fn tls_receiver((chain, key): (Vec<CertificateDer<'static>>, KeyPair)) -> 
         .with_no_client_auth()
         .with_single_cert(chain, key)
         .unwrap();
-    let place = Place::loopback().with_tls(TlsAcceptor::from(Arc::new(config)));
+    TlsAcceptor::from(Arc::new(config))
+}
+
+async fn tls_receiver(certificate: (Vec<CertificateDer<'static>>, KeyPair)) -> Receiver {
+    let place = Place::loopback().with_tls(tls_acceptor(certificate));
     Receiver::new(place, Arc::new(say(OK))).await
 }
 

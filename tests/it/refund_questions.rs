@@ -495,8 +495,8 @@ async fn operators_list_the_questions_of_all_tenants_and_the_doctor_warns_of_tho
     assert_eq!(lines(&["--due-within", "11h"]).await.len(), 0);
     let stranger = world.stranger().await;
     assert_eq!(lines(&["--tenant", stranger.id.as_str()]).await.len(), 0);
-    let nobody = "tenant_01HZX3V5T8N2Q4R6S8W0Y2A4C6";
-    let words = ["refund-question", "list", "--tenant", nobody];
+    let unknown_tenant = "tenant_01HZX3V5T8N2Q4R6S8W0Y2A4C6";
+    let words = ["refund-question", "list", "--tenant", unknown_tenant];
     assert_eq!(run(world, &words).await.exit, 1);
 
     let check = async || doctor_of(world, "tenants.refund_questions").await;

@@ -21,7 +21,7 @@ pub const MAX_CALLBACKS: i64 = 10;
 #[serde(rename_all = "lowercase")]
 #[strum(serialize_all = "lowercase")]
 pub enum CallbackKind {
-    /// Attesto's events
+    /// What Attesto makes of the stores' messages
     #[default]
     Events,
     /// The stores' own messages, byte for byte
@@ -55,11 +55,11 @@ pub struct CallbackFilter {
 /// A change of a filter. `None` keeps a list, and an empty list lets all events pass.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct CallbackFilterChange {
-    /// See [`CallbackFilter::events`].
+    /// The new list of [`CallbackFilter::events`].
     pub events: Option<Vec<String>>,
-    /// See [`CallbackFilter::sources`].
+    /// The new list of [`CallbackFilter::sources`].
     pub sources: Option<Vec<String>>,
-    /// See [`CallbackFilter::environments`].
+    /// The new list of [`CallbackFilter::environments`].
     pub environments: Option<Vec<String>>,
 }
 

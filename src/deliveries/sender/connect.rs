@@ -169,8 +169,8 @@ impl Connector {
         Ok(chain.and_then(|chain| Some(chain.first()?.clone().into_owned())))
     }
 
-    /// With a client certificate no session is resumed: it would be taken for that of the certificate that was shown when it
-    /// began.
+    /// With a client certificate no session is resumed: the receiver would take it for a session of the certificate that was
+    /// shown when it began.
     fn tls_config(
         &self,
         shown: Option<&ClientCertificate>,

@@ -76,8 +76,8 @@ impl Customer {
         }
     }
 
-    /// What its app's backend asks about its newest transaction. Of Google purchases each token is asked about, by who watches what they
-    /// owe.
+    /// What its app's backend asks about its newest transaction. Each token of a Google purchase is asked about by the code that watches
+    /// its acknowledgement.
     pub(crate) fn question(&self) -> Option<Question> {
         let by = VerifyBy::Id;
         self.actor.question(&Action::AppleVerify { back: 0, by })

@@ -36,7 +36,7 @@ pub enum RemovalError {
     DeliveriesWaiting {
         /// The tenant that owns the callback.
         tenant: TenantId,
-        /// Its number.
+        /// The number of the callback that was to be removed.
         callback: CallbackNumber,
         /// How many deliveries are not finished.
         waiting: i64,

@@ -1,7 +1,7 @@
 //! Fetches refunds whose notification did not arrive, from Google's list of voided purchases, which reaches back 30 days.
 //!
-//! Google lists nothing else: subscriptions of which it should have told something are read again instead, by
-//! [`rereads`](super::super::rereads).
+//! Google lists nothing else. [`rereads`](super::super::rereads) reads the subscriptions again of which Google should have told something by
+//! a message that did not come.
 //!
 //! A missing refund takes the way of a push: the same lookup of the purchase, the same event, marked as recovered. One that a push
 //! tells as well becomes one event, whichever comes first.

@@ -64,7 +64,7 @@ pub(crate) struct OpenQuestion {
 #[serde(rename_all = "camelCase")]
 #[schema(as = answers::RefundQuestions)]
 pub(crate) struct OpenQuestionPage {
-    /// The questions.
+    /// At most `limit` of them.
     pub(crate) questions: Vec<OpenQuestion>,
     /// Where the list goes on: send it as `after` in the next request. Null at the end of the list.
     #[schema(examples(
