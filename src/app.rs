@@ -29,7 +29,7 @@ use crate::db::change_listener::ChangeListener;
 use crate::db::{self, Database, DatabaseConnectError, SchemaState};
 use crate::deliveries::{
     DeliveryMetrics, DispatchStatus, Dispatcher, DispatcherSettings, Sender, SenderSettings,
-    SigningSender, WorkNotifier, hold,
+    SigningSender, WorkNotifier,
 };
 use crate::egress::EgressPolicy;
 use crate::events::feed::{self, EventFeed};
@@ -43,7 +43,6 @@ use crate::jobs::{Job, JobContext, JobScheduler, backfill, probe, reseal};
 use crate::outbound::{HttpClientError, StoreClients, Upstream};
 use crate::replicas::{
     CertificateExpiries, CertificateValidity, NoticeSource, ReplicaHeartbeat, ReplicaNotices,
-    host_name,
 };
 use crate::retention;
 use crate::server::tls::{self, ReloadableTls};
@@ -321,8 +320,7 @@ impl App {
     }
 
     /// Deliveries, jobs, and what completes states, watches acknowledgements and answers questions about refunds, which begin nothing new
-    /// once `stop` is cancelled. They begin when the process is prepared and, where that is asked for, deliveries are held: one of the
-    /// jobs connects to callbacks.
+    /// once `stop` is cancelled. They begin when the process is prepared.
     fn delivery_tasks(&mut self, stop: &CancellationToken) -> Vec<NamedTask> {
         let start = CancellationToken::new();
         let mut tasks = vec![self.start_task(start.clone(), stop.clone())];
@@ -355,7 +353,6 @@ impl App {
     /// Cancels `start` when deliveries and jobs may begin.
     fn start_task(&self, start: CancellationToken, stop: CancellationToken) -> NamedTask {
         let (prepared, database) = (self.prepared.clone(), self.database.clone());
-        let is_hold_requested = self.webhooks.is_hold_requested;
         let is_dispatcher_enabled = self.webhooks.is_dispatcher_enabled;
         let status = self.dispatch_status.clone();
         let (was_prepared, presence) = (prepared.is_cancelled(), self.presence.clone());
@@ -376,9 +373,6 @@ impl App {
             if is_dispatcher_enabled {
                 let open = database.open_delivery_connections();
                 stop.run_until_cancelled(open).await;
-            }
-            if is_hold_requested {
-                hold::hold_with_retry(&database, &host_name(), &stop).await;
             }
             start.cancel();
         };

@@ -37,6 +37,7 @@ use crate::crypto::keyring::Keyring;
 use crate::db::{
     Database, DatabaseConnectError, MigrationError, SchemaState, is_missing_table, is_unavailable,
 };
+use crate::deliveries::hold;
 use crate::embedded_postgres::EmbeddedPostgres;
 use crate::outbound;
 use crate::replicas::{MigrationBlockedError, host_name};
@@ -374,9 +375,14 @@ async fn start_service(
         .map_err(CommandError::from_cause)?;
     let address = serving.address();
 
-    let (migrate, keyring) = (settings.migrate_on_start, settings.keyring.clone());
-    let mut preparation =
-        prepare_database(database.clone(), migrate, keyring, prepared.clone()).boxed();
+    let mut preparation = prepare_database(
+        database.clone(),
+        settings.migrate_on_start,
+        settings.webhooks.is_hold_requested,
+        settings.keyring.clone(),
+        prepared.clone(),
+    )
+    .boxed();
     match tokio::time::timeout(INITIAL_PREPARE_TIMEOUT, &mut preparation).await {
         Ok(Ok(())) => preparation = std::future::pending().boxed(),
         Ok(Err(problem)) => {
@@ -413,11 +419,12 @@ async fn start_service(
     })
 }
 
-/// Migrates the tables and verifies the encryption keys as soon as the database is reachable, then cancels `prepared`. An
-/// error is permanent. With a wrong key it returns `Ok` and does not cancel `prepared`.
+/// Migrates the tables and verifies the encryption keys as soon as the database is reachable, holds deliveries if that is asked for,
+/// then cancels `prepared`. An error is permanent. With a wrong key it returns `Ok` and does not cancel `prepared`.
 async fn prepare_database(
     database: Database,
     migrate: bool,
+    is_hold_requested: bool,
     keyring: Arc<Keyring>,
     prepared: CancellationToken,
 ) -> Result<(), CommandError> {
@@ -426,6 +433,10 @@ async fn prepare_database(
         let (cause, class) = match try_prepare_database(&database, migrate, &keyring).await {
             Ok(check) => {
                 if check == KeyringCheck::Usable {
+                    // Before "listening" is logged: an operator who reads it and releases deliveries must find them held.
+                    if is_hold_requested {
+                        hold::hold_with_retry(&database, &host_name()).await;
+                    }
                     prepared.cancel();
                 }
                 return Ok(());

@@ -15,7 +15,6 @@ use attesto::events::EventRecorder;
 use crate::world::attesto::World;
 use crate::world::event::test_event;
 use crate::world::receiver::Receiver;
-use crate::world::wait::wait_until;
 
 const OK: &[u8] = b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nok";
 
@@ -73,17 +72,13 @@ pub(crate) fn dispatcher_on(world: &World, database: &Database) -> Dispatcher {
 
 #[tokio::test]
 async fn held_deliveries_are_not_sent_until_released() {
-    let world = World::with(&[
-        ("WEBHOOK_ALLOW_PRIVATE_CALLBACKS", "1"),
-        ("ATTESTO_HOLD_DELIVERIES", "true"),
-    ])
-    .await;
+    let world = World::with(&[("WEBHOOK_ALLOW_PRIVATE_CALLBACKS", "1")]).await;
     let receiver = Receiver::answering(OK).await;
     let tenant = world.stranger().await.id;
     set_callback(&world, &tenant, &receiver.url()).await;
     let shell = world.shell();
     let status = || shell.rows(&["deliveries", "status"]).remove(0);
-    wait_until("deliveries are held", async || status()["held"] == true).await;
+    assert_eq!(shell.rows(&["deliveries", "hold"])[0]["held"], true);
     events(&world, &tenant, &["1", "2", "3"]).await;
     let shown = status();
     assert_eq!((&shown["due"], &shown["later"]), (&3.into(), &0.into()));

@@ -93,6 +93,18 @@ async fn the_first_start_on_an_empty_database_warns_of_nothing() {
     assert!(warnings.is_empty(), "{warnings:#?}");
 }
 
+/// An operator who restored a backup reads that it is ready, and releases what it may send.
+#[tokio::test]
+async fn a_requested_hold_is_stored_before_it_is_ready() {
+    let owner = fresh_database().await;
+    let shell = shell(&owner.url).set("ATTESTO_HOLD_DELIVERIES", "true");
+    let process = ServeProcess::start(&shell).await;
+    wait_until("it is ready", async || process.ready().await.0 == 200).await;
+    let status = shell.rows(&["deliveries", "status"]).remove(0);
+    assert_eq!(status["held"], true, "{status}");
+    assert_eq!(status["heldBy"], attesto::replicas::host_name());
+}
+
 /// A small plan of a hosted Postgres gives a role so many connections; the process would take ten.
 #[tokio::test]
 async fn a_role_that_may_have_six_connections_delivers() {

@@ -3,7 +3,6 @@
 use std::time::Duration;
 
 use tokio::time::sleep;
-use tokio_util::sync::CancellationToken;
 
 use super::store::{count_waiting_deliveries, hold_deliveries};
 use crate::base::backoff::Backoff;
@@ -12,23 +11,17 @@ use crate::db::{Database, Error, error_class};
 const INITIAL_BACKOFF: Duration = Duration::from_millis(200);
 const MAX_BACKOFF: Duration = Duration::from_secs(5);
 
-/// Tries until the hold is stored or `stop` is cancelled: the database may not be available or not be migrated yet. `host` is
-/// stored as the machine that requested the hold.
-pub async fn hold_with_retry(database: &Database, host: &str, stop: &CancellationToken) {
+/// Tries until the hold is stored: the database may not be available or not be migrated yet. `host` is stored as the machine that
+/// requested the hold.
+pub async fn hold_with_retry(database: &Database, host: &str) {
     let mut backoff = Backoff::new(INITIAL_BACKOFF, MAX_BACKOFF);
-    while !stop.is_cancelled() {
-        match try_hold(database, host).await {
-            Ok(()) => return,
-            Err(error) => {
-                tracing::debug!(
-                    error = crate::db::describe_cause(&error),
-                    class = error_class(&error),
-                    "deliveries_not_held_yet"
-                );
-                let delay = backoff.next_delay(fastrand::f64());
-                stop.run_until_cancelled(sleep(delay)).await;
-            }
-        }
+    while let Err(error) = try_hold(database, host).await {
+        tracing::debug!(
+            error = crate::db::describe_cause(&error),
+            class = error_class(&error),
+            "deliveries_not_held_yet"
+        );
+        sleep(backoff.next_delay(fastrand::f64())).await;
     }
 }
 
