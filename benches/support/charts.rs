@@ -4,6 +4,7 @@ use std::path::Path;
 
 use attesto::config;
 use plotters::prelude::*;
+use plotters::style::text_anchor::{HPos, Pos, VPos};
 
 /// Names the folder that the charts are written to. Without it none is drawn.
 const FOLDER: &str = "ATTESTO_BENCH_CHARTS";
@@ -68,7 +69,10 @@ fn draw_bars(
         .x_label_area_size(44)
         .y_label_area_size(LABEL_WIDTH)
         // Room for the number beside the longest bar.
-        .build_cartesian_2d(0.0..longest * 1.15, (0..count).into_segmented())?;
+        .build_cartesian_2d(
+            0.0..longest * 1.15,
+            (0..count.saturating_sub(1)).into_segmented(),
+        )?;
     let label = |place: &SegmentValue<usize>| match place {
         SegmentValue::CenterOf(place) => bars
             .get(count - 1 - place)
@@ -93,11 +97,13 @@ fn draw_bars(
         shape.set_margin(5, 5, 0, 0);
         shape
     }))?;
+    let beside = ("sans-serif", 14).into_text_style(&area);
+    let beside = beside.pos(Pos::new(HPos::Left, VPos::Center));
     chart.draw_series(places().map(|(place, bar)| {
         let digits = usize::from(bar.value < 100.0);
         let number = format!(" {:.digits$}", bar.value);
         let at = (bar.value, SegmentValue::CenterOf(place));
-        Text::new(number, at, ("sans-serif", 14))
+        Text::new(number, at, beside.clone())
     }))?;
     area.present()?;
     Ok(())
