@@ -8,8 +8,10 @@
 //!
 //! Numbers have variable length, as in a stream. Every later release reads these formats, so a format is never changed.
 
-use zstd::bulk::{Compressor, Decompressor};
-use zstd::zstd_safe::CParameter;
+use std::cell::RefCell;
+
+use zstd::bulk::Compressor;
+use zstd::zstd_safe::{CParameter, DCtx};
 
 use super::dictionary::{BUILT_IN_ID, BodyDictionary};
 use super::segments;
@@ -21,6 +23,11 @@ const TEXT_IN_PARTS: u8 = 2;
 /// A longer text is stored uncompressed, and no longer stream or text is decompressed. The body of the largest notification, 1 MiB, is
 /// less than a quarter of this.
 const MAX_UNPACKED_BYTES: usize = 16 * 1024 * 1024;
+
+thread_local! {
+    /// Kept because every delivery decompresses a body, and the memory of a context is larger than most bodies.
+    static DECOMPRESSION: RefCell<DCtx<'static>> = RefCell::new(DCtx::create());
+}
 
 /// The text of a body.
 #[derive(Clone, Copy, Debug)]
@@ -155,9 +162,14 @@ fn decompress_stream(
 ) -> Option<Vec<u8>> {
     let length = usize::try_from(length).ok();
     let length = length.filter(|length| *length <= MAX_UNPACKED_BYTES)?;
-    let mut decompressor = Decompressor::with_prepared_dictionary(dictionary.decoder()).ok()?;
-    // `length` is the most that it writes.
-    let stream = decompressor.decompress(compressed, length).ok()?;
+    // Its capacity is the most that is written.
+    let mut stream = Vec::with_capacity(length);
+    DECOMPRESSION
+        .with_borrow_mut(|context| {
+            let dictionary = dictionary.decoder().as_ddict();
+            context.decompress_using_ddict(&mut stream, compressed, dictionary)
+        })
+        .ok()?;
     (stream.len() == length).then_some(stream)
 }
 
