@@ -84,8 +84,9 @@ fn route(title: &str, operation: &Value, description: &Value) -> String {
     for parameter in operation["parameters"].as_array().into_iter().flatten() {
         let _ = write!(
             page,
-            "`{}` in the path: {}\n\n",
+            "`{}` in the {}: {}\n\n",
             text(parameter, "name"),
+            text(parameter, "in"),
             text(parameter, "description")
         );
     }
