@@ -5,6 +5,7 @@
 
 use std::any::Any;
 use std::convert::Infallible;
+use std::net::Ipv6Addr;
 use std::panic::AssertUnwindSafe;
 use std::sync::{Arc, OnceLock};
 use std::task::{Context, Poll};
@@ -307,19 +308,61 @@ impl tower::Service<Request<Body>> for RequestLayer {
     }
 }
 
-/// A request of HTTP/1.1 names exactly one host, and no request names two (RFC 9112, 3.2): a proxy in front may go by another
-/// one than a program behind it.
+/// A request of HTTP/1.1 names exactly one host, no request names two, and what is named is a host (RFC 9112, 3.2): a proxy in front
+/// may go by another one than a program behind it, or read another one out of it.
 fn check_host(request: &Request<Body>) -> Option<Problem> {
-    let hosts = request.headers().get_all(header::HOST).iter().count();
-    let is_good = match request.version() {
-        Version::HTTP_11 => hosts == 1,
-        _ => hosts <= 1,
+    let mut hosts = request.headers().get_all(header::HOST).iter();
+    let (first, count) = (
+        hosts.next(),
+        request.headers().get_all(header::HOST).iter().count(),
+    );
+    let is_right_count = match request.version() {
+        Version::HTTP_11 => count == 1,
+        _ => count <= 1,
     };
-    let problem = || {
-        let message = format!("The request must have one Host header; it has {hosts}.");
-        Problem::invalid_request(&[Issue::new("", message)])
+    let message = if !is_right_count {
+        format!("The request must have one Host header; it has {count}.")
+    } else if first.is_some_and(|host| !is_host_and_port(host.as_bytes())) {
+        "The Host header must be a host name or an address, with or without a port, such as example.com or [::1]:8080."
+            .to_owned()
+    } else {
+        return None;
     };
-    (!is_good).then(problem)
+    Some(Problem::invalid_request(&[Issue::new("", message)]))
+}
+
+/// Whether a value is `uri-host [":" port]` (RFC 9110, 7.2, with the hosts of RFC 3986, 3.2.2). An empty one is what a client sends
+/// whose target names no host.
+fn is_host_and_port(value: &[u8]) -> bool {
+    let Ok(text) = std::str::from_utf8(value) else {
+        return false;
+    };
+    let is_port = |port: &str| {
+        port.is_empty()
+            || (port.bytes().all(|it| it.is_ascii_digit()) && port.parse::<u16>().is_ok())
+    };
+    if let Some(literal) = text.strip_prefix('[') {
+        let Some((address, port)) = literal.split_once(']') else {
+            return false;
+        };
+        let is_port_or_end = port.is_empty() || port.strip_prefix(':').is_some_and(is_port);
+        return address.parse::<Ipv6Addr>().is_ok() && is_port_or_end;
+    }
+    let (name, port) = text.split_once(':').unwrap_or((text, ""));
+    text.is_empty() || (is_registered_name(name.as_bytes()) && is_port(port))
+}
+
+/// Whether this is a `reg-name` of RFC 3986, which IPv4 addresses are too, and not empty.
+fn is_registered_name(name: &[u8]) -> bool {
+    let is_escape = |at: usize| {
+        let digits = name.get(at + 1..at + 3);
+        digits.is_some_and(|digits| digits.iter().all(u8::is_ascii_hexdigit))
+    };
+    !name.is_empty()
+        && name.iter().enumerate().all(|(at, byte)| match byte {
+            b'%' => is_escape(at),
+            byte => byte.is_ascii_alphanumeric() || b"-._~!$&'()*+,;=".contains(byte),
+        })
 }
 
 /// A panic's own message is in the panic's log line, if anywhere; this is for the answer and the request's line.

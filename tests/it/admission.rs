@@ -347,6 +347,50 @@ async fn a_request_has_exactly_one_host() {
     }
 }
 
+#[tokio::test]
+async fn a_host_that_is_no_host_is_refused() {
+    let server = Server::start(PATIENT, BodyBudgetLimits::default()).await;
+    for (host, status) in [
+        ("a b", "400"),
+        ("a\tb", "400"),
+        ("a/b", "400"),
+        ("a?b", "400"),
+        ("user@a", "400"),
+        ("http://a", "400"),
+        ("a:b", "400"),
+        ("a:+80", "400"),
+        ("a:65536", "400"),
+        ("a:80:80", "400"),
+        ("::1", "400"),
+        ("[::1", "400"),
+        ("[a]", "400"),
+        ("[::1]80", "400"),
+        (":80", "400"),
+        ("a%2", "400"),
+        ("ä", "400"),
+        ("a\"b", "400"),
+        ("a", "200"),
+        ("A.example.com.", "200"),
+        ("a_b", "200"),
+        ("a%20b", "200"),
+        ("a:8080", "200"),
+        ("a:", "200"),
+        ("127.0.0.1:80", "200"),
+        ("[::1]", "200"),
+        ("[2001:db8::1]:8080", "200"),
+        ("", "200"),
+    ] {
+        let ask = format!("GET /hello HTTP/1.1\r\nHost: {host}\r\nConnection: close\r\n\r\n");
+        let answer = server.ask(&ask).await;
+        assert_eq!(&answer[9..12], status, "{host:?} gives {answer}");
+        assert_eq!(
+            answer.contains("The Host header must be a host name"),
+            status == "400",
+            "{answer}"
+        );
+    }
+}
+
 /// Its sender may have sent all that it wants to.
 #[tokio::test]
 async fn a_bare_line_feed_that_ends_a_head_is_answered() {
