@@ -20,7 +20,7 @@ mod target;
 
 use address::AddressClass;
 pub use allow_list::{AllowList, AllowedNetwork, AllowedNetworkError};
-pub use policy::{AddressRejection, AllowedAddresses, EgressError, EgressPolicy};
+pub use policy::{AddressRejection, AllowedAddresses, EgressError, EgressPolicy, RejectionRemedy};
 pub use proxy::{EgressProxy, EgressProxyUrlError, ProxyError};
 pub use resolver::{LookupError, Resolver};
 pub use target::{CallbackHost, CallbackTarget, CallbackUrlError};

@@ -36,8 +36,19 @@ pub struct AddressRejection {
     pub address: IpAddr,
     /// What the address is, as a text that completes "this is …".
     pub what: &'static str,
-    /// Whether an operator can allow it for a tenant.
-    pub is_allowable: bool,
+    /// What an operator can do about it.
+    pub remedy: RejectionRemedy,
+}
+
+/// What an operator can do where an address must not be called.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum RejectionRemedy {
+    /// Allow its network for the tenant.
+    AllowNetwork,
+    /// Allow http for the tenant in the network, which is open to https.
+    AllowHttp,
+    /// Nothing: the address is never called, whatever is allowed.
+    Nothing,
 }
 
 /// Why a host cannot be called.
@@ -143,7 +154,7 @@ impl EgressPolicy {
                 return Err(AddressRejection {
                     address: *address,
                     what: "outside of the networks in which this tenant's callback may use http",
-                    is_allowable: false,
+                    remedy: RejectionRemedy::AllowHttp,
                 }
                 .into());
             }
@@ -157,11 +168,11 @@ impl EgressPolicy {
         allowed: &AllowList,
     ) -> Result<AddressAccess, AddressRejection> {
         let address = socket.ip();
-        let refused = |what, is_allowable| {
+        let refused = |what, remedy| {
             Err(AddressRejection {
                 address,
                 what,
-                is_allowable,
+                remedy,
             })
         };
         let kind = AddressClass::from_ip(address);
@@ -171,7 +182,7 @@ impl EgressPolicy {
                 && (never.ip().to_canonical() == address.to_canonical() || everywhere)
         };
         if self.denied_addresses.iter().any(own) {
-            return refused("an address of Attesto's own", false);
+            return refused("an address of Attesto's own", RejectionRemedy::Nothing);
         }
         match kind {
             AddressClass::Public => Ok(AddressAccess::Unrestricted),
@@ -179,8 +190,8 @@ impl EgressPolicy {
             AddressClass::Private(_) if allowed.is_allowed(socket) => {
                 Ok(AddressAccess::AllowListed)
             }
-            AddressClass::Private(what) => refused(what, true),
-            AddressClass::Forbidden(what) => refused(what, false),
+            AddressClass::Private(what) => refused(what, RejectionRemedy::AllowNetwork),
+            AddressClass::Forbidden(what) => refused(what, RejectionRemedy::Nothing),
         }
     }
 }

@@ -6,7 +6,7 @@ use hyper::http::HeaderValue;
 use hyper::http::uri::PathAndQuery;
 use url::{Host, Url};
 
-use super::{AllowList, EgressPolicy};
+use super::{AddressClass, AllowList, EgressPolicy};
 
 const MAX_URL_BYTES: usize = 2048;
 
@@ -49,6 +49,9 @@ pub enum CallbackUrlError {
         "the callback URL must begin with https:// (http is for private networks that an operator allowed for it: attesto webhook allow TENANT NETWORK:PORT --http; for development also WEBHOOK_ALLOW_PRIVATE_CALLBACKS=true)"
     )]
     Scheme,
+    /// Its host is an address that is never called. Holds what the address is.
+    #[error("the callback URL's host is {0}: that can never be a callback")]
+    NeverCalled(&'static str),
     /// It contains a user name or a password.
     #[error(
         "the callback URL must not hold a user name or a password: deliveries are signed, check the signature instead"
@@ -86,7 +89,8 @@ impl EgressPolicy {
             "https" => true,
             // Each address is compared with these networks when it is known.
             "http" if self.is_private_allowed() || allowed.has_http() => false,
-            _ => return Err(CallbackUrlError::Scheme),
+            // To begin it with https would not help, nor would allowing http.
+            _ => return Err(find_forbidden_host(&url).unwrap_or(CallbackUrlError::Scheme)),
         };
         if !url.username().is_empty() || url.password().is_some() {
             return Err(CallbackUrlError::UserInfo);
@@ -128,6 +132,18 @@ impl EgressPolicy {
                 .map_err(|_| CallbackUrlError::Malformed)?,
             path_and_query: path.try_into().map_err(|_| CallbackUrlError::Malformed)?,
         })
+    }
+}
+
+fn find_forbidden_host(url: &Url) -> Option<CallbackUrlError> {
+    let address: IpAddr = match url.host()? {
+        Host::Ipv4(address) => address.into(),
+        Host::Ipv6(address) => address.into(),
+        Host::Domain(_) => return None,
+    };
+    match AddressClass::from_ip(address) {
+        AddressClass::Forbidden(what) => Some(CallbackUrlError::NeverCalled(what)),
+        AddressClass::Public | AddressClass::Private(_) => None,
     }
 }
 

@@ -541,6 +541,47 @@ async fn an_operator_opens_a_network_for_one_tenant() {
 }
 
 #[tokio::test]
+async fn an_address_that_is_never_called_is_not_advised_to_be_allowed() {
+    let desk = Desk::open().await;
+    // Another network is allowed, by http too.
+    desk.answer(&["allow", "10.1.0.0/16:80", "--http"]);
+    for host in [
+        "169.254.169.254",
+        "[fd00:ec2::254]",
+        "100.100.100.200",
+        "0.0.0.0",
+    ] {
+        for scheme in ["http", "https"] {
+            let url = format!("{scheme}://{host}/latest/meta-data/");
+            let refused = desk.webhook(&["set-config", "--callback-url", &url]);
+            assert_eq!(refused.exit, 2, "{url}: {refused:?}");
+            assert!(
+                refused.complained.contains("can never be a callback"),
+                "{url}: {refused:?}"
+            );
+            assert!(
+                !refused.complained.contains("webhook allow"),
+                "{url}: {refused:?}"
+            );
+        }
+        let allowed = desk.webhook(&["allow", &format!("{host}:80"), "--http"]);
+        assert_eq!(allowed.exit, 2, "{allowed:?}");
+        assert!(allowed.complained.contains("never called"), "{allowed:?}");
+    }
+    // Without an allowed network, the scheme alone is refused.
+    desk.answer(&["disallow", "10.1.0.0/16:80"]);
+    let words = |url| ["set-config", "--callback-url", url];
+    let refused = desk.webhook(&words("http://169.254.169.254/"));
+    assert!(
+        refused.complained.contains("can never be a callback")
+            && !refused.complained.contains("webhook allow"),
+        "{refused:?}"
+    );
+    let refused = desk.webhook(&words("http://10.1.2.3/"));
+    assert!(refused.complained.contains("webhook allow"), "{refused:?}");
+}
+
+#[tokio::test]
 async fn a_ping_is_signed_sent_now_and_leaves_no_rows() {
     let desk = Arc::new(Desk::open().await);
     let receiver = Receiver::answering(OK).await;

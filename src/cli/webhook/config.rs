@@ -25,7 +25,7 @@ use crate::deliveries::endpoint::{
 use crate::deliveries::history;
 use crate::deliveries::probe;
 use crate::deliveries::redelivery::{EventStatus, Redeliveries, RedeliveryFilter};
-use crate::egress::{AllowList, EgressError, LookupError, Resolver};
+use crate::egress::{AllowList, EgressError, LookupError, RejectionRemedy, Resolver};
 
 /// For resolving the callback's host when it is configured.
 const DNS_TIMEOUT: Duration = Duration::from_secs(3);
@@ -349,9 +349,22 @@ pub(super) async fn check_callback_url(
     let port = target.port;
     match admitted {
         Ok(_) => Ok(()),
-        Err(EgressError::Rejected(refusal)) => Err(CommandError::usage_error(format!(
-            "the callback URL is refused: {refusal}. To allow a private network for this tenant: attesto webhook allow {tenant} NETWORK:{port}, and --http for a URL that begins with http://. In development, set WEBHOOK_ALLOW_PRIVATE_CALLBACKS=true here and for the service."
-        ))),
+        Err(EgressError::Rejected(refusal)) => {
+            let advice = match refusal.remedy {
+                RejectionRemedy::AllowNetwork => format!(
+                    "To allow a private network for this tenant: attesto webhook allow {tenant} NETWORK:{port}, and --http for a URL that begins with http://. In development, set WEBHOOK_ALLOW_PRIVATE_CALLBACKS=true here and for the service."
+                ),
+                RejectionRemedy::AllowHttp => format!(
+                    "To allow http there for this tenant: attesto webhook allow {tenant} NETWORK:{port} --http"
+                ),
+                RejectionRemedy::Nothing => {
+                    "It can never be a callback, and no setting changes that.".to_owned()
+                }
+            };
+            Err(CommandError::usage_error(format!(
+                "the callback URL is refused: {refusal}. {advice}"
+            )))
+        }
         Err(EgressError::Lookup(problem)) => {
             let problem = match problem {
                 LookupError::ResolverUnavailable => {

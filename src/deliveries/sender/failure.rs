@@ -20,7 +20,7 @@ use crate::base::tls_error::{
 use crate::deliveries::outcome::{AttemptOutcome, OutcomeClass};
 use crate::egress::{
     AddressRejection, CallbackHost, CallbackTarget, CallbackUrlError, EgressError, EgressProxy,
-    LookupError, ProxyError,
+    LookupError, ProxyError, RejectionRemedy,
 };
 
 /// A sentence may quote what a receiver sent.
@@ -55,7 +55,7 @@ impl AttemptError {
             Self::Url(error) => refused(OutcomeClass::Blocked, &error.to_string()),
             Self::Address { rejection, port } => {
                 let mut sentence = rejection.to_string();
-                if rejection.is_allowable {
+                if rejection.remedy == RejectionRemedy::AllowNetwork {
                     let address = SocketAddr::new(rejection.address, port);
                     let tenant = tenant.map_or("TENANT", TenantId::as_str);
                     // Writing to a `String` cannot fail.
