@@ -512,7 +512,12 @@ async fn an_operator_opens_a_network_for_one_tenant() {
         shown["allowedNetworks"],
         json!(["10.1.0.0/16:443", "[fd12:3456::/48]:8443"])
     );
+    assert_eq!(shown["allowedHttpNetworks"], json!([]));
     assert_eq!(desk.webhook(&["allow"]).said.lines().count(), 2);
+    desk.answer(&["allow", "10.1.0.0/16:443", "--http"]);
+    let shown = desk.answer(&["get"]);
+    assert_eq!(shown["allowedHttpNetworks"], json!(["10.1.0.0/16:443"]));
+    assert_eq!(shown["allowedNetworks"].as_array().unwrap().len(), 2);
     let endpoint = desk.endpoint().await;
     assert!(
         endpoint

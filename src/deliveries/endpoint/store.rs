@@ -185,6 +185,8 @@ pub struct EndpointSummary {
     pub secrets: Vec<SigningSecretRow>,
     /// The private networks that an operator has allowed, such as `10.1.0.0/16:443`.
     pub allowed_networks: Vec<String>,
+    /// Those of them in which callbacks may be called by http too.
+    pub allowed_http_networks: Vec<String>,
     /// What the callback is shown if it asks for a client certificate.
     pub client_certificate: Option<ClientCertificateSummary>,
     /// When it was created.
@@ -312,6 +314,11 @@ pub async fn load_endpoint_summary(
         has_secret: true,
         secrets,
         allowed_networks: allowed.iter().map(ToString::to_string).collect(),
+        allowed_http_networks: allowed
+            .iter()
+            .filter(|network| network.is_http_allowed())
+            .map(ToString::to_string)
+            .collect(),
         client_certificate: row
             .certificate
             .and_then(|certificate| ClientCertificateSummary::from_der(&certificate)),
