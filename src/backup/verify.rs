@@ -13,6 +13,7 @@ use super::programs::PostgresPrograms;
 use super::report::BackupVerifyReport;
 use super::store;
 use crate::base::clock::{Clock, Timestamp};
+use crate::base::error::to_sentence;
 use crate::base::id::BackupId;
 use crate::base::progress::{ReportProgress, report_while};
 use crate::credentials::canary::{self, CanaryError};
@@ -114,7 +115,7 @@ async fn restore_and_check(
     match report_while(restoring, report_time).await {
         Ok(()) => {}
         Err(BackupError::ProgramFailed { reason, .. }) => {
-            let problem = format!("It cannot be restored: {reason}.");
+            let problem = to_sentence(format!("It cannot be restored: {reason}"));
             report.problems.push(problem);
             return Ok(());
         }

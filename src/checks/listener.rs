@@ -2,6 +2,7 @@
 
 use super::check_result::CheckResult;
 use crate::base::clock::Timestamp;
+use crate::base::error::to_sentence;
 use crate::config::{self, RawSettings, read_tls_files};
 use crate::server::ListenSettings;
 use crate::server::tls::{TlsCertificate, TlsCertificateError};
@@ -32,7 +33,9 @@ fn check_listener_certificate(
         ),
         Err(problem) => CheckResult::fail(
             NAME,
-            format!("The listener's certificate and key cannot be used: {problem}."),
+            to_sentence(format!(
+                "The listener's certificate and key cannot be used: {problem}"
+            )),
             "A running service keeps the certificate it has, but would not start again: correct both files.",
         ),
     }

@@ -4,6 +4,7 @@ use super::check_result::CheckResult;
 use super::store::LatestBackup;
 use crate::audit::operator_audit::ChainReport;
 use crate::audit::{operator_audit, store};
+use crate::base::error::to_sentence;
 use crate::db::{Database, Error};
 
 /// A longer chain is not verified here; `attesto audit verify` does that.
@@ -44,7 +45,7 @@ pub(super) fn judge_chain(chain: &AuditChain) -> CheckResult {
             error: Some(error), ..
         }) => CheckResult::fail(
             NAME,
-            format!("The operator audit log was tampered with: {error}."),
+            to_sentence(format!("The operator audit log was tampered with: {error}")),
             "Rows of operator_audit were written by hand, or a restore went wrong. Compare with a backup, and find out who may write to that table.",
         ),
     }

@@ -120,7 +120,7 @@ fn judge_apple_roots(stores: &StoreSettings, now: Timestamp) -> CheckResult {
         Err(problem) => {
             return CheckResult::fail(
                 NAME,
-                format!("APPLE_ROOT_CERTIFICATES: {problem}."),
+                to_sentence(format!("APPLE_ROOT_CERTIFICATES: {problem}")),
                 "Correct it, or remove it to trust Apple's own roots.",
             );
         }

@@ -8,6 +8,7 @@ use super::check_result::{CheckResult, format_names, pluralize_count};
 use super::expiry::{CredentialKind, DueCredentialGroup, SECONDS_PER_DAY};
 use super::runner::DatabaseContext;
 use super::store;
+use crate::base::error::to_sentence;
 use crate::base::id::TenantId;
 use crate::db::Error;
 use crate::replicas::LiveReplicas;
@@ -26,7 +27,7 @@ pub(super) fn judge_tenant_count(count: i64) -> Judged {
         return Judged::LastResults(vec![CheckResult::ok(NAME, "There are no active tenants.")]);
     }
     let message = pluralize_count(count, "active tenant", "active tenants");
-    CheckResult::ok(NAME, format!("{message}.")).into()
+    CheckResult::ok(NAME, to_sentence(message)).into()
 }
 
 /// Whether notifications of a tenant were refused lately because they were too many.

@@ -131,7 +131,7 @@ impl CommandContext {
         &self,
     ) -> Result<(CancellationToken, AbortOnDropHandle<()>), CommandError> {
         let mut signals = ShutdownSignals::register_handlers().map_err(|problem| {
-            CommandError::failed(format!("cannot wait for signals: {problem}."))
+            CommandError::failed(to_sentence(format!("cannot wait for signals: {problem}")))
         })?;
         let stop = CancellationToken::new();
         let token = stop.clone();
@@ -343,7 +343,7 @@ impl From<CanaryError> for CommandError {
     fn from(error: CanaryError) -> Self {
         match error {
             CanaryError::Database(error) => error.into(),
-            wrong => Self::failed(format!("{wrong}.")),
+            wrong => Self::failed(to_sentence(wrong)),
         }
     }
 }

@@ -11,6 +11,7 @@ use serde_json::json;
 
 use super::context::{CommandContext, CommandError};
 use super::progress::ProgressBar;
+use crate::base::error::to_sentence;
 use crate::credentials::canary::{self, CanaryStatus};
 use crate::credentials::reseal::{
     self, ResealError, ResealMode, ResealProgress, ResealReport, SealingKeyUsage,
@@ -108,10 +109,10 @@ fn generate_identity(path: &Path, context: &CommandContext) -> Result<(), Comman
             file.sync_all()
         })
         .map_err(|error| {
-            CommandError::failed(format!(
-                "cannot write {}: {error}.",
+            CommandError::failed(to_sentence(format!(
+                "cannot write {}: {error}",
                 redact::redact_path(path)
-            ))
+            )))
         })?;
     let recipient = recipient.to_string();
     context.output.write_json_or_text(

@@ -4,6 +4,7 @@ use serde::Deserialize;
 use serde_json::value::RawValue;
 
 use super::context::{CommandContext, CommandError, ensure_tenant_exists};
+use crate::base::error::to_sentence;
 use crate::base::id::TenantId;
 use crate::events::feed::{
     DEFAULT_PAGE_EVENTS, EventFeed, FeedCursor, FeedError, FeedQuery, MAX_PAGE_EVENTS,
@@ -116,7 +117,7 @@ impl From<FeedError> for CommandError {
     fn from(error: FeedError) -> Self {
         match error {
             FeedError::Body(error) => error.into(),
-            FeedError::ForeignCursor => Self::usage_error(format!("--after {error}.")),
+            FeedError::ForeignCursor => Self::usage_error(to_sentence(format!("--after {error}"))),
             error => Self::from_cause(error),
         }
     }

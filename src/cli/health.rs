@@ -11,6 +11,7 @@ use serde_json::{Value, json};
 
 use super::context::{CommandContext, CommandError};
 use crate::base::clock::Timestamp;
+use crate::base::error::to_sentence;
 use crate::config::{self, read_tls_files};
 use crate::outbound::{self, CertificateTrust, HttpClientError};
 use crate::server::tls::{TlsCertificate, TlsFiles};
@@ -63,7 +64,11 @@ pub(crate) async fn run(args: HealthArgs, context: &CommandContext) -> Result<()
     let response = tokio::time::timeout(Duration::from_secs(args.timeout), request).await;
     let (status, body) = match response {
         Ok(Ok(answer)) => answer,
-        Ok(Err(problem)) => return Err(CommandError::failed(format!("{url}: {problem}."))),
+        Ok(Err(problem)) => {
+            return Err(CommandError::failed(to_sentence(format!(
+                "{url}: {problem}"
+            ))));
+        }
         Err(_) => {
             return Err(CommandError::failed(format!(
                 "{url}: no answer within {} s.",

@@ -8,6 +8,7 @@ use std::path::Path;
 use zeroize::Zeroizing;
 
 use super::context::CommandError;
+use crate::base::error::to_sentence;
 use crate::crypto::redact;
 
 /// No key file or body is larger.
@@ -26,7 +27,9 @@ pub(crate) fn read_file_or_stdin(path: &Path) -> Result<Zeroizing<Vec<u8>>, Comm
     } else {
         File::open(path).and_then(|file| file.take(MAX_INPUT_BYTES + 1).read_to_end(&mut content))
     };
-    read.map_err(|error| CommandError::failed(format!("cannot read {name}: {error}.")))?;
+    read.map_err(|error| {
+        CommandError::failed(to_sentence(format!("cannot read {name}: {error}")))
+    })?;
     if content.len() as u64 > MAX_INPUT_BYTES {
         return Err(CommandError::usage_error(format!(
             "{name} is larger than {MAX_INPUT_BYTES} bytes."

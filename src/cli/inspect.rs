@@ -10,6 +10,7 @@ use super::context::{CommandContext, CommandError};
 use super::input_file;
 use super::state_text::{LABEL_WIDTH, state_rows};
 use crate::base::clock::Timestamp;
+use crate::base::error::to_sentence;
 use crate::config::StoreSettings;
 use crate::stores::apple::account::AppleEnvironment;
 use crate::stores::apple::inspection::{
@@ -78,8 +79,9 @@ pub(crate) fn run(args: InspectArgs, context: &CommandContext) -> Result<(), Com
         .or(stores.apple_root_certificates.as_ref())
     {
         None => JwsVerifier::with_apple_roots(),
-        Some(path) => JwsVerifier::with_roots_from(path)
-            .map_err(|problem| CommandError::usage_error(format!("--roots: {problem}.")))?,
+        Some(path) => JwsVerifier::with_roots_from(path).map_err(|problem| {
+            CommandError::usage_error(to_sentence(format!("--roots: {problem}")))
+        })?,
     };
     // As a service with the same settings does, except that no OCSP responder is asked.
     let verifier = if stores.is_apple_ocsp_enabled {

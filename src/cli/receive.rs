@@ -16,6 +16,7 @@ use super::context::{CommandContext, CommandError};
 use super::input_file;
 use super::output::is_stdout_closed;
 use crate::base::clock::Timestamp;
+use crate::base::error::to_sentence;
 use crate::deliveries::endpoint::SigningSecret;
 
 /// How often to look whether the output is still read.
@@ -64,7 +65,10 @@ pub(crate) async fn run(args: ReceiveArgs, context: &CommandContext) -> Result<(
     let secret = read_secret(&args, context)?;
     let (stop, _listening) = context.cancel_on_signal()?;
     let listener = TcpListener::bind(args.listen).await.map_err(|cause| {
-        CommandError::failed(format!("cannot listen on {}: {cause}.", args.listen))
+        CommandError::failed(to_sentence(format!(
+            "cannot listen on {}: {cause}",
+            args.listen
+        )))
     })?;
     let is_checked = secret.is_some();
     let mut receiver = CallbackReceiver::start(listener, secret, args.status)?;
@@ -109,7 +113,7 @@ fn read_secret(
     };
     SigningSecret::parse(text.trim_end_matches(['\r', '\n']))
         .map(Some)
-        .map_err(|problem| CommandError::usage_error(format!("the secret: {problem}.")))
+        .map_err(|problem| CommandError::usage_error(to_sentence(format!("the secret: {problem}"))))
 }
 
 fn write_delivery(

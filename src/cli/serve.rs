@@ -20,6 +20,7 @@ use super::service_manager;
 use crate::app::{App, RunningApp};
 use crate::base::backoff::Backoff;
 use crate::base::clock::{Clock, Timestamp};
+use crate::base::error::to_sentence;
 use crate::base::shutdown::ShutdownSignals;
 use crate::checks::explain_missing_key;
 use crate::config::definitions::{SETTINGS, SettingDefinition, SettingKind};
@@ -152,11 +153,11 @@ pub(super) fn parse_settings(
     if let Some(given) = roots
         && let Err(problem) = JwsVerifier::with_roots_from(Path::new(&given.text))
     {
-        problems.push(format!("{}: {problem}.", given.origin));
+        problems.push(to_sentence(format!("{}: {problem}", given.origin)));
     }
     let pair = read_tls_files(raw).ok().flatten();
     if let Some(Err(problem)) = pair.map(|files| TlsCertificate::from_files(&files, now)) {
-        problems.push(format!("{problem}."));
+        problems.push(to_sentence(problem));
     }
     if read_deployment_mode(raw) == Some(DeploymentMode::Production) {
         for (name, path) in secret_files_with_mode(raw, WRITABLE_BY_EVERYONE) {
@@ -253,8 +254,9 @@ async fn serve_until_stopped(
     writer: &LogWriter,
     traces: Option<TraceMetrics>,
 ) -> Result<(), CommandError> {
-    let mut signals = ShutdownSignals::register_handlers()
-        .map_err(|problem| CommandError::failed(format!("cannot wait for signals: {problem}.")))?;
+    let mut signals = ShutdownSignals::register_handlers().map_err(|problem| {
+        CommandError::failed(to_sentence(format!("cannot wait for signals: {problem}")))
+    })?;
     let started = tokio::select! {
         started = start_service(settings, clock, traces) => started?,
         signal = signals.next_signal() => {

@@ -8,6 +8,7 @@ use serde_json::json;
 use tokio::signal::unix::{SignalKind, signal};
 
 use super::context::{CommandContext, CommandError};
+use crate::base::error::to_sentence;
 use crate::simulator::{Simulator, SimulatorOptions};
 
 const ROOT_CERTIFICATE_FILE: &str = "root.pem";
@@ -46,7 +47,7 @@ pub(crate) async fn run(args: SimulatorArgs, context: &CommandContext) -> Result
                     bind.port()
                 )
             }
-            _ => format!("the simulated stores cannot start: {error}."),
+            _ => to_sentence(format!("the simulated stores cannot start: {error}")),
         })
     })?;
     if let Some(folder) = folder {
@@ -56,9 +57,9 @@ pub(crate) async fn run(args: SimulatorArgs, context: &CommandContext) -> Result
             simulator.apple_root_pem(),
         )
         .map_err(|error| {
-            CommandError::failed(format!(
-                "cannot write {ROOT_CERTIFICATE_FILE} into the folder: {error}."
-            ))
+            CommandError::failed(to_sentence(format!(
+                "cannot write {ROOT_CERTIFICATE_FILE} into the folder: {error}"
+            )))
         })?;
     }
     let urls = json!({

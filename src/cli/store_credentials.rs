@@ -1,6 +1,7 @@
 //! What `attesto apple` and `attesto google` share: replacing a tenant's credentials and going back to the previous ones.
 
 use super::context::{CommandContext, CommandError};
+use crate::base::error::to_sentence;
 use crate::base::id::TenantId;
 use crate::config::settings::CredentialGracePeriod;
 use crate::credentials::history::{CredentialHistory, PreviousOutcome, RollbackError};
@@ -14,7 +15,8 @@ pub(super) fn check_replacement(
     match replaced {
         Ok(PreviousOutcome::NotOpened(cause)) => {
             eprintln!(
-                "attesto: warning: there is no going back to the previous credentials: {cause}."
+                "attesto: warning: there is no going back to the previous credentials: {}",
+                to_sentence(cause)
             );
             Ok(())
         }
@@ -39,9 +41,9 @@ pub(super) async fn rollback(
         .await
         .map_err(|why| match why {
             RollbackError::Database(error) => error.into(),
-            why => CommandError::failed(format!(
-                "the {store} credentials of {tenant} are unchanged: {why}."
-            )),
+            why => CommandError::failed(to_sentence(format!(
+                "the {store} credentials of {tenant} are unchanged: {why}"
+            ))),
         })?;
     Ok(database)
 }

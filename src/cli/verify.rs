@@ -12,6 +12,7 @@ use super::context::{CommandContext, CommandError};
 use super::input_file;
 use super::state_text::{self, LABEL_WIDTH};
 use super::verify_batch::{self, VerifyBatchArgs};
+use crate::base::error::to_sentence;
 use crate::base::id::TenantId;
 use crate::config::StoreSettings;
 use crate::crypto::keyring::Keyring;
@@ -176,7 +177,9 @@ impl VerifyDependencies {
     ) -> Result<AppleVerifier, CommandError> {
         let verifier = match &self.stores.apple_root_certificates {
             Some(path) => JwsVerifier::with_roots_from(path).map_err(|problem| {
-                CommandError::usage_error(format!("APPLE_ROOT_CERTIFICATES: {problem}."))
+                CommandError::usage_error(to_sentence(format!(
+                    "APPLE_ROOT_CERTIFICATES: {problem}"
+                )))
             })?,
             None => JwsVerifier::with_apple_roots(),
         };
@@ -378,12 +381,12 @@ impl VerifiedText<'_> {
         };
         let why = state_text::explain_status(state);
         match (state.entitled, state.entitled_until) {
-            (true, Some(end)) => format!("Grant it until {end}: {why}."),
+            (true, Some(end)) => to_sentence(format!("Grant it until {end}: {why}")),
             (true, None) if self.is_end_unknown => {
                 "Grant it; the app computes when it ends.".to_owned()
             }
             (true, None) => "Grant it; it has no end.".to_owned(),
-            (false, _) => format!("Grant nothing: {why}."),
+            (false, _) => to_sentence(format!("Grant nothing: {why}")),
         }
     }
 

@@ -4,6 +4,7 @@ use std::error::Error as StdError;
 
 use super::tls_failure::DatabaseTlsError;
 use super::{DatabaseConnectError, Error, is_lock_timeout, is_missing_table};
+use crate::base::error::to_sentence;
 use crate::base::tls_error::{TlsPurpose, TlsServer, describe_tls_error, find_tls_error};
 
 /// One sentence with a full stop, without the statement and without Postgres' own source lines.
@@ -13,11 +14,11 @@ pub(crate) fn describe_error(error: &Error) -> String {
             refused.code().as_deref().unwrap_or_default(),
             refused.message(),
         ),
-        Error::Tls(cause) if cause.is::<DatabaseTlsError>() => format!("{cause}."),
-        Error::Configuration(cause) => {
-            format!("the parameters of the database's URL cannot be used: {cause}.")
-        }
-        Error::Migrate(cause) => format!("the tables cannot be migrated: {cause}."),
+        Error::Tls(cause) if cause.is::<DatabaseTlsError>() => to_sentence(cause),
+        Error::Configuration(cause) => to_sentence(format!(
+            "the parameters of the database's URL cannot be used: {cause}"
+        )),
+        Error::Migrate(cause) => to_sentence(format!("the tables cannot be migrated: {cause}")),
         other => describe_failure(other),
     }
 }
@@ -66,9 +67,10 @@ fn describe_failure(error: &Error) -> String {
         return sentence;
     }
     match error {
-        Error::Io(cause) => format!("the connection to the database failed: {cause}."),
+        Error::Io(cause) => to_sentence(format!("the connection to the database failed: {cause}")),
         Error::Tls(cause) => format!(
-            "the connection to the database cannot be encrypted: {cause}. The parameter sslmode of DATABASE_URL says what is required."
+            "the connection to the database cannot be encrypted: {} The parameter sslmode of DATABASE_URL says what is required.",
+            to_sentence(cause)
         ),
         Error::RowNotFound => "a row of the database that must be there is missing.".to_owned(),
         Error::ColumnDecode { .. }
@@ -162,7 +164,7 @@ fn describe_refusal(code: &str, message: &str) -> String {
         "53300" => format!(
             "the database has no connection left: {message}. Raise max_connections or the role's limit, or lower max in the DATABASE_URL of the service."
         ),
-        "53100" => format!("the disk of the database is full: {message}."),
+        "53100" => to_sentence(format!("the disk of the database is full: {message}")),
         _ => format!("the database refused: {message} (SQLSTATE {code})."),
     }
 }

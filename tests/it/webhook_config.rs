@@ -587,6 +587,21 @@ async fn an_address_that_is_never_called_is_not_advised_to_be_allowed() {
 }
 
 #[tokio::test]
+async fn a_sentence_that_ends_with_a_question_has_no_full_stop_behind_it() {
+    let desk = Arc::new(Desk::open().await);
+    // No program listens at this port any more.
+    let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+    let url = format!("http://{}/", listener.local_addr().unwrap());
+    drop(listener);
+    let words = ["set-config", "--callback-url", &url];
+    let ran = desk.develop(&words, &[]).await;
+    assert_eq!(ran.exit, 0, "{ran:?}");
+    let ran = desk.develop(&["ping"], &[]).await;
+    assert_eq!(ran.exit, 1, "{ran:?}");
+    assert!(ran.complained.trim_end().ends_with('?'), "{ran:?}");
+}
+
+#[tokio::test]
 async fn a_ping_is_signed_sent_now_and_leaves_no_rows() {
     let desk = Arc::new(Desk::open().await);
     let receiver = Receiver::answering(OK).await;

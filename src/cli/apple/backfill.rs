@@ -13,6 +13,7 @@ use super::super::progress::ProgressBar;
 use super::super::verify::VerifyDependencies;
 use super::credentials::{describe_api_error, no_credentials_error};
 use crate::base::clock::Timestamp;
+use crate::base::error::to_sentence;
 use crate::base::id::TenantId;
 use crate::stores::apple::AppleBackfill;
 use crate::stores::apple::account::{AppleCredentials, AppleEnvironment};
@@ -157,7 +158,7 @@ impl BackfillRun<'_> {
                 Err(AppleNotificationError::NoCredentials) => {
                     failures.push(no_credentials_error(tenant).message);
                 }
-                Err(error) => failures.push(format!("{tenant}: {error}.")),
+                Err(error) => failures.push(to_sentence(format!("{tenant}: {error}"))),
             }
         }
         Ok(failures)

@@ -5,6 +5,7 @@ use std::sync::Arc;
 
 use super::super::context::{CommandContext, CommandError};
 use super::super::{input_file, store_credentials};
+use crate::base::error::to_sentence;
 use crate::base::id::TenantId;
 use crate::config::StoreSettings;
 use crate::config::settings::CredentialGracePeriod;
@@ -65,7 +66,7 @@ pub(super) async fn set_credentials(
     let file = input_file::read_file_or_stdin(&arguments.key_path)?;
     let key = SigningKey::parse(&file).map_err(|problem| {
         let path = arguments.key_path.display();
-        CommandError::usage_error(format!("{path}: {problem}."))
+        CommandError::usage_error(to_sentence(format!("{path}: {problem}")))
     })?;
     if let Some(doubt) = key_file_name_warning(&arguments.key_path, &arguments.key_id) {
         eprintln!("attesto: warning: {doubt}.");

@@ -8,6 +8,7 @@ use super::super::callback_receiver::{ReceivedDelivery, SignatureCheck};
 use super::environment::DevEnvironment;
 use super::example_request::format_json_shortened;
 use super::example_request::print_stdout;
+use crate::base::error::to_sentence;
 use crate::cli::context::CommandError;
 
 const EVENT_TIMEOUT: Duration = Duration::from_secs(10);
@@ -83,7 +84,8 @@ impl ExampleStoreEvent<'_> {
             "\n{number}. {}\n\ncurl -s -X POST {}\n\n",
             self.title, self.control_url
         ));
-        let failed = |problem: &str| CommandError::failed(format!("event {number}: {problem}."));
+        let failed =
+            |problem: &str| CommandError::failed(to_sentence(format!("event {number}: {problem}")));
         let outcome = self
             .trigger_and_wait(environment)
             .await

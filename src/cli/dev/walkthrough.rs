@@ -12,13 +12,15 @@ use super::example_request::{
     ExampleBody, ExampleRequest, ExpectedResponse, format_json_shortened, print_stdout,
 };
 use super::store_events;
+use crate::base::error::to_sentence;
 use crate::base::shutdown::ShutdownSignals;
 use crate::cli::context::{CommandContext, CommandError};
 use crate::simulator::JwsForgery;
 
 pub(crate) async fn run(args: DevArgs, context: &CommandContext) -> Result<(), CommandError> {
-    let mut signals = ShutdownSignals::register_handlers()
-        .map_err(|problem| CommandError::failed(format!("cannot wait for signals: {problem}.")))?;
+    let mut signals = ShutdownSignals::register_handlers().map_err(|problem| {
+        CommandError::failed(to_sentence(format!("cannot wait for signals: {problem}")))
+    })?;
     let mut environment = tokio::select! {
         environment = DevEnvironment::start(&args, context) => environment?,
         _ = signals.next_signal() => return Ok(()),
@@ -78,10 +80,12 @@ async fn run_example_requests(environment: &DevEnvironment) -> Result<usize, Com
                 problems.extend(
                     mismatches
                         .into_iter()
-                        .map(|it| format!("request {}: {it}.", number + 1)),
+                        .map(|it| to_sentence(format!("request {}: {it}", number + 1))),
                 );
             }
-            Err(problem) => problems.push(format!("request {}: {problem}.", number + 1)),
+            Err(problem) => {
+                problems.push(to_sentence(format!("request {}: {problem}", number + 1)));
+            }
         }
     }
     if !problems.is_empty() {

@@ -9,6 +9,7 @@ use super::super::backfill::{
 };
 use super::super::context::{CommandContext, CommandError};
 use super::super::verify::VerifyDependencies;
+use crate::base::error::to_sentence;
 use crate::base::id::TenantId;
 use crate::stores::google::{
     GoogleBackfill, GoogleBackfillError, RefundsReport, RereadReport, store,
@@ -72,7 +73,7 @@ pub(super) async fn backfill_refunds(
                 Ok((refunds, states)) => {
                     write_report(tenant, &refunds, &states, is_dry_run, context)?;
                 }
-                Err(error) => failures.push(format!("{tenant}: {error}.")),
+                Err(error) => failures.push(to_sentence(format!("{tenant}: {error}"))),
             }
         }
         Ok::<_, CommandError>(failures)

@@ -5,6 +5,7 @@ use std::sync::Arc;
 
 use super::super::context::{CommandContext, CommandError};
 use super::super::{input_file, store_credentials};
+use crate::base::error::to_sentence;
 use crate::base::id::TenantId;
 use crate::config::StoreSettings;
 use crate::config::settings::CredentialGracePeriod;
@@ -63,7 +64,7 @@ pub(super) async fn set_credentials(
     let file = input_file::read_file_or_stdin(&arguments.service_account_path)?;
     let account = GoogleServiceAccount::parse(&file).map_err(|problem| {
         let path = arguments.service_account_path.display();
-        CommandError::usage_error(format!("{path}: {problem}."))
+        CommandError::usage_error(to_sentence(format!("{path}: {problem}")))
     })?;
     let account = Arc::new(account);
     let database = context.open_database().await?;

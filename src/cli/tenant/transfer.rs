@@ -5,6 +5,7 @@ use std::path::{Path, PathBuf};
 use super::super::context::{CommandContext, CommandError};
 use super::super::input_file;
 use super::super::progress::ProgressBar;
+use crate::base::error::to_sentence;
 use crate::base::id::TenantId;
 use crate::credentials::canary;
 use crate::crypto::sealed_file::{
@@ -65,8 +66,9 @@ pub(crate) struct TenantImportArgs {
 }
 
 fn read_passphrase(path: &Path) -> Result<Passphrase, CommandError> {
-    Passphrase::parse(&input_file::read_text(path)?)
-        .map_err(|problem| CommandError::usage_error(format!("{}: {problem}.", path.display())))
+    Passphrase::parse(&input_file::read_text(path)?).map_err(|problem| {
+        CommandError::usage_error(to_sentence(format!("{}: {problem}", path.display())))
+    })
 }
 
 pub(super) async fn export_tenant(
@@ -77,9 +79,9 @@ pub(super) async fn export_tenant(
     let to = match (&args.passphrase_file, &args.recipient) {
         (Some(path), _) => SealTarget::Passphrase(read_passphrase(path)?),
         (None, Some(recipient)) => {
-            let recipient: Recipient = recipient
-                .parse()
-                .map_err(|problem| CommandError::usage_error(format!("--recipient: {problem}.")))?;
+            let recipient: Recipient = recipient.parse().map_err(|problem| {
+                CommandError::usage_error(to_sentence(format!("--recipient: {problem}")))
+            })?;
             SealTarget::Recipient(recipient)
         }
         (None, None) => {
@@ -139,7 +141,7 @@ pub(super) async fn import_tenant(
         (None, Some(path)) => {
             let identity = RecipientIdentity::parse(&input_file::read_text(path)?);
             let identity = identity.map_err(|problem| {
-                CommandError::usage_error(format!("{}: {problem}.", path.display()))
+                CommandError::usage_error(to_sentence(format!("{}: {problem}", path.display())))
             })?;
             OpeningSecret::Identity(identity)
         }

@@ -18,6 +18,7 @@ use super::super::verify::{VerifyDependencies, rejection_json};
 use super::answers::AnswerFile;
 use super::rows::{BatchQuestion, BatchRow, RowDefaults, read_rows};
 use crate::base::backoff::Backoff;
+use crate::base::error::to_sentence;
 use crate::base::id::TenantId;
 use crate::http::{ErrorCode, Problem};
 use crate::stores::google;
@@ -209,7 +210,10 @@ impl BatchInput {
             return Ok(Self::Stdin(content));
         }
         File::open(path).map_err(|error| {
-            CommandError::failed(format!("cannot read {}: {error}.", path.display()))
+            CommandError::failed(to_sentence(format!(
+                "cannot read {}: {error}",
+                path.display()
+            )))
         })?;
         Ok(Self::File(path.to_owned()))
     }
@@ -233,7 +237,10 @@ impl<'a> AnswerSink<'a> {
             return Ok(Self::Stdout(context));
         };
         let file = AnswerFile::open(path).map_err(|error| {
-            CommandError::failed(format!("cannot use {}: {error}.", path.display()))
+            CommandError::failed(to_sentence(format!(
+                "cannot use {}: {error}",
+                path.display()
+            )))
         })?;
         Ok(Self::File(file, path))
     }

@@ -8,6 +8,7 @@ use serde_json::json;
 use super::super::context::{CommandContext, CommandError};
 use super::config::load_endpoint_summary;
 use crate::base::clock::Timestamp;
+use crate::base::error::to_sentence;
 use crate::base::id::{CallbackNumber, DeliveryId, EventId, TenantId};
 use crate::config::groups::WebhookSettings;
 use crate::deliveries::endpoint::CallbackKind;
@@ -52,7 +53,7 @@ pub(super) async fn ping_callback(
         .map_err(EndpointChangeError::from)?;
     let settings = context.read_sender_settings(&webhooks, &database)?;
     let sender = Sender::new(settings, &context.clock)
-        .map_err(|problem| CommandError::failed(format!("cannot send: {problem}.")))?;
+        .map_err(|problem| CommandError::failed(to_sentence(format!("cannot send: {problem}"))))?;
     let now = context.clock.now();
     let event = EventId::mint(now);
     let job = DeliveryJob {
@@ -83,9 +84,9 @@ pub(super) async fn ping_callback(
     context.output.write_object(&result)?;
     match detail {
         None => Ok(()),
-        Some(detail) => Err(CommandError::failed(format!(
-            "the callback did not accept the test event: {detail}."
-        ))),
+        Some(detail) => Err(CommandError::failed(to_sentence(format!(
+            "the callback did not accept the test event: {detail}"
+        )))),
     }
 }
 

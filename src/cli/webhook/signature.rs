@@ -10,6 +10,7 @@ use serde::Serialize;
 use super::super::context::{CommandContext, CommandError};
 use super::super::{duration, input_file};
 use crate::base::clock::Timestamp;
+use crate::base::error::to_sentence;
 use crate::deliveries::endpoint::{SigningSecret, SigningSecrets};
 use crate::deliveries::signature::{self, SignatureHeaders};
 
@@ -82,8 +83,10 @@ pub(crate) fn run(args: VerifySignatureArgs, context: &CommandContext) -> Result
         ));
     }
     let secret = input_file::read_text(&args.secret_path)?;
-    let secret = SigningSecret::parse(secret.trim_end_matches(['\r', '\n']))
-        .map_err(|problem| CommandError::usage_error(format!("the secret: {problem}.")))?;
+    let secret =
+        SigningSecret::parse(secret.trim_end_matches(['\r', '\n'])).map_err(|problem| {
+            CommandError::usage_error(to_sentence(format!("the secret: {problem}")))
+        })?;
     let body = input_file::read_file_or_stdin(&args.body_path)?;
     let (form, header) = match (args.signature, args.webhook_signature) {
         (Some(signature), _) => (
