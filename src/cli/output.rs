@@ -5,6 +5,7 @@ use std::sync::{Mutex, PoisonError};
 
 use comfy_table::{ColumnConstraint, ContentArrangement, Table, Width, presets};
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
+use rustix::fs::FileType;
 use serde::Serialize;
 use serde_json::Value;
 
@@ -27,6 +28,8 @@ pub(crate) struct OutputWriter {
     is_json_requested: bool,
     /// Columns of the terminal. `None`: stdout is no terminal, lines may have any length.
     width: Option<u16>,
+    /// Whether what is written can be read by no program and no person.
+    is_discarded: bool,
     writer: Mutex<Box<dyn Write + Send>>,
 }
 
@@ -48,6 +51,7 @@ impl OutputWriter {
         Self {
             is_json_requested: format == OutputFormat::Json,
             width: terminal_width(),
+            is_discarded: is_stdout_discarded(),
             ..Self::with_writer(is_human_readable, io::stdout())
         }
     }
@@ -60,6 +64,7 @@ impl OutputWriter {
             is_human_readable,
             is_json_requested: false,
             width: None,
+            is_discarded: false,
             writer: Mutex::new(Box::new(writer)),
         }
     }
@@ -91,7 +96,7 @@ impl OutputWriter {
     }
 
     /// Like [`write_json_or_text`](Self::write_json_or_text), for a secret that cannot be shown again: an error also when
-    /// the other end of the pipe is closed.
+    /// the other end of the pipe is closed, or stdout is.
     pub(crate) fn write_one_time_secret<T: Serialize>(
         &self,
         result: &T,
@@ -102,6 +107,11 @@ impl OutputWriter {
         } else {
             serde_json::to_string(result)?
         };
+        if self.is_discarded {
+            return Err(io::Error::other(
+                "standard output is closed, or is the null device",
+            ));
+        }
         self.write_text(&text, ClosedPipe::Error)
     }
 
@@ -220,6 +230,20 @@ pub(crate) fn is_stdout_closed() -> bool {
         && pipe[0]
             .revents()
             .intersects(PollFlags::ERR | PollFlags::HUP)
+}
+
+/// Whether stdout is the null device. It is that too where the command was started with a closed stdout, as by `>&-`: Rust opens
+/// the null device in its place before `main`, so that no other file gets its number.
+fn is_stdout_discarded() -> bool {
+    let stdout = rustix::fs::fstat(io::stdout());
+    let null = rustix::fs::stat("/dev/null");
+    match (stdout, null) {
+        (Ok(stdout), Ok(null)) => {
+            FileType::from_raw_mode(stdout.st_mode) == FileType::CharacterDevice
+                && stdout.st_rdev == null.st_rdev
+        }
+        _ => false,
+    }
 }
 
 fn terminal_width() -> Option<u16> {

@@ -97,12 +97,38 @@ async fn tenants_are_created_listed_and_changed() {
     assert_eq!(answer(&shell, &limits)["rateLimitPerSecond"], 5);
 }
 
-/// Outputs that cannot be written: a full disk, and a pipe that no process reads.
-fn unwritable_outputs() -> [Stdio; 2] {
+/// Outputs that show nothing: a full disk, a pipe that no process reads, and the null device.
+fn unwritable_outputs() -> [Stdio; 3] {
     let full = OpenOptions::new().write(true).open("/dev/full").unwrap();
     let (reader, writer) = std::io::pipe().unwrap();
     drop(reader);
-    [full.into(), writer.into()]
+    [full.into(), writer.into(), Stdio::null()]
+}
+
+/// `key create TENANT >&-`
+#[tokio::test]
+async fn an_api_key_is_revoked_when_the_output_is_closed() {
+    let shell = fresh_database().await.shell();
+    let tenant = answer(&shell, &["tenant", "create", "--name", "Acme"]);
+    let tenant = tenant["id"].as_str().unwrap();
+    let command = shell.command(&["key", "create", tenant]);
+    let mut closing = std::process::Command::new("sh");
+    closing
+        .args(["-c", "exec \"$@\" >&-", "sh"])
+        .arg(command.get_program())
+        .args(command.get_args())
+        .env_clear();
+    for (name, value) in command.get_envs() {
+        if let Some(value) = value {
+            closing.env(name, value);
+        }
+    }
+    let ran = closing.output().unwrap();
+    let complained = String::from_utf8(ran.stderr).unwrap();
+    assert_eq!(ran.status.code(), Some(1), "{complained}");
+    assert!(complained.contains("so it was revoked"), "{complained}");
+    let [key] = shell.rows(&["key", "list", tenant]).try_into().unwrap();
+    assert!(key["revokedAt"].is_string(), "{key}");
 }
 
 #[tokio::test]
