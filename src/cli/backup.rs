@@ -17,17 +17,35 @@ pub(crate) enum BackupCommand {
     },
     /// Verify a backup: restore it into a temporary database on the same server, and check that it is complete and that its
     /// secrets open; needs `pg_restore` and the encryption keys
-    Verify {
-        /// The dump; its manifest must be beside it
-        #[arg(value_name = "FILE")]
-        file: PathBuf,
-    },
+    #[command(override_usage = "attesto backup verify [OPTIONS] <FILE>")]
+    Verify(DumpArgs),
     /// Restore a backup into the database, which must be empty; deliveries are held until `attesto deliveries release`
-    Restore {
-        /// The dump; its manifest must be beside it
-        #[arg(value_name = "FILE")]
-        file: PathBuf,
-    },
+    #[command(override_usage = "attesto backup restore [OPTIONS] <FILE>")]
+    Restore(DumpArgs),
+}
+
+/// The dump that a command reads.
+#[derive(Debug, clap::Args)]
+pub(crate) struct DumpArgs {
+    /// The dump; its manifest must be beside it
+    #[arg(value_name = "FILE", required_unless_present = "named_file")]
+    file: Option<PathBuf>,
+    /// The same as FILE: `backup create` takes it with this flag
+    #[arg(
+        id = "named_file",
+        long = "file",
+        value_name = "FILE",
+        hide = true,
+        conflicts_with = "file"
+    )]
+    named_file: Option<PathBuf>,
+}
+
+impl DumpArgs {
+    fn into_path(self) -> PathBuf {
+        // clap accepts one of them only, and not none.
+        self.file.or(self.named_file).unwrap_or_default()
+    }
 }
 
 pub(crate) async fn run(
@@ -62,7 +80,8 @@ pub(crate) async fn run(
             context.output.write_json_or_text(&manifest, &text)?;
             Ok(())
         }
-        BackupCommand::Restore { file } => {
+        BackupCommand::Restore(dump) => {
+            let file = dump.into_path();
             let database = context.open_database().await?;
             let (manifest, problems) = backup::restore_backup(&database, &programs, &file).await?;
             let text = format!(
@@ -78,7 +97,8 @@ pub(crate) async fn run(
                 Err(CommandError::failed(problems.join("\n")))
             }
         }
-        BackupCommand::Verify { file } => {
+        BackupCommand::Verify(dump) => {
+            let file = dump.into_path();
             let keyring = context.find_configured_keyring()?;
             let database = context.open_database().await?;
             let verified = backup::verify_backup(

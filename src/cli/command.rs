@@ -287,10 +287,15 @@ mod tests {
             "attesto apple set-credentials --key-path",
             "attesto google set-credentials --service-account-path",
             "attesto webhook set-config --secret-path",
-            "attesto tenant export --passphrase-file",
-            "attesto tenant import --identity-file",
+            "attesto tenant export --passphrase-path",
+            "attesto tenant import --identity-path",
         ] {
             assert!(flags.iter().any(|found| found == flag), "{flag}: {flags:?}");
+        }
+        // One word for one thing: `-file` is shown only where the flag is that of a setting, whose name ends in _FILE.
+        let shown_as_file = flags.iter().filter(|flag| flag.ends_with("-file"));
+        for flag in shown_as_file {
+            assert!(flag.starts_with("attesto serve --"), "{flag}");
         }
         assert!(flags.len() > 20, "{flags:?}");
     }

@@ -198,6 +198,11 @@ async fn a_damaged_backup_fails_verification() {
     std::fs::write(&manifest, &text).unwrap();
     verify(0, "");
 
+    // The file may be named with the flag of `backup create`, and must be named.
+    let by_flag = ["backup", "verify", "--file", &place.file("dump")];
+    assert_eq!(place.shell.run(&by_flag).exit, 0);
+    assert_eq!(place.shell.run(&by_flag[..2]).exit, 2);
+
     // A value that does not open, in a database that was damaged before the backup.
     sqlx::query(
         "update apple_credentials set private_key_enc = '\\x01' || sha256('x') || sha256('y')",

@@ -16,7 +16,7 @@ use crate::tenant_transfer::tables::HistoryScope;
 use crate::tenant_transfer::{self, ExportReport, ImportOptions, ImportReport, TransferError};
 
 #[derive(Debug, clap::Args)]
-#[command(group(clap::ArgGroup::new("sealed").required(true).args(["passphrase_file", "recipient"])))]
+#[command(group(clap::ArgGroup::new("sealed").required(true).args(["passphrase_path", "recipient"])))]
 pub(crate) struct TenantExportArgs {
     /// The tenant's id, `tenant_…`
     tenant: TenantId,
@@ -25,7 +25,7 @@ pub(crate) struct TenantExportArgs {
     file: PathBuf,
     /// File with the passphrase to encrypt with, `-` for standard input; at least 12 characters
     #[arg(long, value_name = "FILE")]
-    passphrase_file: Option<PathBuf>,
+    passphrase_path: Option<PathBuf>,
     /// Recipient to encrypt for: printed by `attesto encryption generate-identity` on the importing installation
     #[arg(long, value_name = "RECIPIENT")]
     recipient: Option<String>,
@@ -39,17 +39,17 @@ pub(crate) struct TenantExportArgs {
     clippy::struct_excessive_bools,
     reason = "each is a flag of its own, and any may be combined"
 )]
-#[command(group(clap::ArgGroup::new("sealed").required(true).args(["passphrase_file", "identity_file"])))]
+#[command(group(clap::ArgGroup::new("sealed").required(true).args(["passphrase_path", "identity_path"])))]
 pub(crate) struct TenantImportArgs {
     /// File that `attesto tenant export` wrote
     #[arg(long, value_name = "FILE")]
     file: PathBuf,
     /// File with the passphrase it was encrypted with, `-` for standard input
     #[arg(long, value_name = "FILE")]
-    passphrase_file: Option<PathBuf>,
+    passphrase_path: Option<PathBuf>,
     /// File with the identity it was encrypted for
     #[arg(long, value_name = "FILE")]
-    identity_file: Option<PathBuf>,
+    identity_path: Option<PathBuf>,
     /// Import the tenant as inactive, whatever it was
     #[arg(long)]
     as_inactive: bool,
@@ -76,7 +76,7 @@ pub(super) async fn export_tenant(
     database: &Database,
     context: &CommandContext,
 ) -> Result<(), CommandError> {
-    let to = match (&args.passphrase_file, &args.recipient) {
+    let to = match (&args.passphrase_path, &args.recipient) {
         (Some(path), _) => SealTarget::Passphrase(read_passphrase(path)?),
         (None, Some(recipient)) => {
             let recipient: Recipient = recipient.parse().map_err(|problem| {
@@ -86,7 +86,7 @@ pub(super) async fn export_tenant(
         }
         (None, None) => {
             return Err(CommandError::usage_error(
-                "give --passphrase-file or --recipient.",
+                "give --passphrase-path or --recipient.",
             ));
         }
     };
@@ -136,7 +136,7 @@ pub(super) async fn import_tenant(
     database: &Database,
     context: &CommandContext,
 ) -> Result<(), CommandError> {
-    let with = match (&args.passphrase_file, &args.identity_file) {
+    let with = match (&args.passphrase_path, &args.identity_path) {
         (Some(path), _) => OpeningSecret::Passphrase(read_passphrase(path)?),
         (None, Some(path)) => {
             let identity = RecipientIdentity::parse(&input_file::read_text(path)?);
@@ -147,7 +147,7 @@ pub(super) async fn import_tenant(
         }
         (None, None) => {
             return Err(CommandError::usage_error(
-                "give --passphrase-file or --identity-file.",
+                "give --passphrase-path or --identity-path.",
             ));
         }
     };
