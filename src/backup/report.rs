@@ -12,6 +12,9 @@ pub struct BackupVerifyReport {
     pub created_at: String,
     /// Whether no problem was found.
     pub sound: bool,
+    /// Whether the result says something about the backup. False: its only problem is that the given encryption keys are not
+    /// those that it was sealed with, or are not all of them.
+    pub conclusive: bool,
     /// The age of the backup in seconds: restoring it would lose the changes since then.
     pub age_seconds: u64,
     /// How long restoring took, in milliseconds.

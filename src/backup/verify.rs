@@ -28,6 +28,8 @@ const VERIFY_STEPS: u64 = 5;
 /// Restores the dump into a scratch database, compares it with its manifest, applies the migrations of this release,
 /// and unseals a sample of the sealed values. The scratch database is dropped before this returns. Nothing else on the
 /// server is changed, and nothing is sent to callbacks or stores.
+///
+/// The result is recorded for `attesto doctor`, unless the given keys are the only problem: that says nothing about the backup.
 pub async fn verify_backup(
     database: &Database,
     keyring: Option<&Keyring>,
@@ -48,6 +50,7 @@ pub async fn verify_backup(
         id: manifest.id.clone(),
         created_at: manifest.created_at.clone(),
         sound: false,
+        conclusive: true,
         age_seconds: created_at.map_or(0, |moment| now.duration_since(moment).as_secs()),
         restored_in_ms: 0,
         tables: manifest.tables.len(),
@@ -81,6 +84,9 @@ pub async fn verify_backup(
         ));
     }
     report.sound = report.problems.is_empty();
+    if !report.conclusive {
+        return Ok(report);
+    }
     // The result is not needed: verifying on another server than the one that was backed up is normal, and only the
     // database that the backup was made of has a row for it.
     if let Err(error) = store::record_verified(database, &report).await {
@@ -134,11 +140,18 @@ async fn restore_and_check(
     progress(3, VERIFY_STEPS, "applying migrations");
     report.migrations_applied = scratch.migrate(false).await?.applied.len();
     progress(4, VERIFY_STEPS, "opening secrets");
+    let was_sound = report.problems.is_empty();
     if let Some(keyring) = keyring {
         match canary::check_canaries(scratch, keyring).await {
             Ok(()) => {}
             Err(CanaryError::Database(error)) => return Err(error.into()),
-            Err(wrong) => report.problems.push(format!("{wrong}.")),
+            // Nothing that is sealed with it would open.
+            Err(wrong @ CanaryError::WrongKey { .. }) => {
+                report.problems.push(to_sentence(wrong));
+                report.conclusive = !was_sound;
+                return Ok(());
+            }
+            Err(wrong) => report.problems.push(to_sentence(wrong)),
         }
         for check in sealed_value_check::check_sealed_values(scratch, keyring, SAMPLE_ROWS).await? {
             report.opened += check.opened;
@@ -155,8 +168,10 @@ async fn restore_and_check(
     let missing = missing_keys(&found.key_ids, keyring);
     if !missing.is_empty() {
         let problem = format!("{}.", BackupError::MissingKeys(missing));
+        report.conclusive = !was_sound;
         report.problems.push(problem);
     } else if found.has_secrets && report.opened == 0 && report.problems.is_empty() {
+        report.conclusive = keyring.is_some();
         report.problems.push(
             "It holds sealed values, and none of them was opened: give the encryption keys that the service runs with."
                 .to_owned(),

@@ -146,6 +146,12 @@ fn format_manifest(manifest: &BackupManifest, file: &Path) -> String {
 }
 
 fn format_verification(report: &BackupVerifyReport) -> String {
+    if !report.conclusive {
+        return format!(
+            "Backup {} of {} was not verified: the encryption keys are not those that it was sealed with.",
+            report.id, report.created_at
+        );
+    }
     if !report.sound {
         return format!(
             "Backup {} of {} is NOT usable.",

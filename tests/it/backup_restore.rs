@@ -152,6 +152,13 @@ async fn a_backup_is_created_and_verified_and_needs_its_keys() {
         "{}",
         unsound.complained
     );
+    assert_eq!(report(&unsound)["conclusive"], false);
+    // That says nothing about the backup, which was found intact before.
+    let noted: bool = sqlx::query_scalar("select sound from backups")
+        .fetch_one(place.world.database().pool())
+        .await
+        .unwrap();
+    assert!(noted, "a wrong key does not make it unrestorable");
     let in_rotation = without
         .set("ATTESTO_ENCRYPTION_KEY", &format!("2:{}", key(8)))
         .set("ATTESTO_ENCRYPTION_KEYS_RETIRED", &format!("1:{}", key(7)));
