@@ -24,7 +24,7 @@ use tokio::time::{Instant, sleep, timeout};
 use tokio_util::sync::CancellationToken;
 
 use super::connect_settings::{ServerList, TargetSession};
-use super::tls_failure::{FetchedChain, explain_connect_failure};
+use super::tls_failure::{FetchedChains, explain_connect_failure};
 use super::{DatabaseConnectError, Error, is_unavailable};
 
 /// What a server says of itself. The simple protocol, because every pooler understands it.
@@ -96,7 +96,7 @@ struct WatchState {
     choosing: tokio::sync::Mutex<()>,
     /// What the last session said that was asked.
     is_read_only: AtomicBool,
-    fetched_chain: FetchedChain,
+    fetched_chains: FetchedChains,
 }
 
 struct CurrentServer {
@@ -134,7 +134,7 @@ impl ServerWatch {
                 is_checking: AtomicBool::new(false),
                 choosing: tokio::sync::Mutex::default(),
                 is_read_only: AtomicBool::new(false),
-                fetched_chain: FetchedChain::default(),
+                fetched_chains: FetchedChains::default(),
             }),
         }
     }
@@ -161,7 +161,7 @@ impl ServerWatch {
 
     async fn explain_failure_of(&self, error: Error, server: &PgConnectOptions) -> Error {
         let state = &self.state;
-        explain_connect_failure(error, server, &state.list, &state.fetched_chain).await
+        explain_connect_failure(error, server, &state.list, &state.fetched_chains).await
     }
 
     /// Leads the connections of `pool` to the current server from now on.

@@ -3,6 +3,7 @@
 //! sqlx verifies the server with a verifier of its own and reports what that says, without the certificates. So after such a
 //! failure the certificates are fetched once more, over a connection on which nothing is sent but the question for TLS.
 
+use std::collections::HashMap;
 use std::error::Error as StdError;
 use std::fmt;
 use std::io;
@@ -33,6 +34,10 @@ const SSL_ACCEPTED: u8 = b'S';
 const FETCH_TIMEOUT: Duration = Duration::from_secs(1);
 /// How long fetched certificates explain further failures, so that an outage does not double the connections.
 const CHAIN_TTL: Duration = Duration::from_secs(10);
+/// Of how many servers the certificates are remembered. A URL that names more is unusual; those fetched longest ago are forgotten.
+const MAX_CHAINS: usize = 16;
+/// How long the files of the URL may take to be read, which may be on a network's file system.
+const FILE_TIMEOUT: Duration = Duration::from_secs(5);
 
 /// Why TLS failed, explained. It is in an [`Error::Tls`].
 #[derive(Debug)]
@@ -56,22 +61,55 @@ impl DatabaseTlsError {
     }
 }
 
-/// The certificates that a server sent last, and when.
-#[derive(Default)]
-pub(super) struct FetchedChain(Mutex<Option<(Instant, Vec<CertificateDer<'static>>)>>);
+/// A host and its port.
+type ServerAddress = (String, u16);
 
-impl FetchedChain {
+/// The certificates that each server sent last, and when.
+#[derive(Default)]
+pub(super) struct FetchedChains(Mutex<HashMap<ServerAddress, FetchedChain>>);
+
+struct FetchedChain {
+    fetched_at: Instant,
+    certificates: Vec<CertificateDer<'static>>,
+}
+
+impl FetchedChains {
     async fn get(&self, options: &PgConnectOptions) -> Vec<CertificateDer<'static>> {
-        let known = self.0.lock().clone();
-        if let Some((fetched_at, chain)) = known
-            && fetched_at.elapsed() < CHAIN_TTL
-        {
-            return chain;
+        let server = (options.get_host().to_owned(), options.get_port());
+        if let Some(known) = self.find(&server, Instant::now()) {
+            return known;
         }
         let fetched = timeout(FETCH_TIMEOUT, fetch_chain(options)).await;
         let chain = fetched.ok().and_then(Result::ok).unwrap_or_default();
-        *self.0.lock() = Some((Instant::now(), chain.clone()));
+        self.insert(server, chain.clone(), Instant::now());
         chain
+    }
+
+    fn find(&self, server: &ServerAddress, now: Instant) -> Option<Vec<CertificateDer<'static>>> {
+        let known = self.0.lock();
+        let chain = known.get(server)?;
+        let is_recent = now.saturating_duration_since(chain.fetched_at) < CHAIN_TTL;
+        is_recent.then(|| chain.certificates.clone())
+    }
+
+    fn insert(
+        &self,
+        server: ServerAddress,
+        certificates: Vec<CertificateDer<'static>>,
+        now: Instant,
+    ) {
+        let mut known = self.0.lock();
+        if known.len() >= MAX_CHAINS && !known.contains_key(&server) {
+            let by_age = known.iter().min_by_key(|(_, chain)| chain.fetched_at);
+            if let Some(oldest) = by_age.map(|(server, _)| server.clone()) {
+                known.remove(&oldest);
+            }
+        }
+        let fetched = FetchedChain {
+            fetched_at: now,
+            certificates,
+        };
+        known.insert(server, fetched);
     }
 }
 
@@ -80,7 +118,7 @@ pub(super) async fn explain_connect_failure(
     error: Error,
     options: &PgConnectOptions,
     list: &ServerList,
-    fetched: &FetchedChain,
+    fetched: &FetchedChains,
 ) -> Error {
     let host = options.get_host();
     if let Some(cause) = find_tls_error(&error) {
@@ -108,9 +146,14 @@ pub(super) async fn explain_connect_failure(
         Error::Tls(_) | Error::Configuration(_) => true,
         _ => false,
     };
+    if !may_be_file {
+        return error;
+    }
     // They were there when the URL was read.
-    match list.tls_files.check() {
-        Err(problem) if may_be_file => DatabaseTlsError::into_error(
+    let files = list.tls_files.clone();
+    let checking = tokio::task::spawn_blocking(move || files.check());
+    match timeout(FILE_TIMEOUT, checking).await {
+        Ok(Ok(Err(problem))) => DatabaseTlsError::into_error(
             DatabaseConnectError::TlsFileUnusable,
             format!("the database's URL cannot be used: its parameter {problem}"),
         ),
@@ -185,4 +228,64 @@ impl ServerCertVerifier for ChainRecorder {
 
 fn refuse() -> rustls::Error {
     CertificateError::ApplicationVerificationFailure.into()
+}
+
+#[cfg(test)]
+mod tests {
+    use rustix::fs::{CWD, FileType, Mode, mknodat};
+
+    use super::super::ConnectSettings;
+    use super::*;
+
+    fn server(number: u16) -> ServerAddress {
+        ("db.example.com".to_owned(), number)
+    }
+
+    #[test]
+    fn each_server_has_the_certificates_that_it_sent_and_no_other() {
+        let (chains, now) = (FetchedChains::default(), Instant::now());
+        let chain = |byte: u8| vec![CertificateDer::from(vec![byte])];
+        chains.insert(server(1), chain(1), now);
+        let other = ("other.example.com".to_owned(), 1);
+        assert_eq!(chains.find(&other, now), None);
+        assert_eq!(chains.find(&server(2), now), None);
+        chains.insert(server(2), chain(2), now);
+        assert_eq!(chains.find(&server(1), now), Some(chain(1)));
+        assert_eq!(chains.find(&server(2), now), Some(chain(2)));
+        assert_eq!(chains.find(&server(2), now + CHAIN_TTL), None);
+        // However many there are, few are remembered, and those are the newest.
+        let mut later = now;
+        for number in 3..100 {
+            later += Duration::from_millis(1);
+            chains.insert(server(number), chain(3), later);
+        }
+        assert_eq!(chains.0.lock().len(), MAX_CHAINS);
+        assert_eq!(chains.find(&server(1), later), None);
+        assert_eq!(chains.find(&server(99), later), Some(chain(3)));
+    }
+
+    /// A named pipe gives nothing until it is written to, which this runtime's only thread does here.
+    #[tokio::test]
+    async fn a_file_that_is_slow_to_read_holds_up_nothing_else() {
+        let folder = std::env::temp_dir().join(format!("attesto-slow-{:x}", fastrand::u64(..)));
+        std::fs::create_dir(&folder).unwrap();
+        let path = folder.join("root.pem");
+        let made = rcgen::generate_simple_self_signed(["db".to_owned()]).unwrap();
+        std::fs::write(&path, made.cert.pem()).unwrap();
+        let url = format!(
+            "postgres://db/x?sslmode=verify-full&sslrootcert={}",
+            path.display()
+        );
+        let list = ConnectSettings::from_url(&url).unwrap().servers;
+        std::fs::remove_file(&path).unwrap();
+        mknodat(CWD, &path, FileType::Fifo, Mode::RUSR | Mode::WUSR, 0).unwrap();
+        let (options, fetched) = (list.servers[0].clone(), FetchedChains::default());
+        let error = Error::Configuration("the file cannot be read".into());
+        let explaining = explain_connect_failure(error, &options, &list, &fetched);
+        let writing = tokio::fs::write(&path, "no certificate");
+        let (explained, written) = tokio::join!(explaining, writing);
+        written.unwrap();
+        assert!(explained.to_string().contains("sslrootcert"), "{explained}");
+        std::fs::remove_dir_all(&folder).unwrap();
+    }
 }
