@@ -245,6 +245,71 @@ async fn a_change_is_known_to_a_running_service_and_turned_off_it_forgets() {
 }
 
 #[tokio::test]
+async fn a_verification_that_is_under_way_writes_nothing_after_it_was_turned_off() {
+    let world = World::new().await;
+    let tenant = world.tenant().await;
+    set_first_seen(&world, &tenant, "on");
+    let id = buy(&world, None);
+    // What is written waits for this row, behind the look at the key.
+    for statement in [
+        "create table gate (is_open boolean)",
+        "insert into gate values (true)",
+        "create function wait_for_gate() returns trigger language plpgsql as $$ \
+             begin perform 1 from gate for update; return new; end $$",
+        "create trigger gate before insert on first_seen_purchases for each row execute function wait_for_gate()",
+    ] {
+        execute(&world, statement.into()).await;
+    }
+    let pool = world.database().pool();
+    let mut gate = pool.begin().await.expect("a transaction");
+    sqlx::query("set local idle_in_transaction_session_timeout = 0")
+        .execute(&mut *gate)
+        .await
+        .expect("it is set");
+    sqlx::query("select from gate for update")
+        .execute(&mut *gate)
+        .await
+        .expect("it is locked");
+    let waiting = async |statement: &'static str| {
+        let waiting: i64 = sqlx::query_scalar(
+            "select count(*) from pg_stat_activity \
+              where datname = current_database() and wait_event_type = 'Lock' and query like $1",
+        )
+        .bind(statement)
+        .fetch_one(pool)
+        .await
+        .expect("a count");
+        waiting > 0
+    };
+    let verifying = verify_for(&world, &tenant, &id, Some("Anna"));
+    let turning_off = async {
+        wait_until("the verification waits", async || {
+            waiting("%into first_seen_purchases%").await
+        })
+        .await;
+        let shell = world.shell();
+        let words = ["tenant", "set-first-seen", tenant.id.as_str(), "off"];
+        let off = shell.run_async(&words, "");
+        let opening = async {
+            wait_until("turning it off waits, or is done", async || {
+                let keys: i64 = sqlx::query_scalar("select count(*) from first_seen_keys")
+                    .fetch_one(pool)
+                    .await
+                    .expect("a count");
+                keys == 0 || waiting("%delete from first_seen_keys%").await
+            })
+            .await;
+            gate.commit().await.expect("the gate opens");
+        };
+        let (off, ()) = tokio::join!(off, opening);
+        assert_eq!(off.exit, 0, "{off:?}");
+    };
+    tokio::join!(verifying, turning_off);
+    assert_eq!(stored_text(&world).await, Vec::<String>::new());
+    world.end().await;
+}
+
+#[tokio::test]
 async fn a_rotation_of_the_encryption_key_changes_no_hash() {
     let world = World::new().await;
     let tenant = world.tenant().await;

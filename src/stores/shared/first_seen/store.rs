@@ -18,7 +18,8 @@ pub(super) struct FirstUser {
 /// The first verification of the purchase: the stored one, or this one. `None`: the tenant's key was removed meanwhile.
 ///
 /// A purchase that was verified within a day costs one look into the index and no write. Of two first verifications at once the
-/// second waits for the first, and finds it.
+/// second waits for the first, and finds it. What is written locks the tenant's key until it is committed, so that the key is
+/// removed before (and nothing is written) or after (and what was written is seen by those who remove it).
 pub(super) async fn find_or_insert_first_user(
     database: &Database,
     tenant: &TenantId,
@@ -32,8 +33,8 @@ pub(super) async fn find_or_insert_first_user(
         ), written as (
             insert into first_seen_purchases as stored (tenant_id, purchase_hash, user_hash, first_seen_at, last_seen_at)
             select $1, $2, $3, attesto_now(), attesto_now()
+            from (select from first_seen_keys where tenant_id = $1 for key share) key
             where not exists (select from known where last_seen_at > attesto_now() - interval '1 day')
-                and exists (select from first_seen_keys where tenant_id = $1)
             on conflict (tenant_id, purchase_hash) do update set last_seen_at = excluded.last_seen_at
             returning user_hash, first_seen_at
         )
