@@ -169,7 +169,7 @@ async fn parts_of_a_quantity_that_the_list_has_told_are_not_told_again_by_their_
     world.pass(MINUTE).await;
     let second = refund_one();
     world.pass(MINUTE * 6).await;
-    assert_eq!(run_job(world).await, (1, 1, 0));
+    assert_eq!(run_job(world).await, (1, 2, 0));
     for message in [&first, &second] {
         assert!(!push(message).await, "the list has told it");
     }
@@ -181,7 +181,34 @@ async fn parts_of_a_quantity_that_the_list_has_told_are_not_told_again_by_their_
     assert_eq!(run_job(world).await.1, 0);
     let found = refunds(world, tenant).await;
     let recovered: Vec<_> = found.iter().map(|it| it["recovered"] == true).collect();
-    assert_eq!(recovered, [true, false]);
+    assert_eq!(recovered, [true, true, false]);
+}
+
+#[tokio::test]
+async fn a_part_is_told_when_the_one_before_it_is_listed_no_more() {
+    let shop = Shop::open().await;
+    let (world, tenant) = (&shop.world, &shop.tenant);
+    // Of two purchases, the first part is pushed or listed, and the next one is lost after more than 30 days.
+    let (pushed, listed) = (buy_five(&shop), buy_five(&shop));
+    refund_one(&shop, &listed);
+    refund_one(&shop, &pushed);
+    shop.push_newest().await;
+    world.pass(MINUTE * 6).await;
+    assert_eq!(run_job(world).await, (1, 1, 0));
+    world.pass(DAY * 31).await;
+    assert_eq!(run_job(world).await.1, 0);
+    let late = [&pushed, &listed].map(|token| refund_one(&shop, token));
+    world.pass(DAY).await;
+    assert_eq!(run_job(world).await.1, 2);
+    assert_eq!(refunds(world, tenant).await.len(), 4);
+    // Nothing of it is told again: not by the list, and not by the messages.
+    for message in &late {
+        let pushed = shop.play().push_message(message).await.unwrap();
+        assert_eq!(pushed.body["isNew"], false);
+    }
+    world.pass(DAY).await;
+    assert_eq!(run_job(world).await.1, 0);
+    assert_eq!(refunds(world, tenant).await.len(), 4);
 }
 
 #[tokio::test]

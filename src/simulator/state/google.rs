@@ -385,6 +385,9 @@ pub struct SimulatedProductPurchase {
     /// How many were refunded by quantity.
     #[serde(default)]
     pub refunded_quantity: u32,
+    /// Each refund by quantity.
+    #[serde(default)]
+    pub(super) refunded_parts: Vec<RefundedPart>,
     /// The time of the last refund.
     #[serde(default)]
     pub refunded_at: Option<Timestamp>,
@@ -394,6 +397,14 @@ pub struct SimulatedProductPurchase {
     pub(super) order_id: String,
     gone: Option<GoneReason>,
     pub(super) sold: NewProduct,
+}
+
+/// A refund of some of a quantity.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub(super) struct RefundedPart {
+    pub(super) quantity: u32,
+    pub(super) at: Timestamp,
 }
 
 /// What Play does by itself. Without these rules only time passes by itself.
@@ -697,6 +708,7 @@ impl GoogleState {
             consumed: false,
             acknowledged: new.acknowledged,
             refunded_quantity: 0,
+            refunded_parts: Vec::new(),
             refunded_at: None,
             refunded_unacknowledged: false,
             order_id: random_order_id(random),
@@ -1312,6 +1324,7 @@ impl SimulatedProductPurchase {
             )));
         }
         self.refunded_quantity += quantity;
+        self.refunded_parts.push(RefundedPart { quantity, at: now });
         self.refunded_at = Some(now);
         Ok(())
     }

@@ -170,22 +170,11 @@ pub(crate) struct VoidedQuery {
 impl GoogleState {
     /// The answer of Play's `purchases.voidedpurchases.list`, the oldest refund first.
     pub(crate) fn list_voided(&self, package: &str, query: VoidedQuery) -> Value {
-        let products = self.list_products().into_iter().filter_map(|one| {
-            let at = one.refunded_at.filter(|_| one.package_name == package)?;
-            let is_partial = one.purchase_state == 0;
-            if is_partial && !query.with_partial_refunds {
-                return None;
-            }
-            let id = one.order_id.clone();
-            let mut voided = voided_json(&one.purchase_token, &id, one.purchase_time, at);
-            if one.refunded_unacknowledged {
-                set_unacknowledged(&mut voided);
-            }
-            if is_partial {
-                voided["voidedQuantity"] = json!(one.refunded_quantity);
-            }
-            Some((at, voided))
-        });
+        let products = self
+            .list_products()
+            .into_iter()
+            .filter(|one| one.package_name == package)
+            .flat_map(|one| voided_rows(one, query.with_partial_refunds));
         let subscriptions = self.list_subscriptions().into_iter().filter_map(|one| {
             let at = one.refunded_at().filter(|_| one.package_name == package)?;
             let id = one.latest_order_id();
@@ -214,6 +203,31 @@ impl GoogleState {
         }
         list
     }
+}
+
+/// The refunds of a product: one of all of it, or one for each part of the quantity.
+fn voided_rows(
+    one: &SimulatedProductPurchase,
+    with_partial_refunds: bool,
+) -> Vec<(Timestamp, Value)> {
+    let row = |at| voided_json(&one.purchase_token, &one.order_id, one.purchase_time, at);
+    if one.purchase_state == 0 {
+        let parts = one.refunded_parts.iter().filter(|_| with_partial_refunds);
+        let rows = parts.map(|part| {
+            let mut voided = row(part.at);
+            voided["voidedQuantity"] = json!(part.quantity);
+            (part.at, voided)
+        });
+        return rows.collect();
+    }
+    let Some(at) = one.refunded_at else {
+        return Vec::new();
+    };
+    let mut voided = row(at);
+    if one.refunded_unacknowledged {
+        set_unacknowledged(&mut voided);
+    }
+    vec![(at, voided)]
 }
 
 fn voided_json(token: &str, order_id: &str, bought: Timestamp, voided: Timestamp) -> Value {

@@ -23,7 +23,7 @@ use super::owed::NewOwedAcknowledgement;
 use super::payload::{DeveloperNotification, Int64, PendingRefundReviewNotification};
 use super::purchase_lookup::{Fetched, PurchaseContext, PurchaseLookup, PurchaseRole};
 use super::refund_review::ANSWER_PERIOD;
-use super::refunds::known_refund::KnownRefund;
+use super::refunds::known_refund::{KnownRefund, PushedPart};
 use super::refused_tokens::RefusedTokens;
 use super::state::{self, ProductFacts};
 use super::store::GoogleCredentials;
@@ -235,10 +235,15 @@ impl NotificationAcceptor {
         let database = &self.google.database;
         let failed = |error| GoogleNotificationError::Database(Arc::new(error));
         // A refund that Google's list has told before becomes no second event.
-        let refund = KnownRefund::of_notification(&decoded.notification, purchase.product());
-        if let Some(refund) = refund {
+        if let Some(refund) = KnownRefund::of_notification(&decoded.notification) {
             let noted = refund.note(database, tenant, &message.id).await;
             message.id = noted.map_err(failed)?;
+        }
+        let occurred_at = event_time(&decoded.notification).or(message.publish_time);
+        let part = PushedPart::of_notification(&decoded.notification, occurred_at);
+        if let Some(part) = part.filter(|_| !is_recovered) {
+            let found = part.find_event_id(database, tenant, &message.id).await;
+            message.id = found.map_err(failed)?;
         }
         let external_id = message.id.clone();
         let owed = owed_acknowledgement(&decoded.notification, &purchase);
@@ -297,10 +302,7 @@ fn build_event(
         Some(Err(error)) if subject.is_some() => (None, Some(error)),
         _ => (None, None),
     };
-    let event_time = notification
-        .event_time_millis
-        .map(|Int64(millis)| Timestamp::from_millis(millis))
-        .filter(|time| is_representable_time(*time));
+    let event_time = event_time(&notification);
     let (app_user_id, app_user_id_source) = app_user(&notification, purchase).unzip();
     let occurred_at = event_time.or(message.publish_time);
     let is_question = translation.event_type == EventType::ProductRefundReview;
@@ -326,6 +328,14 @@ fn build_event(
         answer_by,
         is_recovered: false,
     }
+}
+
+/// When it happened, as the notification says.
+fn event_time(notification: &DeveloperNotification) -> Option<Timestamp> {
+    notification
+        .event_time_millis
+        .map(|Int64(millis)| Timestamp::from_millis(millis))
+        .filter(|time| is_representable_time(*time))
 }
 
 /// The event's type. News about a purchase that another one replaced says so, whatever it is: it says nothing about access.

@@ -115,13 +115,6 @@ impl PurchaseContext {
             Self::None | Self::Product { .. } => None,
         }
     }
-
-    pub(super) fn product(&self) -> Option<&ProductPurchase> {
-        match self {
-            Self::Product { fetched, .. } => Some(&*fetched.as_ref()?.purchase),
-            Self::None | Self::Subscription { .. } => None,
-        }
-    }
 }
 
 /// The calls to Google about one notification or verify request of `tenant`.

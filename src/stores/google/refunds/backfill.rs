@@ -6,8 +6,7 @@
 //! A missing refund takes the way of a push: the same lookup of the purchase, the same event, marked as recovered. One that a push
 //! tells as well becomes one event, whichever comes first.
 
-use std::collections::hash_map::Entry;
-use std::collections::{HashMap, HashSet};
+use std::collections::HashSet;
 use std::time::Duration;
 
 use base64::Engine as _;
@@ -24,7 +23,7 @@ use super::super::payload::{Int64, VoidedPurchase};
 use super::super::rereads::reader::{RereadReport, RereadRound, SubscriptionRereader};
 use super::super::store::GoogleCredentials;
 use super::super::verify::GoogleVerifier;
-use super::known_refund::{KnownRefund, RefundedPart};
+use super::known_refund::{KnownRefund, PARTS_OVERLAP, find_told_parts, part_external_id};
 use super::store::{self, ReadingProgress};
 use crate::base::backoff::spread;
 use crate::base::clock::Timestamp;
@@ -42,8 +41,6 @@ const OVERLAP: Duration = Duration::from_hours(24);
 const FIRST_PERIOD: Duration = Duration::from_hours(7 * 24);
 /// How long the notification of a refund has to arrive by itself: the job's readings end so long ago.
 const ARRIVAL_TIME: Duration = Duration::from_mins(5);
-/// How far a refund's time in the list may be from that in its notification.
-const MAX_TIME_DIFFERENCE: Duration = Duration::from_mins(5);
 /// When a reading is tried again that failed.
 const RETRY_DELAY: Duration = Duration::from_mins(15);
 
@@ -100,37 +97,6 @@ impl From<Error> for GoogleBackfillError {
     }
 }
 
-/// The refunds of parts of an order, as far as its list was read.
-struct ToldParts {
-    /// How many were refunded so far.
-    refunded: i64,
-    /// When those parts were refunded of which pushes have told, and for which none was found in the list yet.
-    pushed: Vec<Timestamp>,
-}
-
-impl ToldParts {
-    /// Whether a push has told a part that was refunded at this time by the list. Each push stands for one part: how many were
-    /// refunded in all is not known to a push during which Google did not answer.
-    fn take_push(&mut self, voided_at: Option<Timestamp>) -> bool {
-        let Some(voided_at) = voided_at else {
-            return false;
-        };
-        let distance = |time: &Timestamp| {
-            let (one, other) = (time.as_millis(), voided_at.as_millis());
-            one.abs_diff(other)
-        };
-        let times = self.pushed.iter().map(distance).enumerate();
-        let nearest = times.min_by_key(|(_, distance)| *distance);
-        match nearest {
-            Some((index, distance)) if u128::from(distance) <= MAX_TIME_DIFFERENCE.as_millis() => {
-                self.pushed.remove(index);
-                true
-            }
-            _ => false,
-        }
-    }
-}
-
 impl GoogleBackfill {
     pub(crate) fn new(google: &GoogleVerifier, recorder: EventRecorder) -> Self {
         Self {
@@ -183,61 +149,43 @@ impl GoogleBackfill {
             recovered: 0,
             calls: 0,
         };
+        // Of parts of a quantity, those shortly before are needed too.
+        let listed_from = report.since.minus(PARTS_OVERLAP).max(listed_since);
         // The list does not say what kind of purchase it is about, and can be had without subscriptions.
         let mut products = HashSet::new();
-        for refund in self.list(tenant, &credentials, &mut report, false).await? {
+        let period = (listed_from, until);
+        for refund in self
+            .list(tenant, &credentials, period, &mut report, false)
+            .await?
+        {
             products.extend(refund.purchase.purchase_token);
         }
-        let mut refunds = self.list(tenant, &credentials, &mut report, true).await?;
-        let has_parts = refunds.iter().any(ListedRefund::is_partial);
-        if has_parts && report.since > listed_since {
-            // The parts before it count too.
-            let mut whole = RefundsReport {
-                since: listed_since,
-                ..report
-            };
-            refunds = self.list(tenant, &credentials, &mut whole, true).await?;
-            report.calls = whole.calls;
-        }
+        let mut refunds = self
+            .list(tenant, &credentials, period, &mut report, true)
+            .await?;
         refunds.sort_by_key(ListedRefund::voided_at);
-        let mut parts = HashMap::new();
-        for refund in refunds {
+        for (place, refund) in refunds.iter().enumerate() {
             let Some(token) = &refund.purchase.purchase_token else {
                 continue;
-            };
-            let is_product = products.contains(token);
-            let order_id = refund.purchase.order_id.as_deref().unwrap_or_default();
-            let mut is_pushed = false;
-            let part = match refund.purchase.voided_quantity {
-                None => RefundedPart::Whole,
-                Some(quantity) => {
-                    let told = match parts.entry((token.clone(), order_id.to_owned())) {
-                        Entry::Occupied(known) => known.into_mut(),
-                        Entry::Vacant(new) => {
-                            let database = &self.google.database;
-                            let pushed = store::list_pushed_parts(database, tenant, token).await?;
-                            new.insert(ToldParts {
-                                refunded: 0,
-                                pushed,
-                            })
-                        }
-                    };
-                    is_pushed = told.take_push(refund.voided_at());
-                    // Several parts of an order add up.
-                    told.refunded += quantity;
-                    RefundedPart::Quantity(Some(told.refunded))
-                }
             };
             if refund.voided_at().is_some_and(|time| time < report.since) {
                 continue;
             }
             report.read += 1;
-            let known = KnownRefund::new(token, order_id, part);
-            let is_missing = !is_pushed
-                && !known.is_known(&self.google.database, tenant).await?
+            let order_id = refund.purchase.order_id.as_deref().unwrap_or_default();
+            let (is_known, external_id) = if refund.is_partial() {
+                self.look_up_part(tenant, &refunds, place, token, order_id)
+                    .await?
+            } else {
+                let known = KnownRefund::new(token, order_id);
+                let is_known = known.is_known(&self.google.database, tenant).await?;
+                (is_known, known.external_id())
+            };
+            let is_product = products.contains(token);
+            let is_missing = !is_known
                 && (is_dry_run
                     || self
-                        .recover(tenant, &credentials, &refund, &known, is_product)
+                        .recover(tenant, &credentials, refund, external_id, is_product)
                         .await?);
             if is_missing {
                 report.recovered += 1;
@@ -248,11 +196,40 @@ impl GoogleBackfill {
         Ok(report)
     }
 
+    /// Whether an event tells the part of a quantity at `place` of the list, and the external id that its event has if not.
+    async fn look_up_part(
+        &self,
+        tenant: &TenantId,
+        refunds: &[ListedRefund],
+        place: usize,
+        token: &str,
+        order_id: &str,
+    ) -> Result<(bool, String), Error> {
+        let parts: Vec<_> = refunds
+            .iter()
+            .enumerate()
+            .filter(|(_, other)| {
+                other.is_partial() && other.purchase.purchase_token.as_deref() == Some(token)
+            })
+            .collect();
+        let times: Vec<_> = parts.iter().map(|(_, part)| part.voided_at()).collect();
+        // Asked for each part: a push may have told one meanwhile.
+        let told = store::list_told_parts(&self.google.database, tenant, token).await?;
+        let number = parts.iter().position(|(other, _)| *other == place);
+        let number = number.unwrap_or_default();
+        let is_told = find_told_parts(&times, &told);
+        let is_known = is_told.get(number).copied().unwrap_or_default();
+        let at = refunds[place].voided_at();
+        let nth = times[..number].iter().filter(|time| **time == at).count();
+        Ok((is_known, part_external_id(token, order_id, at, nth)))
+    }
+
     /// All pages of the list.
     async fn list(
         &self,
         tenant: &TenantId,
         credentials: &GoogleCredentials,
+        (since, until): (Timestamp, Timestamp),
         report: &mut RefundsReport,
         with_subscriptions: bool,
     ) -> Result<Vec<ListedRefund>, GoogleBackfillError> {
@@ -260,8 +237,8 @@ impl GoogleBackfill {
         let mut page_token: Option<String> = None;
         loop {
             let query = VoidedPurchasesQuery {
-                since: report.since,
-                until: report.until,
+                since,
+                until,
                 with_subscriptions,
                 page_token: page_token.as_deref(),
             };
@@ -291,7 +268,7 @@ impl GoogleBackfill {
         tenant: &TenantId,
         credentials: &std::sync::Arc<GoogleCredentials>,
         refund: &ListedRefund,
-        known: &KnownRefund,
+        external_id: String,
         is_product: bool,
     ) -> Result<bool, GoogleNotificationError> {
         let purchase = &refund.purchase;
@@ -308,7 +285,7 @@ impl GoogleBackfill {
             },
         });
         let message = PubsubMessage {
-            id: known.external_id(),
+            id: external_id,
             data: Some(STANDARD.encode(notification.to_string())),
             publish_time: voided_at,
             raw: refund.raw.clone(),

@@ -4,6 +4,7 @@ use std::time::Duration;
 
 use time::OffsetDateTime;
 
+use super::known_refund::ToldPart;
 use crate::base::clock::Timestamp;
 use crate::base::id::TenantId;
 use crate::db::{Database, Error};
@@ -59,18 +60,18 @@ pub(super) async fn is_refund_told(
     .await
 }
 
-/// When the refunds of parts of a purchase happened of which pushes have told.
-pub(super) async fn list_pushed_parts(
+/// The events that tell refunds of parts of a purchase.
+pub(super) async fn list_told_parts(
     database: &Database,
     tenant: &TenantId,
     purchase_token: &str,
-) -> Result<Vec<Timestamp>, Error> {
-    let times = sqlx::query_scalar!(
+) -> Result<Vec<ToldPart>, Error> {
+    let rows = sqlx::query!(
         r#"
-        select occurred_at as "occurred_at!"
+        select external_id, occurred_at as "occurred_at!"
         from webhook_events
         where tenant_id = $1 and subject_key = $2 and source = 'google' and platform_event = 'google.voided'
-            and reason = 'partial' and occurred_at is not null and external_id not like 'voided:%'
+            and reason = 'partial' and occurred_at is not null
         order by occurred_at
         "#,
         tenant.as_str(),
@@ -78,7 +79,11 @@ pub(super) async fn list_pushed_parts(
     )
     .fetch_all(database.pool())
     .await?;
-    Ok(times.into_iter().map(Timestamp::from).collect())
+    let parts = rows.into_iter().map(|row| ToldPart {
+        external_id: row.external_id,
+        occurred_at: row.occurred_at.into(),
+    });
+    Ok(parts.collect())
 }
 
 /// Notes that an event with `external_id` tells a refund, unless another one does. Returns the external id of the one that does;
