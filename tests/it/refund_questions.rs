@@ -12,7 +12,7 @@ use crate::apple_answers::{ask_about as apple_asks, buy_coins, tell, used};
 use crate::apple_notifications::Shop as AppleShop;
 use crate::google_refund_review::{answer_to, ask_about as google_asks, tell as tell_google};
 use crate::google_state::Shop as PlayShop;
-use crate::world::attesto::{Tenant, World};
+use crate::world::attesto::{APP, Tenant, World};
 use crate::world::log::Warnings;
 use crate::world::shell::Ran;
 
@@ -536,7 +536,7 @@ async fn operators_list_the_questions_of_all_tenants_and_the_doctor_warns_of_tho
 #[tokio::test]
 async fn a_default_answer_whose_process_died_is_harmless_when_it_is_sent_again() {
     // As a process has it that sends the answers and dies: they are with the stores, and here is only the lease.
-    let forgotten = "update refund_questions set outcome = null, next_check_at = attesto_now(), \
+    let forgotten = "update refund_questions set outcome = null, next_check_at = attesto_now() - interval '1 second', \
                 leased_until = attesto_now() - interval '1 second'";
     let (shop, _) = asked_apple_shop().await;
     let world = &shop.world;
@@ -566,4 +566,78 @@ async fn a_default_answer_whose_process_died_is_harmless_when_it_is_sent_again()
         .unwrap();
     assert_eq!(watch.tick().await.unwrap().sent, 1, "Google has the answer");
     assert_eq!(outcomes(world).await, [(Some("default_sent".into()), None)]);
+}
+
+/// Google, which is asked with a default answer set, two hours before its deadline.
+async fn due_play_shop() -> PlayShop {
+    let shop = PlayShop::open().await;
+    set_default(&shop.world, "google", &shop.tenant).await;
+    let bought = shop.play().buy_product(NewProduct::default()).unwrap();
+    google_asks(&shop, &bought.purchase_token).await;
+    shop.world.pass(HOUR * 22).await;
+    shop
+}
+
+/// Google says that the question was answered before.
+fn close_question(world: &World) {
+    let closed = Fault::at_place("google/play").reason("purchaseTokenNoLongerValid");
+    world.simulator.add_fault(closed.times(0)).unwrap();
+}
+
+#[tokio::test]
+async fn an_answer_of_others_is_not_taken_for_the_default_answer() {
+    // The first try was refused, so that Google cannot have taken it.
+    let shop = due_play_shop().await;
+    let world = &shop.world;
+    let watch = world.refund_answer_watch();
+    let refused = Fault::at_place("google/play").reason("permissionDenied");
+    world.simulator.add_fault(refused).unwrap();
+    assert_eq!(watch.tick().await.unwrap().claimed, 1);
+    assert_eq!(outcomes(world).await[0].0, None);
+    world.pass(MINUTE * 2).await;
+    close_question(world);
+    assert_eq!(watch.tick().await.unwrap().sent, 0);
+    assert_eq!(outcomes(world).await[0].0.as_deref(), Some("refused"));
+
+    // The backend's answer was being sent when its process ended.
+    let shop = due_play_shop().await;
+    let world = &shop.world;
+    sqlx::query(
+        "update refund_questions \
+            set leased_until = attesto_now() - interval '1 second', next_check_at = attesto_now()",
+    )
+    .execute(world.database().pool())
+    .await
+    .unwrap();
+    close_question(world);
+    assert_eq!(world.refund_answer_watch().tick().await.unwrap().sent, 0);
+    assert_eq!(outcomes(world).await[0].0.as_deref(), Some("refused"));
+}
+
+#[tokio::test]
+async fn a_default_answer_without_an_outcome_is_remembered_until_google_says_that_it_has_one() {
+    let shop = due_play_shop().await;
+    let world = &shop.world;
+    let watch = world.refund_answer_watch();
+    let away = Fault::at_place("google/play").status(503).times(0);
+    world.simulator.add_fault(away).unwrap();
+    assert_eq!(watch.tick().await.unwrap().claimed, 1);
+    world.simulator.clear_faults();
+    // Neither a try that is refused nor one of the backend's changes that.
+    world.pass(MINUTE * 2).await;
+    let refused = Fault::at_place("google/play").reason("permissionDenied");
+    world.simulator.add_fault(refused).unwrap();
+    assert_eq!(watch.tick().await.unwrap().claimed, 1);
+    close_question(world);
+    let reviews = shop.play().list_refund_reviews();
+    let body = json!({
+        "packageName": APP, "orderId": reviews[0].order_id,
+        "pendingRefundToken": reviews[0].pending_refund_token, "sampleContentProvided": true,
+        "refundPreference": "APPROVE",
+    });
+    let answer = tell_google(&shop, &shop.tenant, &body).await;
+    assert_eq!(answer.body["error"], "NOT_ACCEPTED", "{}", answer.body);
+    world.pass(MINUTE * 2).await;
+    assert_eq!(watch.tick().await.unwrap().sent, 1);
+    assert_eq!(outcomes(world).await[0].0.as_deref(), Some("default_sent"));
 }

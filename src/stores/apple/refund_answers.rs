@@ -55,6 +55,7 @@ impl AppleRefundAnswers {
                 return DefaultAnswer::Failed {
                     class: error_class(&error),
                     cause: describe_cause(&error),
+                    may_be_taken: false,
                 };
             }
         };
@@ -75,6 +76,8 @@ impl AppleRefundAnswers {
             _ => DefaultAnswer::Failed {
                 class: "apple consumption".to_owned(),
                 cause: cause.to_string(),
+                // It makes no difference: Apple takes every answer.
+                may_be_taken: false,
             },
         }
     }

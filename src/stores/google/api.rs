@@ -281,7 +281,7 @@ impl PlayClient {
             .await
     }
 
-    /// `has_unknown_outcome` is set when a try is made after one that Google did not refuse: it gave no answer, or failed.
+    /// `has_unknown_outcome` is set after a try that Google did not refuse and did not grant: it gave no answer, or failed.
     async fn post_json_counted(
         &self,
         tenant: &TenantId,
@@ -310,11 +310,17 @@ impl PlayClient {
                 _ => classify_response(response),
             }
         };
-        let response = self.api.send_request(tenant, account, build, judge).await?;
-        if response.status.is_success() {
+        let sent = self.api.send_request(tenant, account, build, judge).await;
+        if sent
+            .as_ref()
+            .is_ok_and(|response| response.status.is_success())
+        {
             return Ok(());
         }
-        interpret_response(response, self.clock.now())
+        if unanswered.into_inner() {
+            has_unknown_outcome.store(true, Ordering::Relaxed);
+        }
+        interpret_response(sent?, self.clock.now())
             .map(drop)
             .map_err(|error| error.redact_purchase_token(path.last().copied().unwrap_or_default()))
     }

@@ -1,5 +1,7 @@
 //! Answers to Google's questions about refunds: the backend's, and that of the tenant's settings where the backend gives none.
 
+use std::sync::atomic::{AtomicBool, Ordering};
+
 use futures_util::FutureExt as _;
 use futures_util::future::BoxFuture;
 
@@ -30,7 +32,8 @@ impl GoogleVerifier {
             purchase_id: &request.order_id,
             refund_token: Some(&request.pending_refund_token),
         };
-        let sending = self.review_refund(tenant, request, false);
+        let may_be_taken = AtomicBool::new(false);
+        let sending = self.review_refund(tenant, request, &may_be_taken);
         BegunAnswer::send(&self.database, tenant, key, sending).await
     }
 }
@@ -43,9 +46,11 @@ impl GoogleRefundAnswers {
     }
 
     async fn send(&self, question: &RefundQuestion) -> DefaultAnswer {
+        let may_be_taken = AtomicBool::new(question.may_be_taken);
         let failed = |class: &str, cause: String| DefaultAnswer::Failed {
             class: class.to_owned(),
             cause,
+            may_be_taken: may_be_taken.load(Ordering::Relaxed),
         };
         let (google, tenant) = (&self.google, &question.tenant);
         let review = match store::find_default_review(&google.database, tenant).await {
@@ -64,10 +69,7 @@ impl GoogleRefundAnswers {
             review,
             usage_events: Vec::new(),
         };
-        match google
-            .review_refund(tenant, &request, question.may_be_taken)
-            .await
-        {
+        match google.review_refund(tenant, &request, &may_be_taken).await {
             Ok(_) => DefaultAnswer::Sent,
             Err(
                 error @ (RefundReviewError::NotAccepted { .. } | RefundReviewError::OrderNotFound),

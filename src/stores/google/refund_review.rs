@@ -6,7 +6,7 @@
 //! Source: Google's `orders.reviewrefund`.
 
 use std::sync::Arc;
-use std::sync::atomic::AtomicBool;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
@@ -248,12 +248,13 @@ fn read_usage_events(body: &mut JsonFields<'_>) -> Vec<Map<String, Value>> {
 
 impl GoogleVerifier {
     /// Sends the answer. Google takes the first one only, and does not tell which one it has. `may_be_taken`: the same answer was sent before,
-    /// and what became of it is not known. After such a try, of this call or of one before, Google's "closed" means that it has the answer.
+    /// and what became of it is not known. After such a try, of this call or of one before, Google's "closed" means that it has the answer. It
+    /// is set when this call made such a try.
     pub(crate) async fn review_refund(
         &self,
         tenant: &TenantId,
         request: &RefundReviewRequest,
-        may_be_taken: bool,
+        may_be_taken: &AtomicBool,
     ) -> Result<SentRefundReview, RefundReviewError> {
         let credentials = self.require_credentials(tenant).await?;
         let package_name = &credentials.package_name;
@@ -266,7 +267,6 @@ impl GoogleVerifier {
         if !request.usage_events.is_empty() {
             body["consumptionUsageEvents"] = json!(request.usage_events);
         }
-        let has_unknown_outcome = AtomicBool::new(may_be_taken);
         let answered = self
             .play
             .review_refund(
@@ -275,7 +275,7 @@ impl GoogleVerifier {
                 package_name,
                 &request.order_id,
                 body,
-                &has_unknown_outcome,
+                may_be_taken,
             )
             .await
             .map_err(|error| {
@@ -286,7 +286,7 @@ impl GoogleVerifier {
             Err(RefundReviewError::NotAccepted {
                 reason: ReviewRefusal::Closed,
                 ..
-            }) if has_unknown_outcome.into_inner() => {}
+            }) if may_be_taken.load(Ordering::Relaxed) => {}
             answered => answered?,
         }
         Ok(SentRefundReview {

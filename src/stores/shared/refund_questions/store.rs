@@ -1,4 +1,8 @@
 //! The table `refund_questions`. Only the database's clock decides what is due.
+//!
+//! The default answer may have been sent without its outcome being known. The column `leased_until` says so: it is that of
+//! `next_check_at` where a process has claimed the question and ended, which a backend's answer never makes equal; and that of
+//! `created_at`, which no lease has, where the store gave no answer. The second remains until an answer is known.
 
 use std::time::Duration;
 
@@ -65,11 +69,32 @@ pub(crate) struct RefundQuestion {
     pub(super) is_over: bool,
     /// How often it was tried to answer it, this time included.
     pub(super) attempt: u32,
-    /// Whether the answer was sent before, and what became of that is not known: the process ended, or the store gave no answer.
+    /// Whether the tenant's default answer was sent before, and what became of that is not known: the process ended while it was sending
+    /// it, or the store gave no answer. Not where the answer was not sent, or was refused, or was the backend's.
     pub(crate) may_be_taken: bool,
     question_hash: Vec<u8>,
     /// The end of the lease, which tells this claim from others.
     lease: time::OffsetDateTime,
+}
+
+/// When a claimed question is answered again, and why it was not answered now.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct RetryPlan<'a> {
+    pub(super) delay: Duration,
+    pub(super) error: Option<&'a str>,
+    /// Whether the store may have taken the answer that was sent now.
+    pub(super) may_be_taken: bool,
+}
+
+impl RetryPlan<'_> {
+    /// Nothing was sent, for no reason that need be shown.
+    pub(super) fn after(delay: Duration) -> Self {
+        Self {
+            delay,
+            error: None,
+            may_be_taken: false,
+        }
+    }
 }
 
 /// What became of a question that needs no further work.
@@ -88,6 +113,8 @@ pub(crate) struct BegunAnswer {
     tenant: TenantId,
     source: EventSource,
     question_hashes: Vec<Vec<u8>>,
+    /// Those of them of which the store may have taken the default answer.
+    maybe_taken_hashes: Vec<Vec<u8>>,
     /// The end of the lease, which tells this answer from others.
     lease: time::OffsetDateTime,
 }
@@ -178,7 +205,8 @@ impl BegunAnswer {
         let found = sqlx::query!(
             r#"
             with open as (
-                select question_hash, coalesce(leased_until > attesto_now(), false) as is_leased
+                select question_hash, coalesce(leased_until > attesto_now(), false) as is_leased,
+                    coalesce(leased_until in (next_check_at, created_at), false) as may_be_taken
                 from refund_questions
                 where tenant_id = $1 and source = $2 and purchase_id = $3 and (outcome is null or outcome = 'refused')
                     and ($4::text is null or refund_token = $4)
@@ -186,14 +214,15 @@ impl BegunAnswer {
             ), begun as (
                 update refund_questions question
                 set leased_until = attesto_now() + make_interval(secs => $5),
-                    next_check_at = greatest(question.next_check_at, attesto_now() + make_interval(secs => $5))
+                    next_check_at = greatest(question.next_check_at, attesto_now() + make_interval(secs => $5 + 1))
                 from open
                 where question.tenant_id = $1 and question.source = $2 and question.question_hash = open.question_hash
                     and not exists (select from open where is_leased)
-                returning question.question_hash, question.leased_until
+                returning question.question_hash, question.leased_until, open.may_be_taken
             )
             select exists (select from open where is_leased) as "is_in_flight!",
                 array(select question_hash from begun) as "question_hashes!: Vec<Vec<u8>>",
+                array(select question_hash from begun where may_be_taken) as "maybe_taken_hashes!: Vec<Vec<u8>>",
                 coalesce((select max(leased_until) from begun), attesto_now()) as "lease!"
             "#,
             tenant.as_str(),
@@ -211,6 +240,7 @@ impl BegunAnswer {
             tenant: tenant.clone(),
             source: key.source,
             question_hashes: found.question_hashes,
+            maybe_taken_hashes: found.maybe_taken_hashes,
             lease: found.lease,
         })
     }
@@ -241,7 +271,7 @@ impl BegunAnswer {
         }
         let released = sqlx::query!(
             "update refund_questions \
-                set leased_until = null, \
+                set leased_until = case when question_hash = any($6) then created_at end, \
                     next_check_at = case when outcome is null then greatest( \
                         answer_by - least(make_interval(secs => $4), (answer_by - created_at) / 2), attesto_now()) end \
               where tenant_id = $1 and source = $2 and question_hash = any($3) and leased_until = $5",
@@ -250,6 +280,7 @@ impl BegunAnswer {
             &self.question_hashes,
             MAX_NOTICE.as_secs_f64(),
             self.lease,
+            &self.maybe_taken_hashes,
         )
         .execute(database.pool())
         .await;
@@ -280,7 +311,7 @@ pub(super) async fn claim_due(
             join tenants on tenants.id = waiting.tenant_id and tenants.is_active
             where waiting.next_check_at <= attesto_now()
         ), free as (
-            select tenant_id, source, question_hash, leased_until is not null or error is not null as may_be_taken
+            select tenant_id, source, question_hash, coalesce(leased_until in (next_check_at, created_at), false) as may_be_taken
             from refund_questions
             where (tenant_id, source, question_hash) in (
                     select tenant_id, source, question_hash from due where place <= $2 order by next_check_at limit $1
@@ -349,20 +380,20 @@ pub(super) async fn finish(
 pub(super) async fn put_off(
     database: &Database,
     question: &RefundQuestion,
-    delay: Duration,
-    error: Option<&str>,
+    plan: &RetryPlan<'_>,
 ) -> Result<(), Error> {
     sqlx::query!(
         "update refund_questions \
             set next_check_at = least(attesto_now() + make_interval(secs => $5), greatest(answer_by, attesto_now())), \
-                leased_until = null, error = $6 \
+                leased_until = case when $7 then created_at end, error = $6 \
           where tenant_id = $1 and source = $2 and question_hash = $3 and leased_until = $4",
         question.tenant.as_str(),
         question.source.as_str(),
         question.question_hash,
         question.lease,
-        delay.as_secs_f64(),
-        error.map(shorten),
+        plan.delay.as_secs_f64(),
+        plan.error.map(shorten),
+        question.may_be_taken || plan.may_be_taken,
     )
     .execute(database.pool())
     .await

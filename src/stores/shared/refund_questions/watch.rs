@@ -13,7 +13,7 @@ use futures_util::future::{BoxFuture, join_all};
 use tokio::time::{sleep, timeout};
 use tokio_util::sync::CancellationToken;
 
-use super::store::{self, ClaimLimits, RefundOutcome, RefundQuestion};
+use super::store::{self, ClaimLimits, RefundOutcome, RefundQuestion, RetryPlan};
 use crate::base::backoff::{delay_after, spread};
 use crate::db::{Database, Error, error_class};
 use crate::events::EventSource;
@@ -44,6 +44,8 @@ pub(crate) enum DefaultAnswer {
     Failed {
         class: String,
         cause: String,
+        /// Whether the store may have taken it all the same: it was sent, and there was no answer.
+        may_be_taken: bool,
     },
 }
 
@@ -192,6 +194,7 @@ impl RefundAnswerWatch {
         Some(sending.await.unwrap_or_else(|_| DefaultAnswer::Failed {
             class: format!("{} timeout", question.source.as_str()),
             cause: format!("no answer within {SEND_TIMEOUT:?}"),
+            may_be_taken: true,
         }))
     }
 
@@ -234,9 +237,18 @@ impl RefundAnswerWatch {
                         "refund_answer_due"
                     );
                 }
-                return store::put_off(&self.database, question, MAX_RETRY_DELAY, None).await;
+                return store::put_off(
+                    &self.database,
+                    question,
+                    &RetryPlan::after(MAX_RETRY_DELAY),
+                )
+                .await;
             }
-            Some(DefaultAnswer::Failed { class, cause }) => {
+            Some(DefaultAnswer::Failed {
+                class,
+                cause,
+                may_be_taken,
+            }) => {
                 tracing::warn!(
                     tenantId = %tenant, store, answerBy = %by, attempts = attempt, cause, causeClass = class,
                     hint = "it is tried again until answerBy",
@@ -244,7 +256,12 @@ impl RefundAnswerWatch {
                 );
                 let delay = delay_after(attempt, FIRST_RETRY_DELAY, MAX_RETRY_DELAY);
                 let delay = spread(delay, fastrand::f64());
-                return store::put_off(&self.database, question, delay, Some(&cause)).await;
+                let plan = RetryPlan {
+                    error: Some(&cause),
+                    may_be_taken,
+                    ..RetryPlan::after(delay)
+                };
+                return store::put_off(&self.database, question, &plan).await;
             }
         };
         store::finish(&self.database, question, outcome, error.as_deref()).await?;
