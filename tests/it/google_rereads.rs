@@ -200,6 +200,47 @@ async fn an_end_is_told_when_google_says_it_and_a_token_that_is_gone_is_given_up
 }
 
 #[tokio::test]
+async fn a_token_that_google_does_not_know_for_a_while_is_asked_about_again_and_not_for_ever() {
+    let shop = Shop::open().await;
+    let (token, end) = sell(&shop).await;
+    let (lost, _) = sell(&shop).await;
+    run_job(&shop).await;
+    let until_end = end.duration_since(shop.world.clock.now());
+    shop.world.pass(until_end).await;
+    change(&shop, &token, &SubscriptionChange::Renew {});
+    for unknown in [&token, &lost] {
+        let fault = Fault::at_place("google/play").for_id(unknown);
+        let fault = fault.reason("purchaseTokenNotFound").times(0);
+        shop.world.simulator.add_fault(fault).unwrap();
+    }
+    pass(&shop, HOUR * 2).await;
+    assert_eq!(run_job(&shop).await, Some((2, 0, 0)), "neither is given up");
+    assert_eq!(run_job(&shop).await, Some((0, 0, 0)), "both are put off");
+    // Google knows one of them again.
+    shop.world.simulator.clear_faults();
+    let fault = Fault::at_place("google/play").for_id(&lost);
+    let fault = fault.reason("purchaseTokenNotFound").times(0);
+    shop.world.simulator.add_fault(fault).unwrap();
+    pass(&shop, HOUR * 3).await;
+    assert_eq!(run_job(&shop).await, Some((2, 1, 0)));
+    let last = events(&shop).await.pop().unwrap();
+    assert_eq!(last["subject"]["key"], *token);
+    assert_eq!(last["state"]["entitled"], true);
+    // The other one is read again and again, and given up in the end.
+    let (mut asked, mut gone) = (0, 0);
+    for _ in 0..22 {
+        pass(&shop, DAY * 3).await;
+        if let Some((read, _, now_gone)) = run_job(&shop).await {
+            asked += read;
+            gone += now_gone;
+        }
+    }
+    assert_eq!(gone, 1);
+    assert!((15..=24).contains(&asked), "{asked}");
+    shop.world.end().await;
+}
+
+#[tokio::test]
 async fn an_outage_of_google_loses_nothing_and_a_downtime_leaves_the_first_word_to_pub_sub() {
     let shop = Shop::open().await;
     let log = Warnings::listen();

@@ -24,4 +24,5 @@ pub use cursor::{FeedCursor, MalformedCursorError};
 pub(crate) use openapi::describe_read_errors;
 pub use reader::{DEFAULT_PAGE_EVENTS, EventFeed, FeedError, FeedPage, FeedQuery, MAX_PAGE_EVENTS};
 pub(crate) use routes::{event_routes, openapi_document};
+pub(crate) use store::load_newest_state;
 pub(crate) use subject::{KnownSubject, MAX_SUBJECT_KEY_CHARS};

@@ -172,3 +172,14 @@ pub(super) async fn find_newest_state(
         last_sequence: row.last_sequence,
     }))
 }
+
+/// The newest state of all events about a purchase. `None`: no event has told one.
+pub(crate) async fn load_newest_state(
+    database: &Database,
+    tenant: &TenantId,
+    source: EventSource,
+    key: &str,
+) -> Result<Option<PurchaseState>, Error> {
+    let row = find_newest_state(database, tenant, source, key).await?;
+    Ok(row.and_then(|row| row.state))
+}

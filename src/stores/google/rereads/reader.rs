@@ -5,6 +5,9 @@
 //! for an hour and no message came, Google is asked. A state that differs from the one that was told last becomes an event
 //! `purchase.state`, marked as recovered; a message that comes after all is an event as ever, with the same state.
 //!
+//! A token that Google does not know (404) may be known a moment later: right after the purchase, or when the answer was a fault. So it is
+//! asked about again, ever less often, and given up 60 days after something should have happened. What Google calls gone is given up at once.
+//!
 //! Subscriptions are read one after the other, each with one or two calls, which stays far below Google's limit for an app.
 
 use std::time::Duration;
@@ -24,6 +27,7 @@ use crate::base::clock::Timestamp;
 use crate::base::id::TenantId;
 use crate::crypto::token;
 use crate::db::Error;
+use crate::events::feed::load_newest_state;
 use crate::events::{
     EventEnvironment, EventRecorder, EventSource, EventType, NewEvent, PurchaseState, StateStatus,
     told_state,
@@ -43,6 +47,12 @@ const UNCHANGED_DELAY: Duration = Duration::from_hours(20);
 const UNSETTLED_DELAY: Duration = Duration::from_hours(3);
 /// The same after a call that failed: the next round reads it again, behind the others.
 const FAILED_CALL_DELAY: Duration = Duration::from_mins(1);
+/// When a subscription is read again whose token Google does not know, at most: after half of the time for which something should have
+/// happened to it.
+const MAX_UNKNOWN_DELAY: Duration = Duration::from_hours(20);
+/// How long after something should have happened to a subscription Google is asked about a token that it does not know. Google keeps
+/// the record of a subscription for 60 days after its end, and then says that it is gone.
+const MAX_UNKNOWN_TIME: Duration = Duration::from_hours(60 * 24);
 /// How long after its end a subscription may be called active by Google before its end is told.
 const MAX_UNSETTLED_TIME: Duration = Duration::from_hours(24);
 
@@ -63,7 +73,7 @@ pub(crate) struct RereadReport {
     pub(crate) recovered: u64,
     /// Those that Google does not know any more.
     pub(crate) gone: u64,
-    /// Those that could not be read, for a reason that concerns them alone.
+    /// Those that could not be read, for a reason that concerns them alone: of some, Google does not know the token now.
     pub(crate) failed: u64,
 }
 
@@ -137,7 +147,7 @@ impl SubscriptionRereader {
                             return Err(error.into());
                         }
                         report.failed += 1;
-                        self.put_off_failed(tenant, &overdue, is_dry_run, &error)
+                        self.put_off_failed(tenant, &overdue, is_dry_run, &error, &mut report)
                             .await?;
                     }
                     Err(error) => return Err(error),
@@ -195,7 +205,9 @@ impl SubscriptionRereader {
         overdue: &OverdueSubscription,
         is_dry_run: bool,
         error: &GoogleVerifyError,
+        report: &mut RereadReport,
     ) -> Result<(), GoogleBackfillError> {
+        let database = &self.google.database;
         tracing::warn!(
             tenantId = %tenant,
             cause = %error,
@@ -203,15 +215,42 @@ impl SubscriptionRereader {
             hint = "this subscription is read again behind the others",
             "google_state_not_read"
         );
-        if !is_dry_run {
-            let delay = match error {
-                GoogleVerifyError::Api(_) => FAILED_CALL_DELAY,
-                _ => UNSETTLED_DELAY,
-            };
-            let next = self.google.clock.now().plus(delay).minus(ARRIVAL_TIME);
-            store::put_off(&self.google.database, tenant, overdue, next).await?;
+        if is_dry_run {
+            return Ok(());
         }
+        let delay = match error {
+            GoogleVerifyError::Api(_) => FAILED_CALL_DELAY,
+            GoogleVerifyError::NotFound {
+                reason: GoogleNotFound::Unknown,
+                ..
+            } => {
+                let overdue_for = self.find_overdue_time(tenant, overdue).await?;
+                if overdue_for >= MAX_UNKNOWN_TIME {
+                    report.gone += 1;
+                    store::stop_expecting(database, tenant, overdue).await?;
+                    return Ok(());
+                }
+                (overdue_for / 2).clamp(UNSETTLED_DELAY, MAX_UNKNOWN_DELAY)
+            }
+            _ => UNSETTLED_DELAY,
+        };
+        let next = self.google.clock.now().plus(delay).minus(ARRIVAL_TIME);
+        store::put_off(database, tenant, overdue, next).await?;
         Ok(())
+    }
+
+    /// For how long something should have happened to a subscription, according to the newest state that was told. The time in `overdue`
+    /// is later where it was read again since.
+    async fn find_overdue_time(
+        &self,
+        tenant: &TenantId,
+        overdue: &OverdueSubscription,
+    ) -> Result<Duration, Error> {
+        let database = &self.google.database;
+        let told = load_newest_state(database, tenant, EventSource::Google, &overdue.key).await?;
+        let due = told.as_ref().and_then(told_state::changes_by);
+        let now = self.google.clock.now();
+        Ok(now.duration_since(due.unwrap_or(overdue.changes_by)))
     }
 
     async fn ask(
@@ -222,7 +261,7 @@ impl SubscriptionRereader {
         let verified = match self.google.verify_current(tenant, &overdue.key).await {
             Ok(verified) => verified,
             Err(GoogleVerifyError::NotFound {
-                reason: GoogleNotFound::Gone | GoogleNotFound::Unknown | GoogleNotFound::OtherType,
+                reason: GoogleNotFound::Gone | GoogleNotFound::OtherType,
                 ..
             }) => return Ok(Reread::Gone),
             Err(error) => return Err(error),
