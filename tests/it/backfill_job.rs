@@ -16,6 +16,7 @@ use crate::metrics::value;
 use crate::webhook_end_to_end::{secret, set_callback};
 use crate::world::attesto::{APP, APP_APPLE_ID, World};
 use crate::world::receiver::Receiver;
+use crate::world::wait::wait_until;
 
 const OK: &[u8] = b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nok";
 const MINUTE: Duration = Duration::from_mins(1);
@@ -378,4 +379,31 @@ async fn metrics_tell_when_histories_were_read_and_what_was_recovered() {
     let page = world.metrics().await;
     assert!((value(&page, age) - 172_800.0).abs() < 1.0, "{page}");
     assert!((value(&page, recovered) - 3.0).abs() < 0.1);
+}
+
+#[tokio::test]
+async fn a_store_that_takes_long_to_read_does_not_hold_up_the_other_one() {
+    // The second interval is how often the job looks whether something is due at the other store.
+    let settings = [
+        ("UPSTREAM_TIMEOUT_SECONDS", "60"),
+        ("JOBS_BACKFILL_INTERVAL_SECONDS", "1"),
+    ];
+    let shop = Shop::open_with(&settings).await;
+    let world = &shop.world;
+    let slow = Fault::at_place("google/play").delay(MINUTE).times(0);
+    world.simulator.add_fault(slow).unwrap();
+    lose(world, 1).await;
+    world.pass(MINUTE * 6).await;
+    let following = async {
+        let is_stored = async |count: usize| stored(world).await.len() == count;
+        wait_until("Apple's history is read", async || is_stored(1).await).await;
+        // What Apple could not deliver is due again after three hours. Google is read all the while.
+        lose(world, 1).await;
+        world.pass(HOUR * 4).await;
+        wait_until("Apple's history is read again", async || is_stored(2).await).await;
+    };
+    tokio::select! {
+        report = world.run_job("backfill") => panic!("Google is read for longer: {report}"),
+        () = following => {}
+    }
 }

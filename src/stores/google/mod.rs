@@ -70,10 +70,11 @@ pub(crate) use refund_review::{
     GoogleRefundPreference, MAX_CONSUMPTION_MILLIUNITS, RefundReview, RefundReviewRequest,
 };
 pub use refunds::backfill::GoogleBackfill;
-pub(crate) use refunds::backfill::{GoogleBackfillError, RefundsReport};
+pub(crate) use refunds::backfill::{GoogleBackfillError, RefundsReport, RefundsRound};
 pub(crate) use request_body::AcknowledgeRequest;
 pub use request_body::GoogleVerifyRequest;
 pub(crate) use rereads::reader::RereadReport;
+pub(crate) use rereads::reader::RereadRound;
 pub use routes::verify_routes;
 pub(crate) use routes::{notification_routes, openapi_document};
 pub use verify::{GoogleSettings, GoogleVerifier};

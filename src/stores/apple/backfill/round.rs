@@ -7,6 +7,7 @@
 //!
 //! A reading makes a limited number of calls; what is left is read by the next round, from where it ended.
 
+use std::ops::AddAssign;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -63,6 +64,17 @@ pub(crate) struct RoundReport {
     pub(crate) refused: u64,
     /// Readings that failed.
     pub(crate) failed: u64,
+}
+
+impl AddAssign for RoundReport {
+    fn add_assign(&mut self, other: Self) {
+        self.histories += other.histories;
+        self.calls += other.calls;
+        self.read += other.read;
+        self.recovered += other.recovered;
+        self.refused += other.refused;
+        self.failed += other.failed;
+    }
 }
 
 /// What a round needs.

@@ -7,6 +7,7 @@
 //! tells as well becomes one event, whichever comes first.
 
 use std::collections::HashSet;
+use std::ops::AddAssign;
 use std::time::Duration;
 
 use base64::Engine as _;
@@ -78,6 +79,15 @@ pub(crate) struct RefundsRound {
     pub(crate) recovered: u64,
     /// Readings that failed.
     pub(crate) failed: u64,
+}
+
+impl AddAssign for RefundsRound {
+    fn add_assign(&mut self, other: Self) {
+        self.tenants += other.tenants;
+        self.read += other.read;
+        self.recovered += other.recovered;
+        self.failed += other.failed;
+    }
 }
 
 /// Why a list is not read to its end.

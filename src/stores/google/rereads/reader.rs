@@ -10,6 +10,7 @@
 //!
 //! Subscriptions are read one after the other, each with one or two calls, which stays far below Google's limit for an app.
 
+use std::ops::AddAssign;
 use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
@@ -87,6 +88,16 @@ pub(crate) struct RereadRound {
     pub(crate) gone: u64,
     /// Tenants whose subscriptions were not all read.
     pub(crate) failed: u64,
+}
+
+impl AddAssign for RereadRound {
+    fn add_assign(&mut self, other: Self) {
+        self.tenants += other.tenants;
+        self.read += other.read;
+        self.recovered += other.recovered;
+        self.gone += other.gone;
+        self.failed += other.failed;
+    }
 }
 
 /// What Google says of an overdue subscription.
