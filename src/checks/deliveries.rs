@@ -18,6 +18,9 @@ const LAG_WARNING_THRESHOLD: Duration = Duration::from_mins(1);
 /// If a delivery that could be sent waits longer, no process delivers.
 const LAG_FAILURE_THRESHOLD: Duration = Duration::from_mins(15);
 
+/// A callback that fails for longer has more than a short fault.
+pub(super) const MAX_FAILING_TIME: Duration = Duration::from_mins(15);
+
 /// A store that answers tells a state within a minute.
 const MAX_STATE_WAIT: Duration = Duration::from_hours(1);
 

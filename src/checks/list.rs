@@ -324,11 +324,14 @@ fn delivery_checks() -> [Check; 9] {
         Check::counted(
             group,
             "deliveries.callbacks",
-            |c| store::list_closed_callbacks(&c.database, MAX_NAMED).boxed(),
+            |c| {
+                store::list_failing_callbacks(&c.database, deliveries::MAX_FAILING_TIME, MAX_NAMED)
+                    .boxed()
+            },
             CountWording {
-                none: "No callback is closed.",
-                one: "callback is closed because of failures",
-                many: "callbacks are closed because of failures",
+                none: "No callback is closed or has failed for long.",
+                one: "callback is closed because of failures, or has accepted nothing for a quarter of an hour",
+                many: "callbacks are closed because of failures, or have accepted nothing for a quarter of an hour",
                 advice: "Inform these tenants; `attesto webhook get` shows since when, `attesto webhook ping` tries the callback now.",
             },
         )

@@ -375,9 +375,11 @@ pub(super) async fn list_disabled_callbacks(
     )
 }
 
-/// Callbacks that are closed because of failures.
-pub(super) async fn list_closed_callbacks(
+/// Callbacks that are closed because of failures, and those that have accepted nothing since a failure `failing_for` ago: one
+/// that answers with an error is not closed for a day.
+pub(super) async fn list_failing_callbacks(
     database: &Database,
+    failing_for: Duration,
     limit: i64,
 ) -> Result<CountWithNames, Error> {
     few!(
@@ -389,10 +391,13 @@ pub(super) async fn list_closed_callbacks(
         join webhook_health health
             on health.tenant_id = config.tenant_id and health.callback = config.callback
             and health.callback_key = hashtextextended(config.callback_url, 0)
-        where config.is_active and health.state in ('open', 'paused')
-        order by health.failing_since limit $1
+        where config.is_active and (
+            health.state in ('open', 'paused') or health.failing_since <= attesto_now() - make_interval(secs => $2)
+        )
+        order by health.failing_since, config.tenant_id, config.callback limit $1
         "#,
-        limit
+        limit,
+        failing_for.as_secs_f64()
     )
 }
 

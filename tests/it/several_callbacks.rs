@@ -990,6 +990,42 @@ async fn doctor_and_tail_name_the_callback_where_there_are_several() {
             "{name}: {ran:?}"
         );
     }
+    // Each one that fails is named, also where it answers, and is not closed: all but one that fails since a moment.
+    execute(
+        &world,
+        "update webhook_health set state = 'active', failing_since = now() - interval '20 minutes'
+         where callback = 2",
+    )
+    .await;
+    execute(
+        &world,
+        "insert into webhook_health (tenant_id, callback, callback_url, state, failing_since)
+         select tenant_id, callback, 'https://93.184.216.34/before', 'active', now() - interval '1 day' from webhook_configs",
+    )
+    .await;
+    let callbacks = |ran: &Ran| {
+        let tree = ran.json();
+        let groups = tree["checks"].as_array().unwrap();
+        let mut checks = groups
+            .iter()
+            .flat_map(|group| group["checks"].as_array().unwrap());
+        let found = checks.find(|check| check["name"] == "deliveries.callbacks");
+        found.expect("the check")["message"]
+            .as_str()
+            .unwrap()
+            .to_owned()
+    };
+    let doctor = || callbacks(&world.shell().run(&["doctor", "--output", "json"]));
+    let named = doctor();
+    assert!(named.starts_with("3 callbacks"), "{named}");
+    assert!(named.contains(&format!("{two} callback 2")), "{named}");
+    execute(
+        &world,
+        "update webhook_health set failing_since = now() where callback = 2",
+    )
+    .await;
+    let named = doctor();
+    assert!(named.starts_with("2 callbacks"), "{named}");
     events(&world, &two, &["1"]).await;
     execute(
         &world,
