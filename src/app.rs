@@ -10,7 +10,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use futures_util::FutureExt as _;
-use futures_util::future::BoxFuture;
+use futures_util::future::{BoxFuture, join};
 use tokio::net::TcpListener;
 use tokio::task::JoinHandle;
 use tokio::time::{Instant, timeout, timeout_at};
@@ -65,6 +65,9 @@ use crate::stores::shared::subject_source::SubjectSources;
 use crate::telemetry::TraceMetrics;
 use crate::telemetry::metrics::{Counter, MetricsRegistry};
 use crate::tenants::{Authenticator, IntakeBudgets, RateLimitScope};
+
+/// How long the role's limit of connections is asked for: it only explains.
+const CONNECTION_LIMIT_TIMEOUT: Duration = Duration::from_secs(10);
 
 /// The part of the shutdown grace that is kept for releasing the claims of deliveries that did not end.
 const CLAIM_RELEASE_RESERVE: Duration = Duration::from_secs(2);
@@ -357,7 +360,15 @@ impl App {
         let status = self.dispatch_status.clone();
         let (was_prepared, presence) = (prepared.is_cancelled(), self.presence.clone());
         status.set_unprepared(!was_prepared);
-        let task = async move {
+        let asking = {
+            let (database, status, stop) = (database.clone(), status.clone(), stop.clone());
+            async move {
+                if is_dispatcher_enabled {
+                    warn_of_connection_limit(&database, &status, &stop).await;
+                }
+            }
+        };
+        let starting = async move {
             if stop
                 .run_until_cancelled(prepared.cancelled())
                 .await
@@ -376,6 +387,8 @@ impl App {
             }
             start.cancel();
         };
+        // At once: a role with too few connections may not even get as far as to begin.
+        let task = join(asking, starting).map(drop);
         ("delivery_start", task.boxed())
     }
 
@@ -705,6 +718,25 @@ fn build_jobs(
         };
         JobScheduler::new(&tools, all_jobs(&tools))
     })
+}
+
+/// Says in the log, and in `/ready` while deliveries wait for a connection, that the role may have too few of them.
+async fn warn_of_connection_limit(
+    database: &Database,
+    status: &DispatchStatus,
+    stop: &CancellationToken,
+) {
+    let asking = database.find_connection_limit(CONNECTION_LIMIT_TIMEOUT);
+    let Some(Some(limit)) = stop.run_until_cancelled(asking).await else {
+        return;
+    };
+    tracing::warn!(
+        cause = limit.describe(),
+        causeClass = "too few connections",
+        hint = limit.advise(),
+        "role_connection_limit_too_low"
+    );
+    status.set_connection_advice(limit.advise());
 }
 
 fn build_dispatch_status(settings: &AppSettings, registry: &MetricsRegistry) -> DispatchStatus {

@@ -8,7 +8,9 @@ use super::store::{self, PostgresServer, ReplicationSlot};
 use crate::base::clock::Timestamp;
 use crate::db::health::DatabaseHealth;
 use crate::db::migrations::UTF8_DATABASE_OPTIONS;
-use crate::db::{Database, Error, MIN_POSTGRES_MAJOR, SchemaState, describe_error};
+use crate::db::{
+    ConnectionLimit, Database, Error, MIN_POSTGRES_MAJOR, SchemaState, describe_error,
+};
 use crate::telemetry::metrics::u64_to_f64;
 
 /// How long the server may take to answer.
@@ -134,7 +136,12 @@ fn check_disk_space(free: u64, all: u64) -> CheckResult {
     }
 }
 
-pub(super) fn judge_server(server: &PostgresServer, now: Timestamp) -> Vec<CheckResult> {
+/// `max_connections`: `max` in the database's URL.
+pub(super) fn judge_server(
+    server: &PostgresServer,
+    max_connections: u64,
+    now: Timestamp,
+) -> Vec<CheckResult> {
     let major = u32::try_from(server.version / 10_000).unwrap_or(0);
     let mut checks = vec![check_server_version(major, now)];
     if server.encoding != "UTF8" {
@@ -180,7 +187,18 @@ pub(super) fn judge_server(server: &PostgresServer, now: Timestamp) -> Vec<Check
         "{} of the server's {} connections are in use.",
         server.connections, server.max_connections
     );
-    checks.push(if percent >= MAX_CONNECTIONS_PERCENT {
+    let role_limit = ConnectionLimit::of_role(server.role_connections, max_connections);
+    checks.push(if let Some(limit) = role_limit.filter(|_| !server.is_superuser) {
+        CheckResult::warn(
+            "database.connections",
+            format!("{}.", limit.describe()),
+            format!(
+                "{}, divided by the number of processes; or let a superuser run `alter role <role> connection limit {}` for each process.",
+                limit.advise(),
+                limit.needed
+            ),
+        )
+    } else if percent >= MAX_CONNECTIONS_PERCENT {
         CheckResult::warn(
             "database.connections",
             message,

@@ -81,7 +81,10 @@ fn database_checks() -> [Check; 9] {
             group,
             "database.server",
             |c| store::load_postgres_server(&c.database).boxed(),
-            |server, c| database::judge_server(&server, c.clock.now()),
+            |server, c| {
+                let most = c.database.max_connections();
+                database::judge_server(&server, most, c.clock.now())
+            },
         ),
         Check::judged(
             group,

@@ -17,6 +17,8 @@ pub(super) struct PostgresServer {
     pub(super) version: i32,
     pub(super) encoding: String,
     pub(super) is_superuser: bool,
+    /// How many connections the role may have. -1: as many as the server has.
+    pub(super) role_connections: i32,
     /// The value on this connection.
     pub(super) statement_timeout: String,
     pub(super) autovacuum: bool,
@@ -34,6 +36,7 @@ pub(super) async fn load_postgres_server(database: &Database) -> Result<Postgres
             current_setting('server_version_num')::int as "version!",
             current_setting('server_encoding') as "encoding!",
             (select rolsuper from pg_roles where rolname = current_user) as "is_superuser!",
+            (select rolconnlimit from pg_roles where rolname = current_user) as "role_connections!",
             current_setting('statement_timeout') as "statement_timeout!",
             current_setting('autovacuum') = 'on' as "autovacuum!",
             (select count(*) from pg_stat_activity where backend_type = 'client backend') as "connections!",

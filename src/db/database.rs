@@ -17,7 +17,7 @@ use super::connect_settings::is_on_this_machine;
 use super::pool::session_settings_sql;
 use super::server_watch::{SERVER_STATUS_SQL, ServerStatus, ServerWatch, WeakServerWatch};
 use super::write_watch::WriteWatch;
-use super::{ConnectSettings, DatabaseConnectError, DbPool, Error, MIGRATOR};
+use super::{ConnectSettings, ConnectionLimit, DatabaseConnectError, DbPool, Error, MIGRATOR};
 
 /// The person who changes something, for the log of changes (`operator_audit`).
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -37,9 +37,9 @@ const DELIVERY_APPLICATION: &str = "attesto-deliveries";
 /// The name of the session that `/ready` asks.
 const READINESS_APPLICATION: &str = "attesto-readiness";
 /// The connections for `/ready` and for notifications of changes.
-const WATCH_CONNECTIONS: u32 = 2;
+pub(super) const WATCH_CONNECTIONS: u32 = 2;
 /// In a smaller pool than this, no connection is reserved for deliveries, and those of [`WATCH_CONNECTIONS`] come on top.
-const MIN_CONNECTIONS_TO_RESERVE: u32 = 8;
+pub(super) const MIN_CONNECTIONS_TO_RESERVE: u32 = 8;
 /// The lifetime of a reserved connection: the same as sqlx gives the others.
 const RESERVED_CONNECTION_TTL: Duration = Duration::from_mins(30);
 
@@ -163,6 +163,21 @@ impl Database {
         let reserved = self.for_deliveries();
         let pool = reserved.pool().sqlx_pool();
         let _ = join_all((0..DELIVERY_CONNECTIONS).map(|_| pool.acquire())).await;
+    }
+
+    /// Whether the role may have as many connections as this process takes: `None` if so, or if that cannot be found out within `patience`.
+    pub(crate) async fn find_connection_limit(
+        &self,
+        patience: Duration,
+    ) -> Option<ConnectionLimit> {
+        let statement = "select case when rolsuper then -1 else rolconnlimit end from pg_roles where rolname = current_user";
+        let watching = self.for_readiness();
+        let asking = async {
+            let mut session = watching.pool.acquire().await?;
+            session.fetch_row(statement).await?.try_get(0)
+        };
+        let allowed: i32 = timeout(patience, asking).await.ok()?.ok()?;
+        ConnectionLimit::of_role(allowed, self.max_connections())
     }
 
     /// Reserves a connection in the same way for what watches the database: it gets an answer while requests use all others.

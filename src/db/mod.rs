@@ -13,6 +13,7 @@
 //! - [`migration_header`]: what each migration states about tables and older releases
 //! - [`errors`]: classes of database errors
 //! - [`connect_error`]: why the database cannot be used, in a few words for `/ready`
+//! - `connection_limit`: whether the role may have as many connections as a process takes
 //! - `tls_failure`: why a connection cannot be encrypted
 //! - `tls_files`: the files that the URL names for TLS
 //! - `error_text`: why something failed, in one sentence
@@ -28,6 +29,7 @@ pub mod change_listener;
 mod clock_offset;
 pub mod connect_error;
 pub mod connect_settings;
+mod connection_limit;
 pub mod database;
 mod error_text;
 pub mod errors;
@@ -44,6 +46,7 @@ pub mod write_watch;
 
 pub use connect_error::DatabaseConnectError;
 pub use connect_settings::{ConnectSettings, DatabaseUrlError};
+pub(crate) use connection_limit::ConnectionLimit;
 pub use database::{Database, Operator};
 pub(crate) use error_text::{
     describe_cause, describe_chain, describe_command_error, describe_error,

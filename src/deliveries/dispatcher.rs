@@ -86,6 +86,8 @@ pub struct DispatchStatus {
     problem: Arc<Mutex<Option<DatabaseConnectError>>>,
     /// Whether the dispatcher may not begin yet.
     is_unprepared: Arc<AtomicBool>,
+    /// What to do where it gets no connection: a clause that may be public.
+    connection_advice: Arc<Mutex<Option<String>>>,
 }
 
 impl DispatchStatus {
@@ -95,6 +97,7 @@ impl DispatchStatus {
             is_enabled,
             problem: Arc::default(),
             is_unprepared: Arc::default(),
+            connection_advice: Arc::default(),
         }
     }
 
@@ -108,13 +111,27 @@ impl DispatchStatus {
         if !self.is_enabled {
             return Some("off: this process only receives".to_owned());
         }
+        let advice = self.connection_advice.lock().clone();
         if self.is_unprepared.load(Ordering::Relaxed) {
-            return Some(
-                "waiting: the database or the encryption key is not checked yet".to_owned(),
-            );
+            let advice = advice.map_or(String::new(), |advice| format!(" ({advice})"));
+            return Some(format!(
+                "waiting: the database or the encryption key is not checked yet{advice}"
+            ));
         }
         let problem = (*self.problem.lock())?;
-        Some(format!("waiting: {problem}"))
+        let is_short = matches!(
+            problem,
+            DatabaseConnectError::TooManyConnections | DatabaseConnectError::PoolExhausted
+        );
+        Some(match advice.filter(|_| is_short) {
+            Some(advice) => format!("waiting: {problem} ({advice})"),
+            None => format!("waiting: {problem}"),
+        })
+    }
+
+    /// Sets what to do where the dispatcher gets no connection: a clause that may be public.
+    pub(crate) fn set_connection_advice(&self, advice: String) {
+        *self.connection_advice.lock() = Some(advice);
     }
 
     /// Shows it in `registry`.
@@ -877,5 +894,30 @@ fn report_state_change(change: &EndpointStateChange) {
             failingSince = health.failing_since.map(|moment| moment.to_string()),
             "webhook_callback"
         ),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_process_that_gets_no_connection_says_what_to_do() {
+        let status = DispatchStatus::new(true);
+        assert_eq!(status.notice(), None);
+        status.set_connection_advice("Set max=4 in DATABASE_URL".to_owned());
+        assert_eq!(status.notice(), None, "it delivers");
+        for (problem, says_so) in [
+            (DatabaseConnectError::TooManyConnections, true),
+            (DatabaseConnectError::PoolExhausted, true),
+            (DatabaseConnectError::Timeout, false),
+        ] {
+            status.set_problem(Some(problem));
+            let notice = status.notice().expect("it waits");
+            assert_eq!(notice.contains("max=4"), says_so, "{notice}");
+        }
+        status.set_unprepared(true);
+        let notice = status.notice().expect("it waits");
+        assert!(notice.contains("not checked yet (Set max=4"), "{notice}");
     }
 }

@@ -140,7 +140,10 @@ async fn a_role_that_may_have_six_connections_delivers() {
     operator.rows(&set);
 
     let few = owner.url.replace("user=attesto", &format!("user={clerk}"));
-    let process = ServeProcess::start(&shell(&few.replace("max=5", "max=10"))).await;
+    let few = shell(&few.replace("max=5", "max=10"));
+    let doctor = few.run_async(&["doctor", "--offline"], "").await.said;
+    assert!(doctor.contains("Set max=4 in DATABASE_URL"), "{doctor}");
+    let process = ServeProcess::start(&few).await;
     wait_until("it delivers", async || {
         let (status, ready) = process.ready().await;
         status == 200 && ready["checks"].get("deliveries").is_none()
@@ -155,6 +158,14 @@ async fn a_role_that_may_have_six_connections_delivers() {
         .await
         .unwrap();
     receiver.until(3).await;
+    wait_until("the log says which max fits", async || {
+        let log = process.log.lock();
+        log.iter().any(|line| {
+            line["msg"] == "role_connection_limit_too_low"
+                && line["hint"] == "Set max=4 in DATABASE_URL"
+        })
+    })
+    .await;
 
     drop(process);
     wait_until("its sessions have ended", async || {
