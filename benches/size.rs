@@ -62,10 +62,10 @@ const INDEXES: &str = "
 /// Part of the history: rows $1 to $2, of the tenants $3, over $4 days, of $5 rows in all.
 const HISTORY: [&str; 2] = [
     "insert into webhook_events (id, tenant_id, source, external_id, event_type, platform_event, environment,
-         subject_key, subject_type, raw_payload, decoded_payload, body, received_at)
+         subject_key, subject_type, decoded_payload, stored_body, received_at)
      select 'evt_' || lpad(n::text, 26, '0'), ($3::text[])[1 + n % cardinality($3::text[])], 'google',
          (n * 7919)::text, 'subscription.renewed', 'google.subscription.2', 'production',
-         'token-' || n % 100000, 'subscription', '{}', '{}', repeat('x', 60),
+         'token-' || n % 100000, 'subscription', '{}', '\\x00' || convert_to(repeat('x', 60), 'UTF8'),
          now() - make_interval(secs => $4 * 86400 * (1 - n / $5::float8))
      from generate_series($1::bigint, $2) n",
     "insert into webhook_deliveries (id, event_id, tenant_id, callback_url, status, attempt_count,

@@ -1,5 +1,23 @@
--- The key of the hashes in the log of verifications, the log of operators' changes, and an index for counts.
--- tables: creates operator_audit, validation_audit_keys; locks api_keys, apple_credentials, google_credentials, tenants, webhook_allowed_networks, webhook_configs, webhook_previous_secrets, webhook_redeliveries; reads_all webhook_deliveries
+-- The optional log of verifications, and the log of operators' changes.
+-- tables: creates operator_audit, validation_audit, validation_audit_keys; locks api_keys, apple_credentials, delivery_holds, first_seen_keys, google_credentials, tenants, webhook_allowed_networks, webhook_client_certificates, webhook_configs, webhook_deliveries, webhook_previous_secrets, webhook_redeliveries
+
+create table validation_audit (
+    id text primary key,
+    tenant_id text not null references tenants (id),
+    source text not null check (source in ('apple', 'google')),
+    -- A keyed hash: equal for the same purchase, and the purchase token cannot be computed from it.
+    identifier_hash bytea not null,
+    valid boolean not null,
+    error_code text,
+    latency_ms integer not null,
+    occurred_at timestamptz not null default now(),
+    -- The same time as occurred_at, under the name that the other tables use.
+    created_at timestamptz not null generated always as (occurred_at) stored
+);
+
+create index validation_audit_by_tenant on validation_audit (tenant_id, occurred_at desc);
+-- For the retention of rows by age.
+create index validation_audit_by_age on validation_audit (occurred_at);
 
 -- Identifiers in validation_audit are hashed with a key that is generated once and never changes, so that hashes stay
 -- comparable. The key is random and sealed: a rotation of the encryption key seals it again and does not change it.
@@ -61,7 +79,10 @@ declare
     entry operator_audit;
     told boolean := current_setting('application_name') = nullif(current_setting('attesto.session', true), '');
 begin
-    perform pg_advisory_xact_lock(hashtextextended('attesto operator_audit', 0));
+    perform from process_locks where name = 'operator_audit' for no key update;
+    if not found then
+        raise exception 'the row operator_audit is missing in the table process_locks';
+    end if;
     select last.seq, last.hash into entry.seq, entry.previous_hash
         from operator_audit last order by last.seq desc limit 1;
     entry.seq := coalesce(entry.seq, 0) + 1;
@@ -95,7 +116,7 @@ create function auditable(line jsonb) returns jsonb language sql immutable as $$
         else value
     end), '{}')
     from jsonb_each(line)
-    where key not in ('last_used_at', 'callback_key')
+    where key not in ('last_used_at', 'callback_key', 'last_callback')
 $$;
 
 -- Its arguments are the columns that identify the row.
@@ -128,30 +149,35 @@ begin
 end
 $$;
 
-create trigger audit_change after insert or delete or update on tenants
-    for each row execute function audit_change('id');
+-- A transaction can defer its rows of the log to its end. `attesto tenant import` does, because it writes for a long
+-- time, and other transactions that add to the log would wait for it. In all other transactions the row is written at once.
+create constraint trigger audit_change after insert or delete or update on tenants
+    deferrable initially immediate for each row execute function audit_change('id');
 -- Not on last_used_at, which no operator changes.
-create trigger audit_change
+create constraint trigger audit_change
     after insert or delete or update of tenant_id, key_hash, name, environment, revoked_at on api_keys
-    for each row execute function audit_change('id');
-create trigger audit_change after insert or delete or update on apple_credentials
-    for each row execute function audit_change('tenant_id');
-create trigger audit_change after insert or delete or update on google_credentials
-    for each row execute function audit_change('tenant_id');
-create trigger audit_change after insert or delete or update on webhook_configs
-    for each row execute function audit_change('tenant_id');
-create trigger audit_change after insert or delete or update on webhook_previous_secrets
-    for each row execute function audit_change('tenant_id', 'number');
-create trigger audit_change after insert or delete or update on webhook_allowed_networks
-    for each row execute function audit_change('tenant_id', 'network', 'port');
+    deferrable initially immediate for each row execute function audit_change('id');
+create constraint trigger audit_change after insert or delete or update on apple_credentials
+    deferrable initially immediate for each row execute function audit_change('tenant_id');
+create constraint trigger audit_change after insert or delete or update on google_credentials
+    deferrable initially immediate for each row execute function audit_change('tenant_id');
+create constraint trigger audit_change after insert or delete or update on webhook_configs
+    deferrable initially immediate for each row execute function audit_change('tenant_id', 'callback');
+create constraint trigger audit_change after insert or delete or update on webhook_previous_secrets
+    deferrable initially immediate for each row execute function audit_change('tenant_id', 'callback', 'number');
+create constraint trigger audit_change after insert or delete or update on webhook_client_certificates
+    deferrable initially immediate for each row execute function audit_change('tenant_id', 'callback');
+create constraint trigger audit_change after insert or delete or update on webhook_allowed_networks
+    deferrable initially immediate for each row execute function audit_change('tenant_id', 'network', 'port');
+create constraint trigger audit_change after insert or delete or update on first_seen_keys
+    deferrable initially immediate for each row execute function audit_change('tenant_id');
 -- Later changes are the dispatcher's.
-create trigger audit_change after insert or delete on webhook_redeliveries
-    for each row execute function audit_change('id');
+create constraint trigger audit_change after insert or delete on webhook_redeliveries
+    deferrable initially immediate for each row execute function audit_change('id');
 -- A redelivery of one event. Redeliveries of many are logged by their row in webhook_redeliveries.
 create trigger audit_change after insert on webhook_deliveries
     for each row
     when (new.requested_by is not null and coalesce(current_setting('attesto.session', true), '') <> '')
     execute function audit_change('id');
-
--- Deliveries that wait for an operator, to be counted without reading the others.
-create index webhook_deliveries_parked on webhook_deliveries (parked_at) where parked_at is not null;
+create trigger audit_change after insert or delete or update on delivery_holds
+    for each row execute function audit_change('id');

@@ -48,11 +48,10 @@ impl FromStr for DatabaseRole {
 
 /// Columns that are not sealed and still private: payloads and their parts, identifiers that a store accepts in a request,
 /// callback URLs, and the hashes that API keys are looked up by.
-const PRIVATE_COLUMNS: [&str; 15] = [
+const PRIVATE_COLUMNS: [&str; 14] = [
     "app_user_id",
     "before",
     "after",
-    "body",
     "callback_url",
     "decoded_payload",
     "key_hash",

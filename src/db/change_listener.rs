@@ -31,7 +31,7 @@ use crate::base::backoff::Backoff;
 use crate::base::id::TenantId;
 use crate::crypto::{ExposeSecret as _, token};
 
-/// The channel of the triggers in `migrations/0001_tenants_and_credentials.sql`; the payload is `table:tenant_id`.
+/// The channel of the triggers in `migrations/0001_tenants.sql`; the payload is `table:tenant_id`.
 const CHANGES_CHANNEL: &str = "attesto_changes";
 /// The name of the listening session.
 const APPLICATION_NAME: &str = "attesto-changes";

@@ -9,9 +9,9 @@
 //!
 //! The line `tables` names the strongest effect on each table, in the words of [`TableImpact`]. For a table that the
 //! migration creates, that is `creates`. If it affects none, the line says `none`. The line `previous release` is
-//! required after the first release. It says `works`, or `works, <why>` if the SQL alone does not show it, or `stops,
-//! <why>`. It is stored in the table `schema_promises` with the migration, where a release that does not know the
-//! migration finds it.
+//! required in migrations after those of the first release. It says `works`, or `works, <why>` if the SQL alone does
+//! not show it, or `stops, <why>`. It is stored in the table `schema_promises` with the migration, where a release
+//! that does not know the migration finds it.
 //!
 //! A test compares each header with its SQL (`tests/it/migrations.rs`).
 
@@ -19,7 +19,7 @@ use serde::Serialize;
 use strum::{EnumString, IntoStaticStr};
 
 /// The last migration of the first release. Every release has these migrations.
-pub const FIRST_RELEASE_VERSION: i64 = 13;
+pub const FIRST_RELEASE_VERSION: i64 = 8;
 
 /// Whether a process of the previous release can still work after a migration.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]

@@ -295,7 +295,7 @@ fn migration_compatibility(migration: &Migration) -> Option<Compatibility> {
         previous_works: false,
         why: None,
     };
-    (migration.version >= FIRST_RELEASE_VERSION).then(|| {
+    (migration.version > FIRST_RELEASE_VERSION).then(|| {
         migration_header::parse_compatibility(migration.sql.as_str()).unwrap_or_else(nothing)
     })
 }

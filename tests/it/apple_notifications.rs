@@ -180,7 +180,6 @@ impl Shop {
         }
         assert_eq!(row.get::<Value, _>("decoded_payload"), facts);
         assert_eq!(row.get::<Option<Value>, _>("raw_payload"), None);
-        assert_eq!(row.get::<Option<String>, _>("body"), None);
         assert_eq!(body["eventId"], id);
         Event(body)
     }

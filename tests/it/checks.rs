@@ -282,9 +282,9 @@ async fn configuration_drift_is_found_and_counted() {
     let event = |environment: &str| {
         format!(
             "insert into webhook_events (id, tenant_id, source, external_id, event_type, platform_event, environment,
-                raw_payload, decoded_payload, body)
+                decoded_payload, stored_body)
             values ('evt_{environment}', '{tenant}', 'apple', '{environment}', 'test', 'test', '{environment}', '{{}}',
-                '{{}}', '{{}}')"
+                '\\x007b7d')"
         )
     };
     let asked = |environment: &str, result: &str| {

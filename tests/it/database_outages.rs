@@ -99,9 +99,9 @@ async fn an_idle_transaction_does_not_stop_deliveries() {
         .await
         .unwrap();
     let two_minutes = [
-        "insert into webhook_events (id, tenant_id, source, external_id, event_type, platform_event, raw_payload,
-             decoded_payload, body)
-         select 'evt_' || n, t.id, 'google', n, 'test', 'google.test', '{}', '{}', '{}'
+        "insert into webhook_events (id, tenant_id, source, external_id, event_type, platform_event,
+             decoded_payload, stored_body)
+         select 'evt_' || n, t.id, 'google', n, 'test', 'google.test', '{}', '\\x007b7d'
          from generate_series(1, 12000) n, tenants t",
         // Far enough in the future that the dispatcher ignores them, and spaced as they would have
         // been.

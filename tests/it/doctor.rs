@@ -851,9 +851,9 @@ async fn missing_replicas_and_incomplete_tenants_are_reported() {
 macro_rules! delivery {
     ($status:literal, $columns:literal, $values:literal) => {
         concat!(
-            "insert into webhook_events (id, tenant_id, source, external_id, event_type, platform_event, raw_payload,
-                decoded_payload, body)
-                select 'e', id, 'apple', 'x', 'test', 'test', '{}', '{}', '{}' from tenants;
+            "insert into webhook_events (id, tenant_id, source, external_id, event_type, platform_event,
+                decoded_payload, stored_body)
+                select 'e', id, 'apple', 'x', 'test', 'test', '{}', '\\x007b7d' from tenants;
             insert into webhook_deliveries (id, event_id, tenant_id, callback_url, status, ",
             $columns,
             ") select 'd', 'e', tenant_id, callback_url, '",

@@ -255,9 +255,9 @@ async fn queue_and_callback_gauges_are_refreshed_periodically() {
             ('c', 'https://c.example', '', true), ('d', 'https://d.example', '', false);
         insert into webhook_health (tenant_id, callback_url, state, closed_until) values
             ('b', 'https://b.example', 'paused', now() + interval '1 hour');
-        insert into webhook_events (id, tenant_id, source, external_id, event_type, platform_event, raw_payload,
-            decoded_payload, body)
-            select 'e', 'a', 'apple', 'x', 'test', 'test', '{}', '{}', '{}';
+        insert into webhook_events (id, tenant_id, source, external_id, event_type, platform_event,
+            decoded_payload, stored_body)
+            select 'e', 'a', 'apple', 'x', 'test', 'test', '{}', '\\x007b7d';
         insert into webhook_deliveries
             (id, event_id, tenant_id, callback_url, status, next_attempt_at, lease_until, parked_at) values
             ('1', 'e', 'a', 'https://a.example', 'pending', now() - interval '90 s', null, null),

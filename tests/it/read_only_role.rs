@@ -20,8 +20,8 @@ const FILLING: &str = "
     insert into validation_audit (id, tenant_id, source, identifier_hash, valid, latency_ms)
         values ('aud_a', 'tenant_a', 'google', sha256('x'), true, 12);
     insert into webhook_events
-        (id, tenant_id, source, external_id, event_type, platform_event, raw_payload, decoded_payload, body)
-        values ('evt_a', 'tenant_a', 'apple', 'x', 'subscription.renewed', 'apple.did_renew', '{}', '{}', '{}');
+        (id, tenant_id, source, external_id, event_type, platform_event, decoded_payload, stored_body)
+        values ('evt_a', 'tenant_a', 'apple', 'x', 'subscription.renewed', 'apple.did_renew', '{}', '\\x007b7d');
     insert into webhook_deliveries (id, event_id, tenant_id, callback_url)
         values ('del_a', 'evt_a', 'tenant_a', 'https://example.com/hook')";
 

@@ -32,8 +32,8 @@ impl Archive {
     async fn event(&self, id: &str, days: i32) {
         self.run(
             "insert into webhook_events
-                (id, tenant_id, source, external_id, event_type, platform_event, raw_payload, decoded_payload, received_at, body)
-             values ($1, $2, 'apple', $1, 'unknown', 'x', '{}', '{}', now() - make_interval(days => $3), '{}')",
+                (id, tenant_id, source, external_id, event_type, platform_event, decoded_payload, received_at, stored_body)
+             values ($1, $2, 'apple', $1, 'unknown', 'x', '{}', now() - make_interval(days => $3), '\\x007b7d')",
             id,
             days,
         )
@@ -231,9 +231,9 @@ async fn zero_keeps_forever_and_a_number_means_days() {
 async fn many_rows_are_deleted_in_batches_around_kept_ones() {
     let archive = Archive::open().await;
     let many = "insert into webhook_events
-            (id, tenant_id, source, external_id, event_type, platform_event, raw_payload, decoded_payload, received_at, body)
-         select $1 || number, $2, 'apple', number, 'unknown', 'x', '{}', '{}', now() - make_interval(days => $3, secs => number),
-            '{}'
+            (id, tenant_id, source, external_id, event_type, platform_event, decoded_payload, received_at, stored_body)
+         select $1 || number, $2, 'apple', number, 'unknown', 'x', '{}', now() - make_interval(days => $3, secs => number),
+            '\\x007b7d'
          from generate_series(1, 2300) number";
     archive.run(many, "e", 100).await;
     // More than a batch of consecutive rows stays.

@@ -121,22 +121,24 @@ async fn an_operator_sees_an_event_as_it_is_sent_and_as_the_store_sent_it() {
             .contains(&format!("no such event: {none}"))
     );
 
-    // Of an earlier release.
-    sqlx::query("update webhook_events set stored_body = null, body = '{\"raw\": [1,  2] }'")
+    // Without a dictionary.
+    sqlx::query("update webhook_events set stored_body = '\\x00' || convert_to('{\"raw\": [1,  2] }', 'UTF8')")
         .execute(shop.world.database().pool())
         .await
         .unwrap();
     let shown = shell.run(&["webhook", "show", &event, "--raw"]);
     assert_eq!((shown.exit, shown.said.as_str()), (0, "[1,  2]\n"));
     // What a terminal would obey is not shown to one.
-    sqlx::query("update webhook_events set body = '{\"raw\": \"a\u{9b}2J\"}'")
+    sqlx::query(
+        "update webhook_events set stored_body = '\\x00' || convert_to('{\"raw\": \"a\u{9b}2J\"}', 'UTF8')",
+    )
         .execute(shop.world.database().pool())
         .await
         .unwrap();
     let shown = shell.run(&["webhook", "show", &event, "--output", "table"]);
     assert_eq!(shown.said, "{\"raw\": \"a\u{fffd}2J\"}\n");
     // Damaged.
-    sqlx::query("update webhook_events set body = null, stored_body = '\\x63'")
+    sqlx::query("update webhook_events set stored_body = '\\x63'")
         .execute(shop.world.database().pool())
         .await
         .unwrap();

@@ -91,7 +91,8 @@ async fn the_running_release_serves_while_the_next_one_migrates() {
         ]
     );
     assert!(planned[0].tables[1].bytes.unwrap() > 0);
-    assert!(planned[0].promise.as_ref().unwrap().previous_works);
+    // As `attesto migrate --check` prints it.
+    assert_eq!(json!(planned[0])["previousWorks"], true);
 
     // Under load, without a pause and without an error on either side.
     let done = AtomicBool::new(false);
@@ -151,6 +152,11 @@ async fn the_running_release_serves_while_the_next_one_migrates() {
 async fn a_migration_that_stops_old_replicas_needs_confirmation() {
     let fresh = fresh_database().await;
     let next = of_the_next_release(fresh.database.clone(), NARROWS);
+    let planned = next.plan_migrations().await.unwrap();
+    let promise = json!({ "previousWorks": false, "why": "it leaves the column empty" });
+    for (field, said) in promise.as_object().unwrap() {
+        assert_eq!(json!(planned[0])[field], *said);
+    }
     an_older_release_serves(&fresh).await;
     let refused = MigrationBlockedError::check_replicas(&next)
         .await

@@ -111,7 +111,7 @@ impl BodyStore {
     ) -> Result<HashMap<EventId, Result<String, BodyError>>, Error> {
         let rows = sqlx::query!(
             r#"
-            select id as "id: EventId", sequence, coalesce(stored_body, '\x00' || convert_to(body, 'UTF8')) as "stored!"
+            select id as "id: EventId", sequence, stored_body as stored
             from webhook_events where id = any($1)
             "#,
             events,

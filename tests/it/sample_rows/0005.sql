@@ -1,3 +1,8 @@
--- What a database may hold when the fifth migration has run: beside the rows of those before it.
-insert into purchase_links (tenant_id, token_hash, token, replaces)
-    values ('tenant_sample', sha256('token'), 'token', 'earlier-token');
+-- Rows that a database may hold when the fifth migration has run: beside the rows of those before it.
+insert into webhook_deliveries (id, event_id, tenant_id, callback_url)
+    values ('del_sample', 'evt_sample', 'tenant_sample', 'https://example.com/hook');
+insert into webhook_redeliveries
+    (id, tenant_id, received_from, received_until, requested_by, next_batch_at, created_at)
+    values ('red_sample', 'tenant_sample', now(), now(), 'sample', now(), now());
+insert into delivery_holds (held_by, released_at, released_by) values ('sample', now(), 'sample');
+insert into delivery_holds (held_by) values ('sample');

@@ -1,8 +1,21 @@
--- Tenants, their API keys and their sealed store credentials.
+-- Functions that all rooms use, the tenants, and their API keys.
 --
 -- Ids are a prefix and a ULID, made by the service. A column whose name ends in _enc holds a sealed value:
 -- key id (1 byte), nonce (12), ciphertext, tag (16); see src/crypto/keyring.rs.
--- tables: creates api_keys, apple_credentials, encryption_canaries, google_credentials, tenants
+-- tables: creates api_keys, tenants
+
+-- The present time for every statement. A test replaces the function in its own database by one that adds an offset, to move
+-- time without waiting.
+--
+-- Postgres inlines the body when it plans, so that a call costs no more and indexes are used as before. `statement_timestamp()`
+-- and not `now()`, which is the start of the transaction.
+create function attesto_now() returns timestamptz
+    language sql stable parallel safe
+    as $$ select statement_timestamp() $$;
+
+-- The lane of a tenant: the first byte of the SHA-256 of its id, modulo 64. `tenant_lane` in src/tenants/lane.rs computes the same.
+create function tenant_lane(tenant_id text) returns smallint language sql immutable strict parallel safe
+    as $$ select (get_byte(sha256(convert_to(tenant_id, 'UTF8')), 0) % 64)::smallint $$;
 
 create table tenants (
     id text primary key,
@@ -11,6 +24,9 @@ create table tenants (
     -- Null: the service's own RATE_LIMIT_PER_SECOND and RATE_LIMIT_BURST apply.
     rate_limit_per_second integer check (rate_limit_per_second > 0),
     rate_limit_burst integer check (rate_limit_burst > 0),
+    -- How many notifications, and how much of them, is taken in for the tenant in a minute. Null: what the settings say.
+    intake_events_per_minute integer check (intake_events_per_minute > 0),
+    intake_megabytes_per_minute integer check (intake_megabytes_per_minute > 0),
     created_at timestamptz not null default now(),
     updated_at timestamptz not null default now()
 );
@@ -32,44 +48,6 @@ create table api_keys (
 
 create index api_keys_by_tenant on api_keys (tenant_id, created_at desc);
 
-create table apple_credentials (
-    tenant_id text primary key references tenants (id),
-    bundle_id text not null,
-    key_id text not null,
-    issuer_id text not null,
-    -- The .p8 file: a PKCS#8 P-256 key in PEM.
-    private_key_enc bytea not null,
-    -- The first 16 hex digits of the public key's SHA-256, to compare keys without decrypting them.
-    key_fingerprint text not null,
-    environment text not null default 'auto' check (environment in ('auto', 'production', 'sandbox')),
-    -- Apple requires it in production; null: sandbox only.
-    app_apple_id bigint check (app_apple_id > 0),
-    created_at timestamptz not null default now(),
-    updated_at timestamptz not null default now()
-);
-
-create table google_credentials (
-    tenant_id text primary key references tenants (id),
-    package_name text not null,
-    -- The service account's JSON key file.
-    service_account_enc bytea not null,
-    client_email text not null,
-    key_fingerprint text not null,
-    pubsub_audience text,
-    pubsub_service_account text,
-    pubsub_topic text,
-    created_at timestamptz not null default now(),
-    updated_at timestamptz not null default now()
-);
-
--- For each encryption key a known text sealed with it. If it can be decrypted, the key configured under that id is the key
--- that sealed the rest of the database.
-create table encryption_canaries (
-    key_id smallint primary key check (key_id between 1 and 255),
-    canary_enc bytea not null,
-    created_at timestamptz not null default now()
-);
-
 -- Every process caches API keys and credentials and listens on this channel to drop what changed. A trigger instead of a
 -- NOTIFY by the service, so that a change made in psql is noticed too. These tables change rarely; no statement of a request
 -- notifies. Payload: table:tenant_id.
@@ -87,8 +65,4 @@ create trigger notify_change after insert or delete or update on tenants
     for each row execute function notify_change();
 -- Not on last_used_at, which changes often and affects no answer.
 create trigger notify_change after insert or delete or update of tenant_id, key_hash, environment, revoked_at on api_keys
-    for each row execute function notify_change();
-create trigger notify_change after insert or delete or update on apple_credentials
-    for each row execute function notify_change();
-create trigger notify_change after insert or delete or update on google_credentials
     for each row execute function notify_change();
