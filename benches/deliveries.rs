@@ -256,8 +256,8 @@ impl Bench {
             .expect("a callback");
         // The callback answered successfully before, so it gets its full concurrency.
         self.execute(
-            "insert into webhook_health (tenant_id, callback_url, allowed, last_success_at)
-            select tenant_id, callback_url, 8, now() from webhook_configs on conflict do nothing",
+            "insert into webhook_health (lane, tenant_id, callback_url, allowed, last_success_at)
+            select tenant_lane(tenant_id), tenant_id, callback_url, 8, now() from webhook_configs on conflict do nothing",
         )
         .await;
         tenant

@@ -61,16 +61,16 @@ const INDEXES: &str = "
 
 /// Part of the history: rows $1 to $2, of the tenants $3, over $4 days, of $5 rows in all.
 const HISTORY: [&str; 2] = [
-    "insert into webhook_events (id, tenant_id, source, external_id, event_type, platform_event, environment,
+    "insert into webhook_events (lane, id, tenant_id, source, external_id, event_type, platform_event, environment,
          subject_key, subject_type, decoded_payload, stored_body, received_at)
-     select 'evt_' || lpad(n::text, 26, '0'), ($3::text[])[1 + n % cardinality($3::text[])], 'google',
+     select tenant_lane(($3::text[])[1 + n % cardinality($3::text[])]), 'evt_' || lpad(n::text, 26, '0'), ($3::text[])[1 + n % cardinality($3::text[])], 'google',
          (n * 7919)::text, 'subscription.renewed', 'google.subscription.2', 'production',
          'token-' || n % 100000, 'subscription', '{}', '\\x00' || convert_to(repeat('x', 60), 'UTF8'),
          now() - make_interval(secs => $4 * 86400 * (1 - n / $5::float8))
      from generate_series($1::bigint, $2) n",
-    "insert into webhook_deliveries (id, event_id, tenant_id, callback_url, status, attempt_count,
+    "insert into webhook_deliveries (lane, id, event_id, tenant_id, callback_url, status, attempt_count,
          next_attempt_at, last_response_code, last_outcome, delivered_at, failed_at, created_at)
-     select 'del_' || lpad(n::text, 26, '0'), 'evt_' || lpad(n::text, 26, '0'),
+     select tenant_lane(($3::text[])[1 + n % cardinality($3::text[])]), 'del_' || lpad(n::text, 26, '0'), 'evt_' || lpad(n::text, 26, '0'),
          ($3::text[])[1 + n % cardinality($3::text[])],
          'https://receiver.example',
          case when n % 1000 = 0 then 'failed' else 'delivered' end, 1, null, 200, 'delivered',
@@ -123,8 +123,8 @@ impl Side {
             "insert into tenants (id, name) select id, 'T' from unnest($1) id",
             "insert into webhook_configs (tenant_id, callback_url, secret_enc)
              select id, 'https://receiver.example', '' from unnest($1) id",
-            "insert into webhook_health (tenant_id, callback_url, allowed, last_success_at)
-             select id, 'https://receiver.example', 8, now() from unnest($1) id",
+            "insert into webhook_health (lane, tenant_id, callback_url, allowed, last_success_at)
+             select tenant_lane(id), id, 'https://receiver.example', 8, now() from unnest($1) id",
         ] {
             let inserting = sqlx::query(statement).bind(&ids).execute(database.pool());
             inserting.await.expect("our own statement");

@@ -14,6 +14,13 @@ create function attesto_now() returns timestamptz
     as $$ select statement_timestamp() $$;
 
 -- The lane of a tenant: the first byte of the SHA-256 of its id, modulo 64. `tenant_lane` in src/tenants/lane.rs computes the same.
+--
+-- Every table that grows with what users buy has the column `lane`, which is the lane of the row's tenant. It is the first column of
+-- the table's keys and indexes, and every statement names the lanes whose rows it reads or writes.
+--
+-- Many of these indexes have a condition that holds for every row, such as `received_at is not null`. With it an index is used only
+-- by statements that also name that column. Otherwise a statement that was planned while its table was empty might go through all
+-- rows of a lane in an index that has nothing else to offer it, until Postgres plans it again.
 create function tenant_lane(tenant_id text) returns smallint language sql immutable strict parallel safe
     as $$ select (get_byte(sha256(convert_to(tenant_id, 'UTF8')), 0) % 64)::smallint $$;
 

@@ -70,6 +70,7 @@ create table webhook_allowed_networks (
 
 -- The health of a callback. No row: nothing was sent to it yet.
 create table webhook_health (
+    lane smallint not null check (lane = tenant_lane(tenant_id)),
     tenant_id text not null references tenants (id),
     callback smallint not null default 1,
     callback_url text not null,
@@ -89,7 +90,7 @@ create table webhook_health (
     closed_until timestamptz,
     -- How often in a row the circuit was opened: each time for longer.
     closings integer not null default 0,
-    primary key (tenant_id, callback, callback_key)
+    primary key (lane, tenant_id, callback, callback_key)
 ) with (fillfactor = 85);
 
 -- The result of the latest probe of each callback.

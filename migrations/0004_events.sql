@@ -13,6 +13,7 @@ create table body_dictionaries (
 
 -- The subscriptions and one-time purchases that events were about. The lock of a row orders the events of its subject.
 create table subjects (
+    lane smallint not null check (lane = tenant_lane(tenant_id)),
     tenant_id text not null references tenants (id),
     source text not null check (source in ('apple', 'google')),
     -- SHA-256 of webhook_events' subject_key before it was cut: a purchase token may be longer than an index entry.
@@ -25,14 +26,15 @@ create table subjects (
     told_state_hash bytea check (octet_length(told_state_hash) = 32),
     -- Until when something must happen to it, according to that state. Null: nothing need happen.
     changes_by timestamptz,
-    primary key (tenant_id, source, key_hash)
+    primary key (lane, tenant_id, source, key_hash)
 );
 
 -- Which subscriptions of Google Play should have changed by now, so that they are read again when no message told it.
-create index subjects_changes_by on subjects (tenant_id, changes_by, key_hash) where changes_by is not null;
+create index subjects_changes_by on subjects (lane, tenant_id, changes_by, key_hash) where changes_by is not null;
 
 create table webhook_events (
-    id text primary key,
+    lane smallint not null check (lane = tenant_lane(tenant_id)),
+    id text not null,
     tenant_id text not null references tenants (id),
     source text not null check (source in ('apple', 'google')),
     -- Apple's notificationUUID, Pub/Sub's messageId: the same on every repeat of one notification.
@@ -66,7 +68,7 @@ create table webhook_events (
     -- The order in which the tenant reads its events back. Null until it does. Not given when the event is stored: events become
     -- visible in the order of their commits, which no number that is drawn before the commit has.
     feed_position bigint,
-    unique (tenant_id, source, external_id)
+    primary key (lane, id)
 );
 
 alter table webhook_events
@@ -76,11 +78,15 @@ alter table webhook_events
     -- 2 KB, a part of it would be moved to the TOAST table, which takes a quarter more processor time.
     set (toast_tuple_target = 2700);
 
-create index webhook_events_by_tenant on webhook_events (tenant_id, received_at desc);
-create index webhook_events_by_subject on webhook_events (tenant_id, subject_key) where subject_key is not null;
-create unique index webhook_events_by_feed_position on webhook_events (tenant_id, feed_position);
+create index webhook_events_by_tenant on webhook_events (lane, tenant_id, received_at desc) where tenant_id is not null;
+create index webhook_events_by_subject on webhook_events (lane, tenant_id, subject_key) where subject_key is not null;
+create unique index webhook_events_by_feed_position on webhook_events (lane, tenant_id, feed_position)
+    where tenant_id is not null;
 -- For the retention of rows by age.
-create index webhook_events_by_age on webhook_events (received_at, id);
+create index webhook_events_by_age on webhook_events (lane, received_at, id) where received_at is not null;
+-- A notification is stored once.
+create unique index webhook_events_by_external_id on webhook_events (lane, tenant_id, source, external_id)
+    where external_id is not null;
 
 -- Rolls back the statement that calls it: another process stored the same notification meanwhile.
 create function raise_notification_repeated() returns boolean language plpgsql volatile as $$
@@ -94,7 +100,8 @@ $$;
 -- One row is an event with a subject and without a state, until an event `purchase.state` has told it. The row repeats nothing of the
 -- purchase: that is read from the event.
 create table unresolved_states (
-    event_id text primary key references webhook_events (id) on delete cascade,
+    lane smallint not null check (lane = tenant_lane(tenant_id)),
+    event_id text not null,
     tenant_id text not null references tenants (id),
     source text not null check (source in ('apple', 'google')),
     -- The event's subject, as in subjects.
@@ -105,11 +112,14 @@ create table unresolved_states (
     attempt_count integer not null default 0,
     -- When the store is asked next. While a process asks, the end of its lease.
     next_attempt_at timestamptz not null,
-    created_at timestamptz not null default now()
+    created_at timestamptz not null default now(),
+    primary key (lane, event_id),
+    foreign key (lane, event_id) references webhook_events (lane, id) on delete cascade
 );
 
-create index unresolved_states_due on unresolved_states (next_attempt_at);
-create index unresolved_states_by_subject on unresolved_states (tenant_id, source, key_hash);
+create index unresolved_states_due on unresolved_states (lane, next_attempt_at) where next_attempt_at is not null;
+create index unresolved_states_by_subject on unresolved_states (lane, tenant_id, source, key_hash)
+    where key_hash is not null;
 
 -- Before when received events may have been pruned, so that a store's history is not read for that time: what was stored and
 -- pruned would be taken for missing, and be delivered again.
@@ -121,11 +131,13 @@ create table pruned_events (
 
 -- One row is a tenant that has read its events back. The lock of the row orders the numbers: they are committed in their order.
 create table event_feeds (
-    tenant_id text primary key references tenants (id),
+    lane smallint not null check (lane = tenant_lane(tenant_id)),
+    tenant_id text not null references tenants (id),
     -- The number that was given last.
     last_position bigint not null default 0,
     -- Events from before the first read are numbered in batches, from the oldest on: how far that has come. Null: it is done.
-    history_from timestamptz default '-infinity'
+    history_from timestamptz default '-infinity',
+    primary key (lane, tenant_id)
 );
 
 -- Whether an event of the tenant has no number. Without sequential and bitmap scans, which look cheap to the planner where many
@@ -134,7 +146,10 @@ create function has_unnumbered_events(of_tenant text) returns boolean
     language plpgsql stable set enable_seqscan = off set enable_bitmapscan = off
     as $$
 begin
-    return exists (select from webhook_events where tenant_id = of_tenant and feed_position is null);
+    return exists (
+        select from webhook_events
+        where lane = tenant_lane(of_tenant) and tenant_id = of_tenant and feed_position is null
+    );
 end
 $$;
 
@@ -144,6 +159,7 @@ create function number_events(of_tenant text, at_most bigint) returns bigint
     language plpgsql volatile set enable_seqscan = off set enable_bitmapscan = off
     as $$
 declare
+    of_lane smallint := tenant_lane(of_tenant);
     feed event_feeds;
     numbered bigint;
     newest timestamptz;
@@ -151,31 +167,31 @@ begin
     if not has_unnumbered_events(of_tenant) then
         return 0;
     end if;
-    insert into event_feeds (tenant_id) values (of_tenant) on conflict do nothing;
-    select * into feed from event_feeds where tenant_id = of_tenant for update;
+    insert into event_feeds (lane, tenant_id) values (of_lane, of_tenant) on conflict do nothing;
+    select * into feed from event_feeds where lane = of_lane and tenant_id = of_tenant for update;
     with history as (
         select id, received_at from webhook_events
-        where feed.history_from is not null and tenant_id = of_tenant and received_at >= feed.history_from
+        where feed.history_from is not null and lane = of_lane and tenant_id = of_tenant and received_at >= feed.history_from
             and feed_position is null
         order by received_at
         limit at_most
     ), recent as materialized (
         select id, received_at from webhook_events
-        where feed.history_from is null and tenant_id = of_tenant and feed_position is null
+        where feed.history_from is null and lane = of_lane and tenant_id = of_tenant and feed_position is null
         limit at_most
     ), picked as (
         select id, received_at, row_number() over (order by received_at, id) as turn
         from (select * from history union all select * from recent) unnumbered
     ), updated as (
         update webhook_events event set feed_position = feed.last_position + picked.turn
-        from picked where event.id = picked.id
+        from picked where event.lane = of_lane and event.id = picked.id
         returning event.received_at
     )
     select count(*), max(received_at) into numbered, newest from updated;
     update event_feeds set
         last_position = feed.last_position + numbered,
         history_from = case when feed.history_from is not null and numbered = at_most then newest end
-    where tenant_id = of_tenant;
+    where lane = of_lane and tenant_id = of_tenant;
     return numbered;
 end
 $$;

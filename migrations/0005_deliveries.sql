@@ -13,10 +13,10 @@ create table delivery_lanes (
 insert into delivery_lanes select generate_series(0, 63);
 
 create table webhook_deliveries (
-    id text primary key,
-    event_id text not null references webhook_events (id),
+    lane smallint not null check (lane = tenant_lane(tenant_id)),
+    id text not null,
+    event_id text not null,
     tenant_id text not null references tenants (id),
-    lane smallint not null generated always as (tenant_lane(tenant_id)) stored,
     callback smallint not null default 1,
     -- Set when the event is stored: a later change of the configuration does not redirect it.
     callback_url text not null,
@@ -50,7 +50,9 @@ create table webhook_deliveries (
     request_reason text,
     -- The delivery that succeeded while this one waited for its next attempt.
     settled_by text,
-    created_at timestamptz not null default now()
+    created_at timestamptz not null default now(),
+    primary key (lane, id),
+    foreign key (lane, event_id) references webhook_events (lane, id)
 ) with (
     -- Rows are updated at least twice within a minute of their insert. Vacuum after a fixed number of dead rows keeps the claim
     -- fast in a large table.
@@ -60,11 +62,11 @@ create table webhook_deliveries (
     autovacuum_vacuum_cost_delay = 0
 );
 
-create index webhook_deliveries_by_event on webhook_deliveries (event_id);
-create index webhook_deliveries_by_tenant on webhook_deliveries (tenant_id, created_at desc);
+create index webhook_deliveries_by_tenant on webhook_deliveries (lane, tenant_id, created_at desc)
+    where tenant_id is not null;
 -- Few deliveries are not delivered, and operators list those. Without this index a list of failed deliveries reads a tenant's
 -- whole history.
-create index webhook_deliveries_unfinished on webhook_deliveries (tenant_id, created_at desc)
+create index webhook_deliveries_unfinished on webhook_deliveries (lane, tenant_id, created_at desc)
     where status <> 'delivered';
 -- The index of a claim: in its lane, callback by callback, the oldest few deliveries of each.
 create index webhook_deliveries_waiting_by_callback
@@ -72,10 +74,11 @@ create index webhook_deliveries_waiting_by_callback
     where status = 'pending' and lease_until is null and parked_at is null;
 create index webhook_deliveries_leased_by_lane on webhook_deliveries (lane, lease_until) where lease_until is not null;
 -- Deliveries that wait for an operator, to be counted without reading the others.
-create index webhook_deliveries_parked on webhook_deliveries (parked_at) where parked_at is not null;
+create index webhook_deliveries_parked on webhook_deliveries (lane, parked_at) where parked_at is not null;
 -- For the retention of answers by age.
-create index webhook_deliveries_with_details on webhook_deliveries ((coalesce(delivered_at, failed_at, created_at)), id)
+create index webhook_deliveries_with_details on webhook_deliveries (lane, (coalesce(delivered_at, failed_at, created_at)), id)
     where status <> 'pending' and last_response_body is not null;
+create index webhook_deliveries_by_event on webhook_deliveries (lane, event_id) where event_id is not null;
 
 -- The callbacks with unfinished deliveries in these lanes, due or not, and when the first of them is due. Seeks from one callback to
 -- the next instead of reading the rows between (a loose index scan), in all lanes at once, so that a backlog of one callback does
@@ -131,7 +134,8 @@ $$;
 
 -- Requests to deliver many events again. Any process enqueues the next few of them.
 create table webhook_redeliveries (
-    id text primary key,
+    lane smallint not null check (lane = tenant_lane(tenant_id)),
+    id text not null,
     tenant_id text not null references tenants (id),
     -- Which events: by the status of their deliveries and by event type; null: all.
     status text check (status in ('pending', 'delivered', 'failed')),
@@ -150,15 +154,16 @@ create table webhook_redeliveries (
     enqueued integer not null default 0,
     next_batch_at timestamptz not null,
     created_at timestamptz not null,
-    finished_at timestamptz
+    finished_at timestamptz,
+    primary key (lane, id)
 );
 
-create index webhook_redeliveries_unfinished on webhook_redeliveries (next_batch_at) where finished_at is null;
+create index webhook_redeliveries_unfinished on webhook_redeliveries (lane, next_batch_at) where finished_at is null;
 
 -- The callbacks that a redelivery of an event goes to: those that had it, or, if none had it or one is named, those that it matches. A
 -- status is that of the event's deliveries to that callback.
 create function redelivery_targets(
-    of_event text, only_callback smallint, only_status text, only_previous_url boolean
+    of_lane smallint, of_event text, only_callback smallint, only_status text, only_previous_url boolean
 ) returns table (callback smallint, callback_url text) language sql stable parallel safe rows 1 as $$
     select config.callback, config.callback_url
     from webhook_events event
@@ -173,15 +178,17 @@ create function redelivery_targets(
             bool_or(delivery.status <> 'delivered' and delivery.callback_url <> config.callback_url) as waits_elsewhere,
             bool_or(delivery.status <> 'failed' and delivery.callback_url = config.callback_url) as is_here
         from webhook_deliveries delivery
-        where delivery.event_id = event.id and delivery.callback = config.callback
+        where delivery.lane = of_lane and delivery.event_id = event.id and delivery.callback = config.callback
     ) standing
-    where event.id = of_event
+    where event.lane = of_lane and event.id = of_event
         and (only_callback is null or config.callback = only_callback)
         and (only_status is null or standing.status = only_status)
         and (not only_previous_url or (standing.waits_elsewhere and not standing.is_here))
         and (standing.status is not null or (
             (only_callback is not null
-                or not exists (select from webhook_deliveries delivery where delivery.event_id = event.id))
+                or not exists (
+                    select from webhook_deliveries delivery
+                    where delivery.lane = of_lane and delivery.event_id = event.id))
             and callback_takes(config.kind, config.events, config.sources, config.environments, event.event_type,
                 event.source, event.environment, event.external_id, event.platform_event)
         ))

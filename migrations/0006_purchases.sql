@@ -8,6 +8,7 @@
 -- The newest purchase of a subscription is found from any earlier one, and the user of a purchase is kept: for a purchase made
 -- outside the app Google names the user only until it is acknowledged.
 create table purchase_links (
+    lane smallint not null check (lane = tenant_lane(tenant_id)),
     tenant_id text not null references tenants (id),
     -- SHA-256 of the token: a token may be longer than an index entry.
     token_hash bytea not null check (octet_length(token_hash) = 32),
@@ -19,7 +20,7 @@ create table purchase_links (
     -- The app's own id of the user, of this purchase or of the lapsed one that it follows.
     app_user_id text,
     recorded_at timestamptz not null default now(),
-    primary key (tenant_id, token_hash)
+    primary key (lane, tenant_id, token_hash)
 );
 
 -- For an index: immutable, and of bounded length, which a token is not.
@@ -27,13 +28,14 @@ create function purchase_token_hash(token text) returns bytea language sql immut
     as $$ select sha256(convert_to(token, 'UTF8')) $$;
 
 -- Finds the purchase that replaces a token.
-create index purchase_links_replaces on purchase_links (tenant_id, purchase_token_hash(replaces)) where replaces is not null;
+create index purchase_links_replaces on purchase_links (lane, tenant_id, purchase_token_hash(replaces)) where replaces is not null;
 
 -- Purchases of Google Play that are not acknowledged, so that their tenants are told before Google refunds them.
 --
 -- One row is a purchase that was not acknowledged when its notification was received. It is removed when Google says that nothing is
 -- owed any more, or a day after the deadline.
 create table owed_acknowledgements (
+    lane smallint not null check (lane = tenant_lane(tenant_id)),
     tenant_id text not null references tenants (id),
     -- SHA-256 of the purchase token.
     token_hash bytea not null check (octet_length(token_hash) = 32),
@@ -48,16 +50,17 @@ create table owed_acknowledgements (
     -- When Google is asked next. While a process asks, the end of its lease. Null once the tenant was told.
     next_check_at timestamptz,
     created_at timestamptz not null default now(),
-    primary key (tenant_id, token_hash)
+    primary key (lane, tenant_id, token_hash)
 );
 
-create index owed_acknowledgements_due on owed_acknowledgements (next_check_at) where next_check_at is not null;
-create index owed_acknowledgements_over on owed_acknowledgements (acknowledge_by);
+create index owed_acknowledgements_due on owed_acknowledgements (lane, next_check_at) where next_check_at is not null;
+create index owed_acknowledgements_over on owed_acknowledgements (lane, acknowledge_by) where acknowledge_by is not null;
 
 -- What the stores ask about refunds, so that an answer is given in time, and what a tenant answers where its backend does not.
 --
 -- One row is a question of a store. It is removed a week after the store takes no answer any more.
 create table refund_questions (
+    lane smallint not null check (lane = tenant_lane(tenant_id)),
     tenant_id text not null references tenants (id),
     source text not null check (source in ('apple', 'google')),
     -- SHA-256 of the store's id of the question: Apple's notificationUUID, Google's pendingRefundToken.
@@ -82,31 +85,34 @@ create table refund_questions (
     -- Why the answer of the tenant's settings was not taken. Null: it was, or was not tried.
     error text,
     created_at timestamptz not null default now(),
-    primary key (tenant_id, source, question_hash)
+    primary key (lane, tenant_id, source, question_hash)
 );
 
-create index refund_questions_due on refund_questions (next_check_at) where next_check_at is not null;
-create index refund_questions_by_purchase on refund_questions (tenant_id, source, purchase_id);
-create index refund_questions_over on refund_questions (answer_by);
+create index refund_questions_due on refund_questions (lane, next_check_at) where next_check_at is not null;
+create index refund_questions_by_purchase on refund_questions (lane, tenant_id, source, purchase_id)
+    where purchase_id is not null;
+create index refund_questions_over on refund_questions (lane, answer_by) where answer_by is not null;
 
 -- Which refunds of Google Play are known, so that those whose notification did not arrive can be fetched, and none is told twice.
 --
 -- One row is a refund of an order that a notification, or Google's list of refunds, has told.
 create table voided_purchases (
+    lane smallint not null check (lane = tenant_lane(tenant_id)),
     tenant_id text not null references tenants (id),
     -- SHA-256 of the purchase token, the order id and the refund type, joined by line feeds.
     refund_hash bytea not null check (octet_length(refund_hash) = 32),
     -- The external id of its event.
     external_id text not null,
     created_at timestamptz not null default now(),
-    primary key (tenant_id, refund_hash)
+    primary key (lane, tenant_id, refund_hash)
 );
 
-create index voided_purchases_by_age on voided_purchases (created_at);
+create index voided_purchases_by_age on voided_purchases (lane, created_at) where created_at is not null;
 
 -- How far Google's list of refunds was read for a tenant.
 create table google_voided_reads (
-    tenant_id text primary key references tenants (id),
+    lane smallint not null check (lane = tenant_lane(tenant_id)),
+    tenant_id text not null references tenants (id),
     -- What was refunded before is known.
     read_until timestamptz not null,
     -- When it was last read to its end. Null: not yet.
@@ -116,11 +122,13 @@ create table google_voided_reads (
     -- Why the last reading failed. Null: it did not.
     error text,
     -- How many refunds were recovered, of all readings.
-    recovered bigint not null default 0
+    recovered bigint not null default 0,
+    primary key (lane, tenant_id)
 );
 
 -- How far Apple's history of notifications has been read for each tenant, so that the job `backfill` fetches what did not arrive.
 create table apple_history_reads (
+    lane smallint not null check (lane = tenant_lane(tenant_id)),
     tenant_id text not null references tenants (id),
     environment text not null check (environment in ('production', 'sandbox')),
     -- What Apple signed before is stored, or was refused.
@@ -139,7 +147,7 @@ create table apple_history_reads (
     recovered bigint not null default 0,
     -- When the row was written last, by the database's clock.
     written_at timestamptz not null default now(),
-    primary key (tenant_id, environment)
+    primary key (lane, tenant_id, environment)
 );
 
 -- The result of the latest test notification from Apple.
@@ -167,6 +175,7 @@ create trigger notify_change after insert or delete or update on first_seen_keys
     for each row execute function notify_change();
 
 create table first_seen_purchases (
+    lane smallint not null check (lane = tenant_lane(tenant_id)),
     tenant_id text not null references tenants (id),
     -- HMAC-SHA-256 of the store and the subject's key, with the tenant's key.
     purchase_hash bytea not null check (octet_length(purchase_hash) = 32),
@@ -175,7 +184,7 @@ create table first_seen_purchases (
     first_seen_at timestamptz not null,
     -- When the purchase was last verified, to the day: a row is removed some time after that.
     last_seen_at timestamptz not null,
-    primary key (tenant_id, purchase_hash)
+    primary key (lane, tenant_id, purchase_hash)
 );
 
-create index first_seen_purchases_by_age on first_seen_purchases (last_seen_at);
+create index first_seen_purchases_by_age on first_seen_purchases (lane, last_seen_at) where last_seen_at is not null;

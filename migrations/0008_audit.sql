@@ -2,7 +2,8 @@
 -- tables: creates operator_audit, validation_audit, validation_audit_keys; locks api_keys, apple_credentials, delivery_holds, first_seen_keys, google_credentials, tenants, webhook_allowed_networks, webhook_client_certificates, webhook_configs, webhook_deliveries, webhook_previous_secrets, webhook_redeliveries
 
 create table validation_audit (
-    id text primary key,
+    lane smallint not null check (lane = tenant_lane(tenant_id)),
+    id text not null,
     tenant_id text not null references tenants (id),
     source text not null check (source in ('apple', 'google')),
     -- A keyed hash: equal for the same purchase, and the purchase token cannot be computed from it.
@@ -12,12 +13,13 @@ create table validation_audit (
     latency_ms integer not null,
     occurred_at timestamptz not null default now(),
     -- The same time as occurred_at, under the name that the other tables use.
-    created_at timestamptz not null generated always as (occurred_at) stored
+    created_at timestamptz not null generated always as (occurred_at) stored,
+    primary key (lane, id)
 );
 
-create index validation_audit_by_tenant on validation_audit (tenant_id, occurred_at desc);
+create index validation_audit_by_tenant on validation_audit (lane, tenant_id, occurred_at desc) where tenant_id is not null;
 -- For the retention of rows by age.
-create index validation_audit_by_age on validation_audit (occurred_at);
+create index validation_audit_by_age on validation_audit (lane, occurred_at) where occurred_at is not null;
 
 -- Identifiers in validation_audit are hashed with a key that is generated once and never changes, so that hashes stay
 -- comparable. The key is random and sealed: a rotation of the encryption key seals it again and does not change it.
@@ -106,7 +108,7 @@ end
 $$;
 
 -- A row as it may be shown: sealed and hashed values as fingerprints, URLs without their query, and without the columns that
--- change without an operator.
+-- change without an operator or follow from others.
 create function auditable(line jsonb) returns jsonb language sql immutable as $$
     select coalesce(jsonb_object_agg(key, case
         when value = 'null' then value
@@ -116,7 +118,7 @@ create function auditable(line jsonb) returns jsonb language sql immutable as $$
         else value
     end), '{}')
     from jsonb_each(line)
-    where key not in ('last_used_at', 'callback_key', 'last_callback')
+    where key not in ('last_used_at', 'callback_key', 'last_callback', 'lane')
 $$;
 
 -- Its arguments are the columns that identify the row.

@@ -9,6 +9,7 @@ use super::operator_audit::{OperatorAuditEntry, PRUNE_ACTION};
 use crate::base::clock::Timestamp;
 use crate::base::id::{AuditId, TenantId};
 use crate::db::{Database, Error};
+use crate::tenants::lane::lane_column;
 
 /// The maximum number of rows that one statement removes.
 const MAX_PRUNE_BATCH: i64 = 5000;
@@ -65,6 +66,7 @@ pub(super) async fn insert_verifications(
 ) -> Result<(), Error> {
     let ids: Vec<_> = rows.iter().map(|row| row.id.as_str().to_owned()).collect();
     let tenants: Vec<_> = rows.iter().map(|row| row.tenant.to_string()).collect();
+    let lanes: Vec<_> = rows.iter().map(|row| lane_column(&row.tenant)).collect();
     let sources: Vec<_> = rows.iter().map(|row| row.source.to_owned()).collect();
     let hashes: Vec<_> = rows.iter().map(|row| row.identifier_hash.clone()).collect();
     let valid: Vec<_> = rows.iter().map(|row| row.valid).collect();
@@ -80,15 +82,15 @@ pub(super) async fn insert_verifications(
     sqlx::query!(
         r#"
         insert into validation_audit
-            (id, tenant_id, source, identifier_hash, valid, error_code, latency_ms, occurred_at)
-        select row.id, row.tenant_id, row.source, row.identifier_hash, row.valid, nullif(row.error_code, ''),
+            (lane, id, tenant_id, source, identifier_hash, valid, error_code, latency_ms, occurred_at)
+        select row.lane, row.id, row.tenant_id, row.source, row.identifier_hash, row.valid, nullif(row.error_code, ''),
             row.latency_ms, row.occurred_at
         from unnest($1::text[], $2::text[], $3::text[], $4::bytea[], $5::boolean[], $6::text[], $7::integer[],
-                $8::timestamptz[])
-            as row (id, tenant_id, source, identifier_hash, valid, error_code, latency_ms, occurred_at)
+                $8::timestamptz[], $9::int2[])
+            as row (id, tenant_id, source, identifier_hash, valid, error_code, latency_ms, occurred_at, lane)
         -- A tenant that an operator deleted by hand must not hold up the others' rows.
         where exists (select from tenants where tenants.id = row.tenant_id)
-        on conflict (id) do nothing
+        on conflict (lane, id) do nothing
         "#,
         &ids,
         &tenants,
@@ -97,7 +99,8 @@ pub(super) async fn insert_verifications(
         &valid,
         &codes,
         &latencies,
-        &moments
+        &moments,
+        &lanes
     )
     .execute(database.pool())
     .await?;
@@ -135,13 +138,14 @@ pub async fn list_verifications(
         r#"
         select id, source, identifier_hash, valid, error_code, latency_ms, occurred_at as "occurred_at: Timestamp"
         from validation_audit
-        where tenant_id = $1 and ($2::bytea is null or identifier_hash = $2)
+        where lane = $4 and tenant_id = $1 and ($2::bytea is null or identifier_hash = $2)
         order by occurred_at desc, id desc
         limit $3
         "#,
         tenant.as_str(),
         hash,
-        i64::from(limit)
+        i64::from(limit),
+        lane_column(tenant),
     )
     .fetch_all(database.pool())
     .await

@@ -32,6 +32,11 @@ impl Lane {
     pub fn number(self) -> u8 {
         self.0
     }
+
+    /// The number, as the columns `lane` have it.
+    pub fn column(self) -> i16 {
+        i16::from(self.0)
+    }
 }
 
 /// Some of the lanes.
@@ -78,6 +83,11 @@ impl LaneSet {
     #[must_use]
     pub fn union(self, other: Self) -> Self {
         Self(self.0 | other.0)
+    }
+
+    /// The numbers of its lanes, as a parameter of a statement.
+    pub fn columns(self) -> Vec<i16> {
+        self.iter().map(Lane::column).collect()
     }
 
     /// Its lanes, in order.

@@ -8,6 +8,7 @@ use super::check::CountWithNames;
 use super::expiry::{CredentialKind, DueCredential};
 use crate::base::clock::Timestamp;
 use crate::base::id::{CallbackNumber, TenantId};
+use crate::base::lane::LaneSet;
 use crate::db::{Database, Error};
 use crate::deliveries::probe::store::{AffectedCallback, AffectedCallbacks};
 
@@ -188,12 +189,13 @@ pub(super) async fn list_tenants_with_unanswered_questions(
             count(*) over () as "count!"
         from refund_questions question
         join tenants on tenants.id = question.tenant_id and tenants.is_active
-        where question.outcome in ('refused', 'missed')
+        where question.lane = any($2) and question.outcome in ('refused', 'missed')
         group by question.tenant_id, question.source
         order by question.tenant_id, question.source
         limit $1
         "#,
         limit,
+        &LaneSet::ALL.columns(),
     )
     .fetch_all(database.pool())
     .await?;
@@ -217,7 +219,7 @@ pub(super) async fn list_tenants_with_due_questions(
             count(*) over () as "count!"
         from refund_questions question
         join tenants on tenants.id = question.tenant_id and tenants.is_active
-        where question.answer_by > attesto_now() and question.answer_by <= attesto_now() + interval '2 hours'
+        where question.lane = any($2) and question.answer_by > attesto_now() and question.answer_by <= attesto_now() + interval '2 hours'
             and (question.outcome = 'refused' or question.outcome is null and not exists (
                 select from apple_credentials apple
                 where question.source = 'apple' and apple.tenant_id = question.tenant_id and apple.default_consumption is not null
@@ -230,7 +232,8 @@ pub(super) async fn list_tenants_with_due_questions(
         order by question.tenant_id, question.source
         limit $1
         "#,
-        limit
+        limit,
+        &LaneSet::ALL.columns()
     )
 }
 
@@ -252,11 +255,12 @@ pub(super) async fn list_unread_histories(
         join apple_credentials stored on stored.tenant_id = tenant.id
         cross join (values ('production'), ('sandbox')) environment (name)
         left join apple_history_reads history
-            on history.tenant_id = tenant.id and history.environment = environment.name
+            on history.lane = tenant_lane(tenant.id) and history.tenant_id = tenant.id and history.environment = environment.name
         where tenant.is_active and stored.environment in ('auto', environment.name)
             and (environment.name = 'sandbox' or stored.app_apple_id is not null)
             and (coalesce(history.is_app_known, true) or not exists (
-                select from apple_history_reads other where other.tenant_id = tenant.id and other.is_app_known
+                select from apple_history_reads other
+                where other.lane = tenant_lane(tenant.id) and other.tenant_id = tenant.id and other.is_app_known
             ))
             and coalesce(history.last_success_at, greatest(tenant.created_at, stored.created_at, stored.updated_at)) < $1
         order by tenant.id, environment.name
@@ -279,8 +283,9 @@ pub(super) async fn count_expired_leases(database: &Database) -> Result<CountWit
         r#"
         select count(*) as "count!"
         from webhook_deliveries
-        where lease_until < attesto_now() - make_interval(secs => 60)
-        "#
+        where lane = any($1) and lease_until < attesto_now() - make_interval(secs => 60)
+        "#,
+        &LaneSet::ALL.columns(),
     )
     .fetch_one(database.pool())
     .await?;
@@ -306,13 +311,14 @@ pub(super) async fn list_recent_failures(
             )[1] || ')', '') as "name!",
             (sum(count(*)) over ())::int8 as "count!"
         from webhook_events event
-        join webhook_deliveries delivery on delivery.event_id = event.id
-        where event.received_at > attesto_now() - interval '1 day'
+        join webhook_deliveries delivery on delivery.lane = event.lane and delivery.event_id = event.id
+        where event.lane = any($2) and event.received_at > attesto_now() - interval '1 day'
             and delivery.status = 'failed'
         group by delivery.tenant_id, delivery.callback
         order by count(*) desc, delivery.tenant_id, delivery.callback limit $1
         "#,
-        limit
+        limit,
+        &LaneSet::ALL.columns()
     )
 }
 
@@ -392,15 +398,16 @@ pub(super) async fn list_failing_callbacks(
         from webhook_configs config
         join tenants tenant on tenant.id = config.tenant_id and tenant.is_active
         join webhook_health health
-            on health.tenant_id = config.tenant_id and health.callback = config.callback
+            on health.lane = tenant_lane(config.tenant_id) and health.tenant_id = config.tenant_id and health.callback = config.callback
             and health.callback_key = hashtextextended(config.callback_url, 0)
-        where config.is_active and (
+        where config.is_active and health.lane = any($3) and (
             health.state in ('open', 'paused') or health.failing_since <= attesto_now() - make_interval(secs => $2)
         )
         order by health.failing_since, config.tenant_id, config.callback limit $1
         "#,
         limit,
-        failing_for.as_secs_f64()
+        failing_for.as_secs_f64(),
+        &LaneSet::ALL.columns()
     )
 }
 
@@ -423,7 +430,7 @@ pub(super) async fn list_unused_callbacks(
         -- Not `not exists`, which the planner may answer with all deliveries of all tenants.
         left join lateral (
             select delivery.tenant_id from webhook_deliveries delivery
-            where delivery.tenant_id = config.tenant_id
+            where delivery.lane = tenant_lane(config.tenant_id) and delivery.tenant_id = config.tenant_id
             limit 1
         ) delivered on true
         where config.created_at < attesto_now() - make_interval(secs => $2)
@@ -458,7 +465,7 @@ pub(super) async fn list_failed_test_notifications(
             and not exists (
                 select from (
                     select source, environment from webhook_events
-                    where tenant_id = test.tenant_id and received_at > test.asked_at
+                    where lane = tenant_lane(test.tenant_id) and tenant_id = test.tenant_id and received_at > test.asked_at
                     order by received_at desc limit 1000
                 ) newest
                 where source = 'apple' and lower(environment) = test.environment
@@ -490,7 +497,7 @@ pub(super) async fn list_tenants_without_apple_events(
                 < attesto_now() - make_interval(secs => $2)
             and not exists (
                 select from webhook_events event
-                where event.tenant_id = stored.tenant_id and event.source = 'apple'
+                where event.lane = tenant_lane(stored.tenant_id) and event.tenant_id = stored.tenant_id and event.source = 'apple'
             )
         order by stored.tenant_id limit $1
         "#,

@@ -20,6 +20,7 @@ use crate::base::clock::Timestamp;
 use crate::base::id::{CallbackNumber, DeliveryId, EventId, TenantId};
 use crate::base::lane::{Lane, LaneSet};
 use crate::db::{Database, DbTransaction, Error};
+use crate::tenants::lane::{lane_column, tenant_lane};
 
 /// The NOTIFY channel on which processes tell each other that deliveries are due.
 pub(super) const WORK_CHANNEL: &str = "attesto_work";
@@ -43,10 +44,11 @@ const MAX_LEASES_PER_SWEEP: i64 = 1000;
 const BEGIN_SQL: &str = "set local idle_in_transaction_session_timeout = '2s'; set local enable_seqscan = off; \
     set local enable_bitmapscan = off; set local jit = off; set local plan_cache_mode = force_generic_plan";
 
-/// The right to write the result of one attempt: the row, and the number under which it was claimed. A row whose lease
-/// was released, swept or claimed again has another number.
+/// The right to write the result of one attempt: the row with its lane, and the number under which it was claimed. A row
+/// whose lease was released, swept or claimed again has another number.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub(super) struct Lease {
+    pub(super) lane: Lane,
     pub(super) delivery_id: DeliveryId,
     pub(super) number: i32,
 }
@@ -232,8 +234,13 @@ impl DeliveryStore {
         if claimed.is_empty() {
             return Ok(HashMap::new());
         }
-        let events = to_column(claimed, |row| row.event_id.to_string());
-        let found = self.bodies.load_bodies(&events).await?;
+        // Each event once, although several callbacks may get it.
+        let wanted: BTreeMap<_, _> = claimed
+            .iter()
+            .map(|row| (row.event_id.to_string(), lane_column(&row.tenant_id)))
+            .collect();
+        let (events, lanes): (Vec<_>, Vec<_>) = wanted.into_iter().unzip();
+        let found = self.bodies.load_bodies_of_lanes(&lanes, &events).await?;
         // An event is never deleted before its deliveries.
         if !claimed.iter().all(|row| found.contains_key(&row.event_id)) {
             return Err(Error::RowNotFound);
@@ -274,11 +281,12 @@ impl DeliveryStore {
             r#"
             with result as (
                 select
-                    id, lease_no, counts, pause, outcome, code, excerpt, error,
+                    lane, id, lease_no, counts, pause, outcome, code, excerpt, error,
                     attesto_now() as now,
                     status as verdict
-                from unnest($1::text[], $2::int[], $3::bool[], $4::text[], $5::float8[], $6::text[], $7::int[], $8::text[], $9::text[])
-                    as result (id, lease_no, counts, status, pause, outcome, code, excerpt, error)
+                from unnest($1::text[], $2::int[], $3::bool[], $4::text[], $5::float8[], $6::text[], $7::int[], $8::text[], $9::text[],
+                        $10::int2[])
+                    as result (id, lease_no, counts, status, pause, outcome, code, excerpt, error, lane)
             )
             update webhook_deliveries delivery set
                 lease_until = null,
@@ -297,7 +305,8 @@ impl DeliveryStore {
                 last_response_code = case when counts then code else last_response_code end,
                 last_response_body = case when counts then excerpt else last_response_body end
             from result
-            where delivery.id = result.id and delivery.lease_no = result.lease_no and delivery.lease_until is not null
+            where delivery.lane = result.lane and delivery.id = result.id
+                and delivery.lease_no = result.lease_no and delivery.lease_until is not null
             returning delivery.id as "id: DeliveryId"
             "#,
             &ids,
@@ -309,6 +318,7 @@ impl DeliveryStore {
             &codes as &[Option<i32>],
             &excerpts as &[Option<String>],
             &errors as &[Option<String>],
+            &to_column(results, |r| r.claimed.lease.lane.column()),
         )
         .fetch_all(&mut **transaction)
         .await?;
@@ -326,11 +336,7 @@ impl DeliveryStore {
         for result in results {
             if let Some(signal) = result.health_signal() {
                 let job = &result.claimed.job;
-                let callback = (
-                    job.tenant_id.as_str(),
-                    job.callback,
-                    job.callback_url.as_str(),
-                );
+                let callback = (&job.tenant_id, job.callback, job.callback_url.as_str());
                 signals.entry(callback).or_default().push(signal);
             }
         }
@@ -342,11 +348,7 @@ impl DeliveryStore {
         let mut changes = Vec::new();
         for row in &mut rows {
             let before = row.health;
-            let callback = (
-                row.tenant_id.as_str(),
-                row.callback,
-                row.callback_url.as_str(),
-            );
+            let callback = (&row.tenant_id, row.callback, row.callback_url.as_str());
             let signals = signals.get(&callback);
             row.health = signals
                 .into_iter()
@@ -373,20 +375,22 @@ impl DeliveryStore {
         transaction: &mut DbTransaction,
         callbacks: &[CallbackUrl<'_>],
     ) -> Result<Vec<HealthRow>, Error> {
-        let tenants = to_column(callbacks, |(tenant, ..)| (*tenant).to_owned());
+        let tenants = to_column(callbacks, |(tenant, ..)| tenant.to_string());
         let numbers = to_column(callbacks, |(_, number, _)| number.column());
         let urls = to_column(callbacks, |(.., url)| (*url).to_owned());
+        let lanes = to_column(callbacks, |(tenant, ..)| lane_column(tenant));
         sqlx::query!(
             "
-            insert into webhook_health (tenant_id, callback, callback_url)
-            select tenant, callback, url
-            from unnest($1::text[], $2::int2[], $3::text[]) as news (tenant, callback, url)
+            insert into webhook_health (lane, tenant_id, callback, callback_url)
+            select lane, tenant, callback, url
+            from unnest($1::text[], $2::int2[], $3::text[], $4::int2[]) as news (tenant, callback, url, lane)
             order by tenant, callback, url
             on conflict do nothing
             ",
             &tenants,
             &numbers,
             &urls,
+            &lanes,
         )
         .execute(&mut **transaction)
         .await?;
@@ -396,9 +400,9 @@ impl DeliveryStore {
                 news.url as "url!", health.callback_key as "key!",
                 state, allowed, failures, unreachable, failing_since, last_success_at, last_failure_at, closed_until,
                 closings, attesto_now() as "now!"
-            from unnest($1::text[], $2::int2[], $3::text[]) as news (tenant, callback, url)
+            from unnest($1::text[], $2::int2[], $3::text[], $4::int2[]) as news (tenant, callback, url, lane)
             join webhook_health health
-                on health.tenant_id = news.tenant and health.callback = news.callback
+                on health.lane = news.lane and health.tenant_id = news.tenant and health.callback = news.callback
                 and health.callback_key = hashtextextended(news.url, 0)
             order by health.tenant_id, health.callback, health.callback_key
             for no key update of health
@@ -406,6 +410,7 @@ impl DeliveryStore {
             &tenants,
             &numbers,
             &urls,
+            &lanes,
         )
         .fetch_all(&mut **transaction)
         .await?;
@@ -436,6 +441,7 @@ impl DeliveryStore {
     ///
     /// How many requests a callback may get at once is [`EndpointHealth::max_in_flight`], repeated in SQL; a test compares
     /// the two.
+    #[expect(clippy::too_many_lines, reason = "one statement and its columns")]
     async fn claim_due(
         &self,
         transaction: &mut DbTransaction,
@@ -464,7 +470,7 @@ impl DeliveryStore {
                 join webhook_configs config
                     on config.tenant_id = waiting.tenant_id and config.callback = waiting.callback and config.is_active
                 left join webhook_health health
-                    on health.tenant_id = waiting.tenant_id and health.callback = waiting.callback
+                    on health.lane = waiting.lane and health.tenant_id = waiting.tenant_id and health.callback = waiting.callback
                     and health.callback_key = waiting.callback_key
                 left join busy
                     on busy.tenant_id = waiting.tenant_id and busy.callback = waiting.callback
@@ -475,7 +481,7 @@ impl DeliveryStore {
                     and (health.closed_until is null or health.closed_until <= attesto_now())
                     and not exists (select from delivery_holds where released_at is null)
             ), candidate as (
-                select due.id, open.tenant_id, open.settled,
+                select open.lane, due.id, open.tenant_id, open.settled,
                     open.under_way_of_tenant + row_number() over (
                         partition by open.tenant_id
                         order by open.under_way + due.position, open.callback, open.callback_key
@@ -498,37 +504,48 @@ impl DeliveryStore {
                     ) oldest
                 ) due
             ), picked as (
-                select id, tenant_id, settled, place
+                select lane, id, tenant_id, settled, place
                 from candidate
                 where place <= $3
                 order by place, tenant_id <= $2, tenant_id
                 limit $1
             ), locked as (
                 select delivery.id
-                from webhook_deliveries delivery
-                join picked on picked.id = delivery.id
+                from picked
+                cross join lateral (
+                    select waiting.id, waiting.status, waiting.lease_until, waiting.parked_at
+                    from webhook_deliveries waiting
+                    where waiting.lane = picked.lane and waiting.id = picked.id
+                    -- So that the conditions below are not looked up in an index instead of the id.
+                    offset 0
+                    for no key update skip locked
+                ) delivery
+                -- Of the locked row, which another process may have changed since it was picked.
                 where delivery.status = 'pending' and delivery.lease_until is null and delivery.parked_at is null
-                for no key update of delivery skip locked
             )
             update webhook_deliveries delivery set
                 lease_no = delivery.lease_no + 1,
                 lease_until = attesto_now() + make_interval(secs => $4)
-            from locked, picked, webhook_events event
-            where delivery.id = locked.id and picked.id = locked.id and event.id = delivery.event_id
+            from locked, picked
+            where picked.id = locked.id and delivery.lane = picked.lane and delivery.id = picked.id
             returning delivery.id as "id: DeliveryId", delivery.event_id as "event_id: EventId",
                 delivery.tenant_id as "tenant_id: TenantId", delivery.callback as "callback: CallbackNumber",
                 delivery.callback_url, delivery.attempt_count,
                 delivery.lease_no, delivery.requested_by is not null as "requested!",
                 extract(epoch from attesto_now() - delivery.next_attempt_at)::float8
                     as "waited!",
-                event.event_type, picked.settled as "settled!", picked.place as "place!"
+                (
+                    select event.event_type from webhook_events event
+                    where event.lane = delivery.lane and event.id = delivery.event_id
+                ) as "event_type!",
+                picked.settled as "settled!", picked.place as "place!"
             "#,
             i64::try_from(limit).unwrap_or(i64::MAX),
             last_served,
             MAX_IN_FLIGHT_PER_TENANT,
             LEASE_TTL.as_secs_f64(),
             i16::from(MAX_IN_FLIGHT_PER_CALLBACK),
-            &to_lane_column(lanes),
+            &lanes.columns(),
         )
         .fetch_all(&mut **transaction)
         .await?;
@@ -558,7 +575,7 @@ impl DeliveryStore {
                 join webhook_configs config
                     on config.tenant_id = waiting.tenant_id and config.callback = waiting.callback and config.is_active
                 left join webhook_health health
-                    on health.tenant_id = waiting.tenant_id and health.callback = waiting.callback
+                    on health.lane = waiting.lane and health.tenant_id = waiting.tenant_id and health.callback = waiting.callback
                     and health.callback_key = waiting.callback_key
                 left join busy
                     on busy.tenant_id = waiting.tenant_id and busy.callback = waiting.callback
@@ -571,14 +588,15 @@ impl DeliveryStore {
                         < case when health.closed_until is null then coalesce(health.allowed, 1) else 1 end
                 group by waiting.lane
             ), batch as (
-                select min(next_batch_at) as due_at from webhook_redeliveries where finished_at is null
+                select min(next_batch_at) as due_at from webhook_redeliveries where lane = any($3) and finished_at is null
             )
             select lane as "lane?", extract(epoch from due_at - attesto_now())::float8 as "pause?" from due
             union all
             select null, extract(epoch from due_at - attesto_now())::float8 from batch
             "#,
             MAX_IN_FLIGHT_PER_TENANT,
-            &to_lane_column(lanes),
+            &lanes.columns(),
+            &LaneSet::ALL.columns(),
         )
         .fetch_all(&mut *transaction)
         .await?;
@@ -603,18 +621,18 @@ impl DeliveryStore {
         &self,
         leases: &[Lease],
     ) -> Result<HashSet<DeliveryId>, Error> {
-        let (ids, numbers) = unzip_leases(leases);
         let renewed = sqlx::query_scalar!(
             r#"
             update webhook_deliveries delivery
             set lease_until = attesto_now() + make_interval(secs => $1::float8)
-            from unnest($2::text[], $3::int[]) as held (id, lease_no)
-            where delivery.id = held.id and delivery.lease_no = held.lease_no and delivery.lease_until is not null
+            from unnest($2::int2[], $3::text[], $4::int[]) as held (lane, id, lease_no)
+            where delivery.lane = held.lane and delivery.id = held.id and delivery.lease_no = held.lease_no and delivery.lease_until is not null
             returning delivery.id as "id: DeliveryId"
             "#,
             LEASE_TTL.as_secs_f64(),
-            &ids,
-            &numbers,
+            &to_column(leases, |lease| lease.lane.column()),
+            &to_column(leases, |lease| lease.delivery_id.to_string()),
+            &to_column(leases, |lease| lease.number),
         )
         .fetch_all(self.database.pool())
         .await?;
@@ -624,16 +642,16 @@ impl DeliveryStore {
     /// Releases deliveries that were not sent, or whose attempt was cut off: they are due as before, any process can claim
     /// them, and no attempt is counted. Returns how many leases were still ours.
     pub(super) async fn release_leases(&self, leases: &[Lease]) -> Result<u64, Error> {
-        let (ids, numbers) = unzip_leases(leases);
         let released = sqlx::query!(
             "
             update webhook_deliveries delivery
             set lease_until = null, lease_no = delivery.lease_no + 1
-            from unnest($1::text[], $2::int[]) as held (id, lease_no)
-            where delivery.id = held.id and delivery.lease_no = held.lease_no and delivery.lease_until is not null
+            from unnest($1::int2[], $2::text[], $3::int[]) as held (lane, id, lease_no)
+            where delivery.lane = held.lane and delivery.id = held.id and delivery.lease_no = held.lease_no and delivery.lease_until is not null
             ",
-            &ids,
-            &numbers,
+            &to_column(leases, |lease| lease.lane.column()),
+            &to_column(leases, |lease| lease.delivery_id.to_string()),
+            &to_column(leases, |lease| lease.number),
         )
         .execute(self.database.pool())
         .await?;
@@ -644,26 +662,29 @@ impl DeliveryStore {
     pub(super) async fn sweep_expired_leases(&self) -> Result<SweepReport, Error> {
         let rows = sqlx::query!(
             r#"
+            with expired as (
+                select lane, id
+                from webhook_deliveries
+                where lane = any($3) and lease_until <= attesto_now()
+                order by lease_until
+                limit $2
+                for no key update skip locked
+            )
             update webhook_deliveries delivery set
                 lease_until = null,
                 lease_no = delivery.lease_no + 1,
                 interruptions = delivery.interruptions + 1,
                 parked_at = case when delivery.interruptions + 1 >= $1
                     then attesto_now() end
-            where delivery.id in (
-                    select expired.id
-                    from webhook_deliveries expired
-                    where expired.lease_until <= attesto_now()
-                    order by expired.lease_until
-                    limit $2
-                    for no key update skip locked
-                )
+            from expired
+            where delivery.lane = expired.lane and delivery.id = expired.id
                 -- Checked again in the row as it is now: the lease may have been renewed after the row was selected.
                 and delivery.lease_until <= attesto_now()
             returning delivery.id as "id: DeliveryId", delivery.lane, delivery.parked_at
             "#,
             MAX_INTERRUPTIONS,
             MAX_LEASES_PER_SWEEP,
+            &LaneSet::ALL.columns(),
         )
         .fetch_all(self.database.pool())
         .await?;
@@ -692,7 +713,7 @@ async fn lock_free_lanes(
     }
     let locked = sqlx::query_scalar!(
         "select lane from delivery_lanes where lane = any($1) order by lane for no key update skip locked",
-        &to_lane_column(lanes),
+        &lanes.columns(),
     )
     .fetch_all(&mut **transaction)
     .await?;
@@ -706,22 +727,30 @@ async fn lock_delivery_rows(
     results: &[FinishedAttempt],
 ) -> Result<(), Error> {
     let redelivered = results.iter().filter(|r| r.is_successful_redelivery());
-    let events: Vec<String> = redelivered
-        .map(|r| r.claimed.job.event_id.to_string())
-        .collect();
-    if events.is_empty() {
+    let redelivered: Vec<_> = redelivered.map(|r| &r.claimed).collect();
+    if redelivered.is_empty() {
         return Ok(());
     }
-    let own = to_column(results, |r| r.claimed.job.id.to_string());
     sqlx::query!(
         "
-        select from webhook_deliveries
-        where id = any($1) or (event_id = any($2) and status = 'pending' and requested_by is null)
-        order by id
-        for no key update
+        with written as materialized (
+            select lane, id from unnest($1::int2[], $2::text[]) as own (lane, id)
+            union
+            select original.lane, original.id
+            from unnest($3::int2[], $4::text[]) as redelivered (lane, event_id)
+            join webhook_deliveries original
+                on original.lane = redelivered.lane and original.event_id = redelivered.event_id
+                and original.status = 'pending' and original.requested_by is null
+        )
+        select from written
+        join webhook_deliveries delivery on delivery.lane = written.lane and delivery.id = written.id
+        order by delivery.id
+        for no key update of delivery
         ",
-        &own,
-        &events,
+        &to_column(results, |r| r.claimed.lease.lane.column()),
+        &to_column(results, |r| r.claimed.job.id.to_string()),
+        &to_column(&redelivered, |claimed| claimed.lease.lane.column()),
+        &to_column(&redelivered, |claimed| claimed.job.event_id.to_string()),
     )
     .execute(&mut **transaction)
     .await?;
@@ -749,13 +778,14 @@ async fn settle_original_deliveries(
             delivered_at = case
                 when lease_until is null then attesto_now() else delivered_at
             end
-        from unnest($1::text[], $2::int2[], $3::text[]) as arrived (event, callback, delivery)
-        where delivery.event_id = arrived.event and delivery.callback = arrived.callback
+        from unnest($1::text[], $2::int2[], $3::text[], $4::int2[]) as arrived (event, callback, delivery, lane)
+        where delivery.lane = arrived.lane and delivery.event_id = arrived.event and delivery.callback = arrived.callback
             and delivery.status = 'pending' and delivery.requested_by is null
         ",
         &events,
         &to_column(&jobs, |job| job.callback.column()),
         &to_column(&jobs, |job| job.id.to_string()),
+        &to_column(&jobs, |job| lane_column(&job.tenant_id)),
     )
     .execute(&mut **transaction)
     .await?;
@@ -812,6 +842,7 @@ struct ClaimedRow {
 impl ClaimedRow {
     fn lease(&self) -> Lease {
         Lease {
+            lane: tenant_lane(&self.tenant_id),
             delivery_id: self.id.clone(),
             number: self.lease_no,
         }
@@ -838,7 +869,7 @@ impl ClaimedRow {
 }
 
 /// A tenant, one of its callbacks, and the URL of that callback.
-type CallbackUrl<'a> = (&'a str, CallbackNumber, &'a str);
+type CallbackUrl<'a> = (&'a TenantId, CallbackNumber, &'a str);
 
 /// A locked row of `webhook_health`.
 struct HealthRow {
@@ -863,10 +894,10 @@ async fn save_health(transaction: &mut DbTransaction, rows: &[HealthRow]) -> Res
                 failing_since = news.failing_since, last_success_at = news.last_success_at,
                 last_failure_at = news.last_failure_at, closed_until = news.closed_until, closings = news.closings
             from unnest($1::text[], $2::int8[], $3::text[], $4::int2[], $5::int[], $6::int[], $7::timestamptz[],
-                    $8::timestamptz[], $9::timestamptz[], $10::timestamptz[], $11::int[], $12::int2[])
+                    $8::timestamptz[], $9::timestamptz[], $10::timestamptz[], $11::int[], $12::int2[], $13::int2[])
                 as news (tenant, key, state, allowed, failures, unreachable, failing_since, last_success_at,
-                    last_failure_at, closed_until, closings, callback)
-            where health.tenant_id = news.tenant and health.callback = news.callback and health.callback_key = news.key
+                    last_failure_at, closed_until, closings, callback, lane)
+            where health.lane = news.lane and health.tenant_id = news.tenant and health.callback = news.callback and health.callback_key = news.key
             ",
         &to_column(rows, |row| row.tenant_id.to_string()),
         &to_column(rows, |row| row.callback_key),
@@ -880,6 +911,7 @@ async fn save_health(transaction: &mut DbTransaction, rows: &[HealthRow]) -> Res
         &moments(|health| health.closed_until) as &[Option<OffsetDateTime>],
         &to_column(rows, |row| number(row.health.closings)),
         &to_column(rows, |row| row.callback.column()),
+        &to_column(rows, |row| lane_column(&row.tenant_id)),
     )
     .execute(&mut **transaction)
     .await?;
@@ -889,17 +921,6 @@ async fn save_health(transaction: &mut DbTransaction, rows: &[HealthRow]) -> Res
 /// One value of each row, as `unnest` takes them.
 fn to_column<R, T>(rows: &[R], value: impl Fn(&R) -> T) -> Vec<T> {
     rows.iter().map(value).collect()
-}
-
-fn to_lane_column(lanes: LaneSet) -> Vec<i16> {
-    lanes.iter().map(|lane| i16::from(lane.number())).collect()
-}
-
-fn unzip_leases(leases: &[Lease]) -> (Vec<String>, Vec<i32>) {
-    let pairs = leases.iter();
-    pairs
-        .map(|lease| (lease.delivery_id.to_string(), lease.number))
-        .unzip()
 }
 
 /// Counters are never negative.

@@ -19,6 +19,7 @@ use crate::base::id::{DeliveryId, EventId, TenantId};
 use crate::crypto::token::sha256;
 use crate::db::{Database, Error};
 use crate::deliveries::endpoint::MAX_CALLBACKS;
+use crate::tenants::lane::lane_column;
 
 /// Longer texts are truncated in indexed columns: a B-tree entry of Postgres has room for about 2,700 bytes.
 const MAX_KEY_BYTES: usize = 1024;
@@ -224,12 +225,14 @@ pub(super) async fn insert_event(
             ), subject as (
                 -- Locks the subject's row until the commit, so that its events are committed in the order of their numbers.
                 insert into subjects as stored
-                    (tenant_id, source, key_hash, last_sequence, recheck_key, told_state_hash, changes_by)
-                select tenant.id, $3, $19, 1, $21, $22, $23
+                    (lane, tenant_id, source, key_hash, last_sequence, recheck_key, told_state_hash, changes_by)
+                select $24, tenant.id, $3, $19, 1, $21, $22, $23
                 from tenant
                 where $19::bytea is not null
-                  and not exists (select from webhook_events where tenant_id = $2 and source = $3 and external_id = $4)
-                on conflict (tenant_id, source, key_hash) do update set
+                  and not exists (
+                    select from webhook_events where lane = $24 and tenant_id = $2 and source = $3 and external_id = $4
+                  )
+                on conflict (lane, tenant_id, source, key_hash) do update set
                     last_sequence = stored.last_sequence + 1,
                     recheck_key = case when excluded.told_state_hash is null then stored.recheck_key else excluded.recheck_key end,
                     told_state_hash = coalesce(excluded.told_state_hash, stored.told_state_hash),
@@ -237,18 +240,18 @@ pub(super) async fn insert_event(
                 returning last_sequence
             ), event as (
                 insert into webhook_events
-                    (id, tenant_id, source, external_id, event_type, reason, platform_event, environment, subject_key,
+                    (lane, id, tenant_id, source, external_id, event_type, reason, platform_event, environment, subject_key,
                      subject_product_id, subject_type, app_user_id, decoded_payload, occurred_at,
                      sequence, state, state_error, stored_body)
-                select $1, tenant.id, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13::text::jsonb,
+                select $24, $1, tenant.id, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13::text::jsonb,
                     $14::timestamptz, subject.last_sequence, $16::text::jsonb, $17, $18
                 from tenant left join subject on true
-                on conflict (tenant_id, source, external_id) do nothing
+                on conflict (lane, tenant_id, source, external_id) where external_id is not null do nothing
                 returning id
             ), delivery as (
                 -- Where it goes is decided now: a later change of the configuration redirects nothing.
-                insert into webhook_deliveries (id, event_id, tenant_id, callback, callback_url)
-                select nth_delivery_id($15, row_number() over (order by config.callback) - 1), event.id,
+                insert into webhook_deliveries (lane, id, event_id, tenant_id, callback, callback_url)
+                select $24, nth_delivery_id($15, row_number() over (order by config.callback) - 1), event.id,
                     config.tenant_id, config.callback, config.callback_url
                 from event, webhook_configs as config
                 where config.tenant_id = $2 and config.is_active
@@ -256,8 +259,8 @@ pub(super) async fn insert_event(
                 returning id
             ), unresolved as (
                 insert into unresolved_states
-                    (event_id, tenant_id, source, key_hash, state_error, next_attempt_at, created_at)
-                select event.id, $2, $3, $19, $17, clock.now + make_interval(secs => $20), clock.now
+                    (lane, event_id, tenant_id, source, key_hash, state_error, next_attempt_at, created_at)
+                select $24, event.id, $2, $3, $19, $17, clock.now + make_interval(secs => $20), clock.now
                 from event cross join (select attesto_now() as now) clock
                 where $19::bytea is not null and $16::text is null and $17::text is not null
             )
@@ -289,6 +292,7 @@ pub(super) async fn insert_event(
             event.told.recheck_key.as_deref(),
             event.told.hash.as_ref().map(<[u8; 32]>::as_slice),
             event.told.changes_by,
+            lane_column(&event.tenant),
         )
         .fetch_one(database.pool());
         match database.writes().observe(row).await {
@@ -319,16 +323,17 @@ pub(super) async fn insert_events(
             select event.*, tenant.id is not null as is_active, earlier.id is not null as is_repeated
             from unnest($1::text[], $2::text[], $3::text[], $4::text[], $5::text[], $6::text[], $7::text[], $8::text[],
                     $9::text[], $10::text[], $11::text[], $12::text[], $13::text[], $14::timestamptz[], $15::text[],
-                    $16::text[], $17::text[], $18::bytea[], $19::bytea[], $21::text[], $22::bytea[], $23::timestamptz[])
+                    $16::text[], $17::text[], $18::bytea[], $19::bytea[], $21::text[], $22::bytea[], $23::timestamptz[],
+                    $25::int2[])
                 with ordinality as event (id, tenant_id, source, external_id, event_type, reason, platform_event, environment,
                     subject_key, subject_product_id, subject_type, app_user_id, decoded_payload, occurred_at, delivery_id,
-                    state, state_error, stored_body, key_hash, recheck_key, told_state_hash, changes_by, place)
+                    state, state_error, stored_body, key_hash, recheck_key, told_state_hash, changes_by, lane, place)
             left join lateral (
                 select tenants.id from tenants where tenants.id = event.tenant_id and tenants.is_active limit 1
             ) tenant on true
             left join lateral (
                 select stored.id from webhook_events stored
-                where stored.tenant_id = event.tenant_id and stored.source = event.source
+                where stored.lane = event.lane and stored.tenant_id = event.tenant_id and stored.source = event.source
                     and stored.external_id = event.external_id
                 limit 1
             ) earlier on true
@@ -347,12 +352,12 @@ pub(super) async fn insert_events(
         ), subject as (
             -- Locks the subjects' rows until the commit, so that their events are committed in the order of their numbers.
             insert into subjects as stored
-                (tenant_id, source, key_hash, last_sequence, recheck_key, told_state_hash, changes_by)
-            select tenant_id, source, key_hash, of_subject, last_recheck_key, last_told_state_hash, last_changes_by
+                (lane, tenant_id, source, key_hash, last_sequence, recheck_key, told_state_hash, changes_by)
+            select lane, tenant_id, source, key_hash, of_subject, last_recheck_key, last_told_state_hash, last_changes_by
             from fresh
             where key_hash is not null and nth = 1
             order by tenant_id, source, key_hash
-            on conflict (tenant_id, source, key_hash) do update set
+            on conflict (lane, tenant_id, source, key_hash) do update set
                 last_sequence = stored.last_sequence + excluded.last_sequence,
                 recheck_key = case when excluded.told_state_hash is null then stored.recheck_key else excluded.recheck_key end,
                 told_state_hash = coalesce(excluded.told_state_hash, stored.told_state_hash),
@@ -360,10 +365,10 @@ pub(super) async fn insert_events(
             returning tenant_id, source, key_hash, last_sequence
         ), event as (
             insert into webhook_events
-                (id, tenant_id, source, external_id, event_type, reason, platform_event, environment, subject_key,
+                (lane, id, tenant_id, source, external_id, event_type, reason, platform_event, environment, subject_key,
                  subject_product_id, subject_type, app_user_id, decoded_payload, occurred_at,
                  sequence, state, state_error, stored_body)
-            select fresh.id, fresh.tenant_id, fresh.source, fresh.external_id, fresh.event_type, fresh.reason,
+            select fresh.lane, fresh.id, fresh.tenant_id, fresh.source, fresh.external_id, fresh.event_type, fresh.reason,
                 fresh.platform_event, fresh.environment, fresh.subject_key, fresh.subject_product_id, fresh.subject_type,
                 fresh.app_user_id, fresh.decoded_payload::jsonb, fresh.occurred_at,
                 subject.last_sequence - fresh.of_subject + fresh.nth, fresh.state::jsonb, fresh.state_error,
@@ -374,12 +379,12 @@ pub(super) async fn insert_events(
             -- Always true, once all subjects are written.
             where (select count(*) from subject) >= 0
             order by fresh.tenant_id, fresh.source, fresh.external_id
-            on conflict (tenant_id, source, external_id) do nothing
+            on conflict (lane, tenant_id, source, external_id) where external_id is not null do nothing
             returning id
         ), delivery as (
             -- Where it goes is decided now: a later change of the configuration redirects nothing.
-            insert into webhook_deliveries (id, event_id, tenant_id, callback, callback_url)
-            select nth_delivery_id(fresh.delivery_id, config.nth), event.id, fresh.tenant_id, config.callback,
+            insert into webhook_deliveries (lane, id, event_id, tenant_id, callback, callback_url)
+            select fresh.lane, nth_delivery_id(fresh.delivery_id, config.nth), event.id, fresh.tenant_id, config.callback,
                 config.callback_url
             from event
             join fresh on fresh.id = event.id
@@ -395,8 +400,8 @@ pub(super) async fn insert_events(
             returning event_id
         ), unresolved as (
             insert into unresolved_states
-                (event_id, tenant_id, source, key_hash, state_error, next_attempt_at, created_at)
-            select event.id, fresh.tenant_id, fresh.source, fresh.key_hash, fresh.state_error,
+                (lane, event_id, tenant_id, source, key_hash, state_error, next_attempt_at, created_at)
+            select fresh.lane, event.id, fresh.tenant_id, fresh.source, fresh.key_hash, fresh.state_error,
                 clock.now + make_interval(secs => $20), clock.now
             from event
             join fresh on fresh.id = event.id
@@ -437,6 +442,7 @@ pub(super) async fn insert_events(
             as &[Option<&[u8]>],
         &column(events, |event| event.told.changes_by) as &[Option<OffsetDateTime>],
         MAX_CALLBACKS,
+        &column(events, |event| lane_column(&event.tenant)),
     )
     .fetch_all(database.pool());
     let rows = database.writes().observe(rows).await?;
@@ -471,12 +477,13 @@ pub(super) async fn confirm_event(
     let confirm = sqlx::query_scalar!(
         r#"
         select id as "id: EventId" from webhook_events
-        where tenant_id = $1 and source = $2 and external_id = $3
+        where lane = $4 and tenant_id = $1 and source = $2 and external_id = $3
         for key share
         "#,
         event.tenant.as_str(),
         event.source.as_str(),
         &replace_nul(&event.external_id),
+        lane_column(&event.tenant),
     );
     let confirm = confirm.fetch_optional(database.pool());
     database.writes().observe(confirm).await
@@ -490,10 +497,14 @@ pub async fn find_event(
     external_id: &str,
 ) -> Result<Option<EventId>, Error> {
     sqlx::query_scalar!(
-        r#"select id as "id: EventId" from webhook_events where tenant_id = $1 and source = $2 and external_id = $3"#,
+        r#"
+        select id as "id: EventId" from webhook_events
+        where lane = $4 and tenant_id = $1 and source = $2 and external_id = $3
+        "#,
         tenant.as_str(),
         source.as_str(),
         external_id,
+        lane_column(tenant),
     )
     .fetch_optional(database.pool())
     .await
@@ -511,10 +522,12 @@ pub(crate) async fn find_stored_ids(
         .map(|id| replace_nul(id).into_owned())
         .collect();
     let ids = sqlx::query_scalar!(
-        "select external_id from webhook_events where tenant_id = $1 and source = $2 and external_id = any($3)",
+        "select external_id from webhook_events \
+          where lane = $4 and tenant_id = $1 and source = $2 and external_id = any($3)",
         tenant.as_str(),
         source.as_str(),
         &external_ids,
+        lane_column(tenant),
     );
     Ok(ids.fetch_all(database.pool()).await?.into_iter().collect())
 }

@@ -53,16 +53,18 @@ pub async fn prune_expired(
     report: ReportProgress<'_>,
 ) -> Result<u64, Error> {
     let mut removed = 0;
-    let mut after = None;
-    while !stop.is_cancelled() {
-        report(0, 1, &format!("{removed} rows removed"));
-        let batch = store::prune_batch(database, kind, kept, after).await?;
-        removed += batch.removed;
-        if batch.scanned < BATCH_SIZE.unsigned_abs() {
-            break;
+    for lane in kind.lanes().iter() {
+        let mut after = None;
+        while !stop.is_cancelled() {
+            report(0, 1, &format!("{removed} rows removed"));
+            let batch = store::prune_batch(database, kind, lane, kept, after).await?;
+            removed += batch.removed;
+            if batch.scanned < BATCH_SIZE.unsigned_abs() {
+                break;
+            }
+            after = batch.cursor;
+            let _ = stop.run_until_cancelled(sleep(BATCH_INTERVAL)).await;
         }
-        after = batch.cursor;
-        let _ = stop.run_until_cancelled(sleep(BATCH_INTERVAL)).await;
     }
     Ok(removed)
 }

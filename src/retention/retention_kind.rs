@@ -2,6 +2,7 @@
 
 use std::time::Duration;
 
+use crate::base::lane::{Lane, LaneSet};
 use crate::config::groups::RetentionSettings;
 
 /// Rows with a retention period, in the order in which they are removed and listed.
@@ -35,6 +36,22 @@ impl RetentionKind {
     /// The name in the job's report and in `attesto prune`.
     pub(crate) fn as_str(self) -> &'static str {
         self.into()
+    }
+
+    /// The lanes in which rows are removed, one after the other. Of a kind whose tables have no lanes it is one, in which all rows
+    /// are removed.
+    pub(super) fn lanes(self) -> LaneSet {
+        match self {
+            Self::Events
+            | Self::Redeliveries
+            | Self::AttemptDetails
+            | Self::ValidationAudit
+            | Self::FirstSeen => LaneSet::ALL,
+            Self::RetiredSecrets
+            | Self::OperatorAudit
+            | Self::ReplacedCredentials
+            | Self::JobRuns => Lane::all().take(1).collect(),
+        }
     }
 
     /// The retention period. `None`: rows are kept for ever.

@@ -7,6 +7,7 @@ use time::OffsetDateTime;
 
 use super::RetentionKind;
 use crate::audit::operator_audit;
+use crate::base::lane::{Lane, LaneSet};
 use crate::db::{Database, Error};
 
 /// The maximum number of rows that one transaction removes.
@@ -21,29 +22,43 @@ pub(super) struct PrunedBatch {
     pub(super) cursor: Option<(OffsetDateTime, String)>,
 }
 
+impl PrunedBatch {
+    /// A batch in which every row that was examined is removed.
+    fn of_removed(removed: u64) -> Self {
+        Self {
+            removed,
+            scanned: removed,
+            cursor: None,
+        }
+    }
+}
+
+/// Removes rows of one lane, except of kinds whose tables have none.
 pub(super) async fn prune_batch(
     database: &Database,
     kind: RetentionKind,
+    lane: Lane,
     kept: Duration,
     after: Option<(OffsetDateTime, String)>,
 ) -> Result<PrunedBatch, Error> {
     let age = kept.as_secs_f64();
     let pool = database.pool();
     let done = match kind {
-        RetentionKind::Events => return prune_events(database, age, after).await,
+        RetentionKind::Events => return prune_events(database, lane, age, after).await,
         RetentionKind::OperatorAudit => return prune_operator_audit_batch(database, kept).await,
-        RetentionKind::FirstSeen => return prune_first_seen(database, age).await,
+        RetentionKind::FirstSeen => return prune_first_seen(database, lane, age).await,
         RetentionKind::Redeliveries => {
             sqlx::query!(
                 "
-                delete from webhook_redeliveries where id = any(array(
+                delete from webhook_redeliveries where lane = $3 and id = any(array(
                     select id from webhook_redeliveries
-                    where finished_at < attesto_now() - make_interval(secs => $1)
+                    where lane = $3 and finished_at < attesto_now() - make_interval(secs => $1)
                     limit $2 for update skip locked
                 ))
                 ",
                 age,
-                BATCH_SIZE
+                BATCH_SIZE,
+                lane.column()
             )
             .execute(pool)
             .await?
@@ -51,9 +66,9 @@ pub(super) async fn prune_batch(
         RetentionKind::AttemptDetails => {
             sqlx::query!(
                 "
-                update webhook_deliveries set last_response_body = null where id = any(array(
+                update webhook_deliveries set last_response_body = null where lane = $3 and id = any(array(
                     select id from webhook_deliveries
-                    where status <> 'pending' and last_response_body is not null
+                    where lane = $3 and status <> 'pending' and last_response_body is not null
                         and coalesce(delivered_at, failed_at, created_at)
                             < attesto_now() - make_interval(secs => $1)
                     order by coalesce(delivered_at, failed_at, created_at), id
@@ -61,7 +76,8 @@ pub(super) async fn prune_batch(
                 ))
                 ",
                 age,
-                BATCH_SIZE
+                BATCH_SIZE,
+                lane.column()
             )
             .execute(pool)
             .await?
@@ -69,15 +85,16 @@ pub(super) async fn prune_batch(
         RetentionKind::ValidationAudit => {
             sqlx::query!(
                 "
-                delete from validation_audit where id = any(array(
+                delete from validation_audit where lane = $3 and id = any(array(
                     select id from validation_audit
-                    where occurred_at < attesto_now() - make_interval(secs => $1)
+                    where lane = $3 and occurred_at < attesto_now() - make_interval(secs => $1)
                     order by occurred_at
                     limit $2 for update skip locked
                 ))
                 ",
                 age,
-                BATCH_SIZE
+                BATCH_SIZE,
+                lane.column()
             )
             .execute(pool)
             .await?
@@ -118,35 +135,28 @@ pub(super) async fn prune_batch(
             .await?
         }
     };
-    Ok(PrunedBatch {
-        removed: done.rows_affected(),
-        scanned: done.rows_affected(),
-        cursor: None,
-    })
+    Ok(PrunedBatch::of_removed(done.rows_affected()))
 }
 
-async fn prune_first_seen(database: &Database, age: f64) -> Result<PrunedBatch, Error> {
+async fn prune_first_seen(database: &Database, lane: Lane, age: f64) -> Result<PrunedBatch, Error> {
     let done = sqlx::query!(
         "
         with gone as (
             select tenant_id, purchase_hash from first_seen_purchases
-            where last_seen_at < attesto_now() - make_interval(secs => $1)
+            where lane = $3 and last_seen_at < attesto_now() - make_interval(secs => $1)
             order by last_seen_at
             limit $2 for update skip locked
         )
         delete from first_seen_purchases seen using gone
-        where seen.tenant_id = gone.tenant_id and seen.purchase_hash = gone.purchase_hash
+        where seen.lane = $3 and seen.tenant_id = gone.tenant_id and seen.purchase_hash = gone.purchase_hash
         ",
         age,
-        BATCH_SIZE
+        BATCH_SIZE,
+        lane.column()
     )
     .execute(database.pool())
     .await?;
-    Ok(PrunedBatch {
-        removed: done.rows_affected(),
-        scanned: done.rows_affected(),
-        cursor: None,
-    })
+    Ok(PrunedBatch::of_removed(done.rows_affected()))
 }
 
 /// Batches of the operators' audit are larger, because each batch adds an audit row that records it.
@@ -195,6 +205,7 @@ async fn prune_replaced_credentials(database: &Database, age: f64) -> Result<Pru
 /// process.
 async fn prune_events(
     database: &Database,
+    lane: Lane,
     age: f64,
     after: Option<(OffsetDateTime, String)>,
 ) -> Result<PrunedBatch, Error> {
@@ -203,7 +214,7 @@ async fn prune_events(
     let examined = sqlx::query!(
         "
         select id, received_at from webhook_events
-        where received_at < attesto_now() - make_interval(secs => $1)
+        where lane = $5 and received_at < attesto_now() - make_interval(secs => $1)
             and ($2::timestamptz is null or (received_at, id) > ($2, $3))
         order by received_at, id
         limit $4 for update skip locked
@@ -212,6 +223,7 @@ async fn prune_events(
         after_at,
         after_id,
         BATCH_SIZE,
+        lane.column(),
     )
     .fetch_all(&mut *transaction)
     .await?;
@@ -236,14 +248,15 @@ async fn prune_events(
             select id from unnest($1::text[]) as event (id)
             where not exists (
                 select from webhook_deliveries delivery
-                where delivery.event_id = event.id and delivery.status = 'pending'
+                where delivery.lane = $2 and delivery.event_id = event.id and delivery.status = 'pending'
             )
         ), deliveries as (
-            delete from webhook_deliveries where event_id in (select id from done)
+            delete from webhook_deliveries where lane = $2 and event_id in (select id from done)
         )
-        delete from webhook_events where id in (select id from done)
+        delete from webhook_events where lane = $2 and id in (select id from done)
         ",
-        &ids
+        &ids,
+        lane.column(),
     )
     .execute(&mut *transaction)
     .await?;
@@ -262,16 +275,23 @@ pub(super) async fn count_expired_rows(
 ) -> Result<u64, Error> {
     let condition = match kind {
         RetentionKind::Events => {
-            "from webhook_events event where received_at < clock.cutoff and not exists ( \
-                select from webhook_deliveries delivery where delivery.event_id = event.id and delivery.status = 'pending')"
+            "from webhook_events event where lane = any($2) and received_at < clock.cutoff and not exists ( \
+                select from webhook_deliveries delivery \
+                where delivery.lane = event.lane and delivery.event_id = event.id and delivery.status = 'pending')"
         }
-        RetentionKind::Redeliveries => "from webhook_redeliveries where finished_at < clock.cutoff",
+        RetentionKind::Redeliveries => {
+            "from webhook_redeliveries where lane = any($2) and finished_at < clock.cutoff"
+        }
         RetentionKind::AttemptDetails => {
-            "from webhook_deliveries where status <> 'pending' and last_response_body is not null \
+            "from webhook_deliveries where lane = any($2) and status <> 'pending' and last_response_body is not null \
                 and coalesce(delivered_at, failed_at, created_at) < clock.cutoff"
         }
-        RetentionKind::ValidationAudit => "from validation_audit where occurred_at < clock.cutoff",
-        RetentionKind::FirstSeen => "from first_seen_purchases where last_seen_at < clock.cutoff",
+        RetentionKind::ValidationAudit => {
+            "from validation_audit where lane = any($2) and occurred_at < clock.cutoff"
+        }
+        RetentionKind::FirstSeen => {
+            "from first_seen_purchases where lane = any($2) and last_seen_at < clock.cutoff"
+        }
         RetentionKind::OperatorAudit => {
             "from operator_audit where occurred_at < clock.cutoff and seq < (select max(seq) from operator_audit)"
         }
@@ -291,7 +311,7 @@ pub(super) async fn count_expired_rows(
     // Both texts are constants of this file.
     let statement = format!(
         "select (select count(*) {condition}) \
-           from (select attesto_now() - make_interval(secs => $1) as cutoff) clock"
+           from (select attesto_now() - make_interval(secs => $1) as cutoff) clock where $2::int2[] is not null"
     );
     let mut transaction = database.pool().begin().await?;
     // The statement reads every old row, which can take minutes.
@@ -300,6 +320,7 @@ pub(super) async fn count_expired_rows(
         .await?;
     let count: i64 = sqlx::query_scalar(AssertSqlSafe(statement))
         .bind(kept.as_secs_f64())
+        .bind(LaneSet::ALL.columns())
         .fetch_one(&mut *transaction)
         .await?;
     Ok(u64::try_from(count).unwrap_or(0))

@@ -10,9 +10,11 @@ use sqlx::{AssertSqlSafe, Connection as _, Executor as _, PgExecutor, Row as _};
 use super::error::TransferError;
 use super::tables::{ConflictPolicy, HistoryScope, TRANSFERRED_TABLES, TransferTable};
 use crate::base::id::TenantId;
+use crate::base::lane::LaneSet;
 use crate::credentials::sealed_columns::{self, SealedColumn};
 use crate::db::{Database, DbTransaction, Error, is_lock_timeout};
 use crate::events::unresolved::MAX_UNRESOLVED_TIME;
+use crate::tenants::lane::lane_column;
 
 /// The idle timeout is long because the file is read and unsealed between two batches. The audit rows of the changes
 /// are deferred to the end: a transaction that adds to the operators' audit blocks others that add to it, and a history
@@ -69,11 +71,11 @@ pub(super) fn encoded_column(table: &str) -> Option<EncodedColumn> {
         .map(EncodedColumn::Sealed)
 }
 
-/// The columns of a table in order, without generated ones.
+/// The columns of a table in order, without `lane` and generated ones.
 async fn list_table_columns(with: impl PgExecutor<'_>, table: &str) -> Result<Vec<String>, Error> {
     sqlx::query_scalar(
         "select attname::text from pg_attribute
-          where attrelid = to_regclass($1) and attnum > 0 and not attisdropped and attgenerated = ''
+          where attrelid = to_regclass($1) and attnum > 0 and not attisdropped and attgenerated = '' and attname <> 'lane'
           order by attnum",
     )
     .bind(table)
@@ -164,12 +166,16 @@ impl TenantSnapshot {
             r#"
             select name, is_active,
                 (select count(*) from webhook_deliveries
-                  where tenant_id = $1 and status = 'pending' and lease_until > now()) as "deliveries_in_progress!",
-                (select count(*) from webhook_deliveries where tenant_id = $1 and status = 'pending') as "pending_deliveries!",
-                exists (select from webhook_redeliveries where tenant_id = $1 and finished_at is null) as "has_open_redelivery!"
+                  where lane = $2 and tenant_id = $1 and status = 'pending' and lease_until > now())
+                    as "deliveries_in_progress!",
+                (select count(*) from webhook_deliveries
+                  where lane = $2 and tenant_id = $1 and status = 'pending') as "pending_deliveries!",
+                exists (select from webhook_redeliveries
+                  where lane = $2 and tenant_id = $1 and finished_at is null) as "has_open_redelivery!"
             from tenants where id = $1
             "#,
-            tenant.as_str()
+            tenant.as_str(),
+            lane_column(tenant),
         )
         .fetch_optional(&mut self.connection)
         .await
@@ -199,7 +205,8 @@ impl TenantSnapshot {
         let statement = format!(
             "declare moved no scroll cursor for \
              select to_json(shown)::text as fields, {encoded} as encoded from {table} line \
-               cross join lateral (select {open}) as shown where line.{key} = $1 and {which}",
+               cross join lateral (select {open}) as shown where {in_lane} and line.{key} = $1 and {which}",
+            in_lane = part.lane_condition("line", 2),
             encoded = encoded.map_or("null::bytea".to_owned(), |name| format!("line.{name}")),
             open = open.join(", "),
             table = part.name,
@@ -209,6 +216,7 @@ impl TenantSnapshot {
         sqlx::query(AssertSqlSafe(statement))
             .persistent(false)
             .bind(tenant.as_str())
+            .bind(lane_column(tenant))
             .execute(&mut self.connection)
             .await?;
         loop {
@@ -309,11 +317,14 @@ impl TenantImport {
             .filter(|part| with_networks || part.name != NETWORKS_TABLE);
         for part in removed {
             let statement = format!(
-                "delete from {} where {} = $1",
-                part.name, part.tenant_column
+                "delete from {} where {} and {} = $1",
+                part.name,
+                part.lane_condition(part.name, 2),
+                part.tenant_column
             );
             sqlx::query(AssertSqlSafe(statement))
                 .bind(self.tenant.as_str())
+                .bind(lane_column(&self.tenant))
                 .execute(&mut *self.transaction)
                 .await?;
         }
@@ -340,13 +351,11 @@ impl TenantImport {
         replaced: bool,
     ) -> Result<u64, Error> {
         let table = part.name;
+        // The lane follows from the tenant, whatever the file says.
+        let lane = part.has_lane.then(|| "lane".to_owned());
+        let columns: Vec<String> = columns.iter().cloned().chain(lane).collect();
         let names = columns.join(", ");
-        // A delivery is inserted only if its event exists and belongs to this tenant.
-        let which = if table == "webhook_deliveries" {
-            "exists (select from webhook_events event where event.id = given.event_id and event.tenant_id = $5)"
-        } else {
-            "true"
-        };
+        let which = part.import_condition();
         let present = match part.on_conflict {
             ConflictPolicy::Overwrite if replaced && columns.len() > 1 => {
                 let others = columns
@@ -372,7 +381,7 @@ impl TenantImport {
               cross join lateral jsonb_populate_record(null::{table}, \
                     fields::jsonb || $3::jsonb || case when encoded is null then '{{}}' else jsonb_build_object($4::text, encoded) end \
                 ) as given \
-              where {which} and $5::text is not null {present}",
+              where {which} and $5::text is not null and $6::int2 is not null and $7::int2[] is not null {present}",
             given = columns
                 .iter()
                 .map(|name| format!("given.{name}"))
@@ -380,6 +389,9 @@ impl TenantImport {
                 .join(", "),
         );
         let mut instead = BTreeMap::from([(part.tenant_column, serde_json::json!(self.tenant))]);
+        if part.has_lane {
+            instead.insert("lane", lane_column(&self.tenant).into());
+        }
         let fixed: BTreeMap<&str, serde_json::Value> =
             serde_json::from_str(part.overrides).unwrap_or_default();
         instead.extend(fixed);
@@ -391,6 +403,8 @@ impl TenantImport {
             .bind(instead)
             .bind(encoded_column(table).map_or("", EncodedColumn::name))
             .bind(self.tenant.as_str())
+            .bind(lane_column(&self.tenant))
+            .bind(LaneSet::ALL.columns())
             .execute(&mut *self.transaction)
             .await?;
         Ok(done.rows_affected())
@@ -404,7 +418,8 @@ impl TenantImport {
     ) -> Result<u64, Error> {
         let statement = format!(
             "select count(*) from {BATCH_ROWS_SQL}{table}, fields::jsonb) as line \
-              where exists (select from {table} here where here.{key} = $2 and ({same}))",
+              where exists (select from {table} here where {in_lane} and here.{key} = $2 and ({same}))",
+            in_lane = part.lane_condition("here", 3),
             table = part.name,
             key = part.tenant_column,
             same = part.match_condition,
@@ -412,6 +427,7 @@ impl TenantImport {
         let count: i64 = sqlx::query_scalar(AssertSqlSafe(statement))
             .bind(&batch.rows)
             .bind(self.tenant.as_str())
+            .bind(lane_column(&self.tenant))
             .fetch_one(&mut *self.transaction)
             .await?;
         Ok(count.unsigned_abs())
@@ -424,15 +440,16 @@ impl TenantImport {
         batch: &RowBatch,
     ) -> Result<Vec<(String, ExistingEvent)>, Error> {
         let statement = format!(
-            "select line.id, here.id, exists (select from webhook_deliveries where event_id = here.id) \
+            "select line.id, here.id, exists (select from webhook_deliveries where lane = $3 and event_id = here.id) \
                from {BATCH_ROWS_SQL}webhook_events, fields::jsonb) as line \
-               join webhook_events here on here.tenant_id = $2 and here.source = line.source \
+               join webhook_events here on here.lane = $3 and here.tenant_id = $2 and here.source = line.source \
                     and here.external_id = line.external_id \
               where here.id <> line.id"
         );
         let rows: Vec<(String, String, bool)> = sqlx::query_as(AssertSqlSafe(statement))
             .bind(&batch.rows)
             .bind(self.tenant.as_str())
+            .bind(lane_column(&self.tenant))
             .fetch_all(&mut *self.transaction)
             .await?;
         let rows = rows.into_iter().map(|(id, event, has_deliveries)| {
@@ -457,18 +474,20 @@ impl TenantImport {
     /// Lists the events whose state was not told where they come from, as far as it is still asked for.
     pub(super) async fn list_unresolved_states(&mut self) -> Result<(), Error> {
         sqlx::query!(
-            "insert into unresolved_states (event_id, tenant_id, source, key_hash, state_error, next_attempt_at, created_at) \
-             select event.id, event.tenant_id, event.source, sha256(convert_to(event.subject_key, 'UTF8')), event.state_error, \
+            "insert into unresolved_states \
+                    (lane, event_id, tenant_id, source, key_hash, state_error, next_attempt_at, created_at) \
+             select event.lane, event.id, event.tenant_id, event.source, sha256(convert_to(event.subject_key, 'UTF8')), event.state_error, \
                     attesto_now(), event.received_at \
                from webhook_events event \
-              where event.tenant_id = $1 and event.state_error is not null and event.state is null \
+              where event.lane = $3 and event.tenant_id = $1 and event.state_error is not null and event.state is null \
                 and event.subject_key is not null and event.received_at > attesto_now() - make_interval(secs => $2) \
                 and not exists (select from webhook_events told \
-                                 where told.tenant_id = event.tenant_id and told.source = event.source \
+                                 where told.lane = $3 and told.tenant_id = event.tenant_id and told.source = event.source \
                                    and told.external_id = 'state:' || event.id) \
              on conflict do nothing",
             self.tenant.as_str(),
             MAX_UNRESOLVED_TIME.as_secs_f64(),
+            lane_column(&self.tenant),
         )
         .execute(&mut *self.transaction)
         .await
@@ -480,9 +499,10 @@ impl TenantImport {
     pub(super) async fn abandon_orphaned_deliveries(&mut self) -> Result<u64, Error> {
         sqlx::query!(
             "update webhook_configs config set last_callback = greatest(last_callback, \
-                (select max(callback) from webhook_deliveries where tenant_id = $1)) \
+                (select max(callback) from webhook_deliveries where lane = $2 and tenant_id = $1)) \
               where config.tenant_id = $1 and config.callback = 1",
-            self.tenant.as_str()
+            self.tenant.as_str(),
+            lane_column(&self.tenant),
         )
         .execute(&mut *self.transaction)
         .await?;
@@ -490,11 +510,13 @@ impl TenantImport {
             "update webhook_deliveries delivery set \
                 status = 'failed', failed_at = attesto_now(), next_attempt_at = null, lease_until = null, \
                 lease_no = lease_no + 1, parked_at = null, last_error = $2 \
-              where delivery.tenant_id = $1 and delivery.status = 'pending' and delivery.callback <> 1 \
+              where delivery.lane = $3 and delivery.tenant_id = $1 and delivery.status = 'pending' \
+                and delivery.callback <> 1 \
                 and not exists (select from webhook_configs config \
                                  where config.tenant_id = $1 and config.callback = delivery.callback)",
             self.tenant.as_str(),
             ORPHANED_DELIVERY_ERROR,
+            lane_column(&self.tenant),
         )
         .execute(&mut *self.transaction)
         .await?;
@@ -525,8 +547,9 @@ impl TenantImport {
     /// The number of the tenant's pending deliveries.
     pub(super) async fn count_pending_deliveries(&mut self) -> Result<i64, Error> {
         sqlx::query_scalar!(
-            r#"select count(*) as "count!" from webhook_deliveries where tenant_id = $1 and status = 'pending'"#,
-            self.tenant.as_str()
+            r#"select count(*) as "count!" from webhook_deliveries where lane = $2 and tenant_id = $1 and status = 'pending'"#,
+            self.tenant.as_str(),
+            lane_column(&self.tenant),
         )
         .fetch_one(&mut *self.transaction)
         .await

@@ -1,6 +1,6 @@
 //! The tables of a tenant, and which of their rows are exported. A test compares the list with the database's
-//! catalogue, so that a new table cannot be forgotten. Columns are not listed: all are exported, except those that
-//! Postgres generates.
+//! catalogue, so that a new table cannot be forgotten. Columns are not listed: all are exported, except `lane` and those
+//! that Postgres generates.
 
 use serde::{Deserialize, Serialize};
 
@@ -23,7 +23,9 @@ pub struct TransferTable {
     pub name: &'static str,
     /// The column that has the tenant's id.
     pub tenant_column: &'static str,
-    /// Which of the tenant's rows are exported, as an SQL condition on `line`.
+    /// Whether the table has the column `lane`, which follows from the tenant and is not exported.
+    pub has_lane: bool,
+    /// Which of the tenant's rows are exported, as an SQL condition on `line`. `$2` is the tenant's lane.
     pub row_filter: &'static str,
     /// The same condition with `--with-history`.
     pub full_history_filter: &'static str,
@@ -48,6 +50,7 @@ const fn transfer_table(
     TransferTable {
         name: table,
         tenant_column: "tenant_id",
+        has_lane: false,
         row_filter,
         full_history_filter: row_filter,
         overrides: "{}",
@@ -71,11 +74,11 @@ macro_rules! needed_event_filter {
             $event,
             ".received_at > now() - interval '7 days' \
               or exists (select from webhook_deliveries waiting \
-                          where waiting.event_id = ",
+                          where waiting.lane = $2 and waiting.event_id = ",
             $event,
             ".id and waiting.status = 'pending') \
               or not exists (select from webhook_deliveries done \
-                              where done.event_id = ",
+                              where done.lane = $2 and done.event_id = ",
             $event,
             ".id and done.status = 'delivered'))"
         )
@@ -119,6 +122,7 @@ pub const TRANSFERRED_TABLES: [TransferTable; 20] = [
         ConflictPolicy::DeleteFirst,
     ),
     TransferTable {
+        has_lane: true,
         full_history_filter: ALL_ROWS,
         ..transfer_table(
             "webhook_redeliveries",
@@ -128,11 +132,13 @@ pub const TRANSFERRED_TABLES: [TransferTable; 20] = [
     },
     // Google deletes a purchase token after 60 days, so what was learned about it cannot be requested again.
     TransferTable {
+        has_lane: true,
         match_condition: "here.token_hash = line.token_hash",
         ..transfer_table("purchase_links", ALL_ROWS, ConflictPolicy::KeepExisting)
     },
     // A process of the new installation tells of what is due: a lease of the old one ends soon.
     TransferTable {
+        has_lane: true,
         match_condition: "here.token_hash = line.token_hash",
         ..transfer_table(
             "owed_acknowledgements",
@@ -142,17 +148,20 @@ pub const TRANSFERRED_TABLES: [TransferTable; 20] = [
     },
     // A process of the new installation answers what is due: a lease of the old one ends soon.
     TransferTable {
+        has_lane: true,
         match_condition: "(here.source, here.question_hash) = (line.source, line.question_hash)",
         ..transfer_table("refund_questions", ALL_ROWS, ConflictPolicy::KeepExisting)
     },
     // What was refunded is known where the events are.
     TransferTable {
+        has_lane: true,
         match_condition: "here.refund_hash = line.refund_hash",
         ..transfer_table("voided_purchases", ALL_ROWS, ConflictPolicy::KeepExisting)
     },
     // With the key, hashes of the new installation are equal to those of the old one.
     transfer_table("first_seen_keys", ALL_ROWS, ConflictPolicy::DeleteFirst),
     TransferTable {
+        has_lane: true,
         match_condition: "here.purchase_hash = line.purchase_hash",
         ..transfer_table(
             "first_seen_purchases",
@@ -162,10 +171,12 @@ pub const TRANSFERRED_TABLES: [TransferTable; 20] = [
     },
     // The number of a subject's next event continues from this row.
     TransferTable {
+        has_lane: true,
         match_condition: "(here.source, here.key_hash) = (line.source, line.key_hash)",
         ..transfer_table("subjects", ALL_ROWS, ConflictPolicy::KeepExisting)
     },
     TransferTable {
+        has_lane: true,
         full_history_filter: ALL_ROWS,
         // Events are numbered in the order in which one database got them.
         overrides: r#"{"feed_position": null}"#,
@@ -178,6 +189,7 @@ pub const TRANSFERRED_TABLES: [TransferTable; 20] = [
         )
     },
     TransferTable {
+        has_lane: true,
         full_history_filter: ALL_ROWS,
         // A lease belongs to a process of the exporting installation.
         overrides: r#"{"lease_until": null}"#,
@@ -185,7 +197,7 @@ pub const TRANSFERRED_TABLES: [TransferTable; 20] = [
         ..transfer_table(
             "webhook_deliveries",
             concat!(
-                "exists (select from webhook_events event where event.id = line.event_id and ",
+                "exists (select from webhook_events event where event.lane = $2 and event.id = line.event_id and ",
                 needed_event_filter!("event"),
                 ")"
             ),
@@ -262,6 +274,38 @@ impl TransferTable {
         match history {
             HistoryScope::Needed => self.row_filter,
             HistoryScope::Whole => self.full_history_filter,
+        }
+    }
+
+    /// That a row of the table, called `row`, is in the lane that is parameter `number` of the statement, as an SQL condition.
+    pub fn lane_condition(&self, row: &str, number: u8) -> String {
+        if self.has_lane {
+            format!("{row}.lane = ${number}")
+        } else {
+            format!("${number}::int2 is not null")
+        }
+    }
+
+    /// Which rows of a file are imported, as an SQL condition on `given`. `$5` is the tenant, `$6` its lane, and `$7` all lanes.
+    pub fn import_condition(&self) -> &'static str {
+        match self.name {
+            // Its event exists and belongs to this tenant.
+            "webhook_deliveries" => {
+                "exists (select from webhook_events event \
+                    where event.lane = $6 and event.id = given.event_id and event.tenant_id = $5) \
+                 and not exists (select from webhook_deliveries other \
+                    where other.lane = any($7) and other.id = given.id and other.tenant_id <> $5)"
+            }
+            // Operators name an event by its id alone, so no other tenant may have one with this id, in any lane.
+            "webhook_events" => {
+                "not exists (select from webhook_events other \
+                    where other.lane = any($7) and other.id = given.id and other.tenant_id <> $5)"
+            }
+            "webhook_redeliveries" => {
+                "not exists (select from webhook_redeliveries other \
+                    where other.lane = any($7) and other.id = given.id and other.tenant_id <> $5)"
+            }
+            _ => "true",
         }
     }
 }

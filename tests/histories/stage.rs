@@ -538,7 +538,7 @@ impl<'a> Stage<'a> {
         let mut events = Vec::new();
         for (id, source) in rows {
             let event = id.parse().expect("an event's id");
-            let body = load_event_body(self.world.database(), &event).await;
+            let body = load_event_body(self.world.database(), &playing.tenant.id, &event).await;
             let body = body
                 .expect("the body can be read")
                 .expect("the event exists");

@@ -281,9 +281,9 @@ async fn configuration_drift_is_found_and_counted() {
         "update google_credentials set pubsub_service_account = 'a@b.iam.gserviceaccount.com'";
     let event = |environment: &str| {
         format!(
-            "insert into webhook_events (id, tenant_id, source, external_id, event_type, platform_event, environment,
+            "insert into webhook_events (lane, id, tenant_id, source, external_id, event_type, platform_event, environment,
                 decoded_payload, stored_body)
-            values ('evt_{environment}', '{tenant}', 'apple', '{environment}', 'test', 'test', '{environment}', '{{}}',
+            values (tenant_lane('{tenant}'), 'evt_{environment}', '{tenant}', 'apple', '{environment}', 'test', 'test', '{environment}', '{{}}',
                 '\\x007b7d')"
         )
     };
@@ -319,8 +319,8 @@ async fn configuration_drift_is_found_and_counted() {
         (&event("production"), vec![]),
         (&asked("sandbox", "SUCCESS"), vec![]),
         (
-            "insert into webhook_health (tenant_id, callback_url, state, failing_since)
-                select tenant_id, callback_url, 'paused', now() from webhook_configs",
+            "insert into webhook_health (lane, tenant_id, callback_url, state, failing_since)
+                select tenant_lane(tenant_id), tenant_id, callback_url, 'paused', now() from webhook_configs",
             vec!["callback_closed"],
         ),
         (
@@ -442,8 +442,8 @@ async fn idle_callbacks_are_probed_without_sending_a_request() {
 
     // A callback that received something since is skipped, and the time since a failure is kept.
     world.pass(Duration::from_mins(31)).await;
-    let health = "insert into webhook_health (tenant_id, callback_url, last_success_at)
-        select tenant_id, callback_url, now() from webhook_configs where tenant_id = $1";
+    let health = "insert into webhook_health (lane, tenant_id, callback_url, last_success_at)
+        select tenant_lane(tenant_id), tenant_id, callback_url, now() from webhook_configs where tenant_id = $1";
     sqlx::query(health)
         .bind(fine.as_str())
         .execute(world.database().pool())

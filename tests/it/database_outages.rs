@@ -99,14 +99,14 @@ async fn an_idle_transaction_does_not_stop_deliveries() {
         .await
         .unwrap();
     let two_minutes = [
-        "insert into webhook_events (id, tenant_id, source, external_id, event_type, platform_event,
+        "insert into webhook_events (lane, id, tenant_id, source, external_id, event_type, platform_event,
              decoded_payload, stored_body)
-         select 'evt_' || n, t.id, 'google', n, 'test', 'google.test', '{}', '\\x007b7d'
+         select tenant_lane(t.id), 'evt_' || n, t.id, 'google', n, 'test', 'google.test', '{}', '\\x007b7d'
          from generate_series(1, 12000) n, tenants t",
         // Far enough in the future that the dispatcher ignores them, and spaced as they would have
         // been.
-        "insert into webhook_deliveries (id, event_id, tenant_id, callback_url, next_attempt_at)
-         select 'del_' || n, 'evt_' || n, c.tenant_id, c.callback_url, now() + interval '1 hour' + n * interval '10 ms'
+        "insert into webhook_deliveries (lane, id, event_id, tenant_id, callback_url, next_attempt_at)
+         select tenant_lane(c.tenant_id), 'del_' || n, 'evt_' || n, c.tenant_id, c.callback_url, now() + interval '1 hour' + n * interval '10 ms'
          from generate_series(1, 12000) n, webhook_configs c",
         "update webhook_deliveries set next_attempt_at = now() - interval '3 minutes' + n * interval '10 ms',
              lease_no = 1, lease_until = now() + interval '1 minute'

@@ -851,12 +851,12 @@ async fn missing_replicas_and_incomplete_tenants_are_reported() {
 macro_rules! delivery {
     ($status:literal, $columns:literal, $values:literal) => {
         concat!(
-            "insert into webhook_events (id, tenant_id, source, external_id, event_type, platform_event,
+            "insert into webhook_events (lane, id, tenant_id, source, external_id, event_type, platform_event,
                 decoded_payload, stored_body)
-                select 'e', id, 'apple', 'x', 'test', 'test', '{}', '\\x007b7d' from tenants;
-            insert into webhook_deliveries (id, event_id, tenant_id, callback_url, status, ",
+                select tenant_lane(id), 'e', id, 'apple', 'x', 'test', 'test', '{}', '\\x007b7d' from tenants;
+            insert into webhook_deliveries (lane, id, event_id, tenant_id, callback_url, status, ",
             $columns,
-            ") select 'd', 'e', tenant_id, callback_url, '",
+            ") select tenant_lane(tenant_id), 'd', 'e', tenant_id, callback_url, '",
             $status,
             "', ",
             $values,
@@ -897,8 +897,8 @@ async fn problems_with_deliveries_and_records_are_reported() {
         ),
         (
             By::Rows(
-                "insert into webhook_health (tenant_id, callback_url, state, failing_since)
-                    select tenant_id, callback_url, 'paused', now() from webhook_configs",
+                "insert into webhook_health (lane, tenant_id, callback_url, state, failing_since)
+                    select tenant_lane(tenant_id), tenant_id, callback_url, 'paused', now() from webhook_configs",
             ),
             &["deliveries.callbacks: warn"],
             "attesto webhook ping",
@@ -999,24 +999,24 @@ async fn problems_with_deliveries_and_records_are_reported() {
         ),
         (
             By::Rows(
-                "insert into refund_questions (tenant_id, source, question_hash, purchase_id, answer_by, outcome)
-                    select id, 'google', sha256('1'), 'GPA.1', now(), 'missed' from tenants",
+                "insert into refund_questions (lane, tenant_id, source, question_hash, purchase_id, answer_by, outcome)
+                    select tenant_lane(id), id, 'google', sha256('1'), 'GPA.1', now(), 'missed' from tenants",
             ),
             &["tenants.refund_answers: warn"],
             "(google, 1)",
         ),
         (
             By::Rows(
-                "insert into refund_questions (tenant_id, source, question_hash, purchase_id, answer_by)
-                    select id, 'google', sha256('1'), 'GPA.1', now() + interval '90 minutes' from tenants",
+                "insert into refund_questions (lane, tenant_id, source, question_hash, purchase_id, answer_by)
+                    select tenant_lane(id), id, 'google', sha256('1'), 'GPA.1', now() + interval '90 minutes' from tenants",
             ),
             &["tenants.refund_questions: warn"],
             "(google, 1, by",
         ),
         (
             By::Rows(
-                "insert into apple_history_reads (tenant_id, environment, read_until, next_read_at, last_success_at)
-                    select id, environment, now(), now(), last from tenants, (values
+                "insert into apple_history_reads (lane, tenant_id, environment, read_until, next_read_at, last_success_at)
+                    select tenant_lane(id), id, environment, now(), now(), last from tenants, (values
                         ('production', '2026-04-10T14:22:10Z'::timestamptz), ('sandbox', now())) read (environment, last)",
             ),
             &["tenants.history: warn"],

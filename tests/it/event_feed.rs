@@ -211,8 +211,8 @@ async fn an_event_that_is_committed_late_is_read_after_those_that_were_read_befo
     let late = EventId::mint(world.clock.now());
     let mut transaction = world.database().pool().begin().await.unwrap();
     sqlx::query(
-        "insert into webhook_events (id, tenant_id, source, external_id, event_type, platform_event, decoded_payload, stored_body)
-         select $1, tenant_id, source, 'late', event_type, platform_event, '{}', '\\x00' || convert_to($2, 'UTF8') from webhook_events where id = $3",
+        "insert into webhook_events (lane, id, tenant_id, source, external_id, event_type, platform_event, decoded_payload, stored_body)
+         select tenant_lane(tenant_id), $1, tenant_id, source, 'late', event_type, platform_event, '{}', '\\x00' || convert_to($2, 'UTF8') from webhook_events where id = $3",
     )
     .bind(late.as_str())
     .bind(json!({ "eventId": late }).to_string())
@@ -295,9 +295,9 @@ async fn a_history_from_before_the_first_read_is_read_from_its_oldest_event_on()
     let world = World::new().await;
     let tenant = world.stranger().await;
     sqlx::query(
-        "insert into webhook_events (id, tenant_id, source, external_id, event_type, platform_event, decoded_payload, stored_body,
+        "insert into webhook_events (lane, id, tenant_id, source, external_id, event_type, platform_event, decoded_payload, stored_body,
             received_at, subject_key)
-         select 'evt_01J9ZQ4T5W6X7Y8Z9A0B1C' || lpad((9999 - n)::text, 4, '0'), $1, 'google', n::text, 'test', 'google.test', '{}',
+         select tenant_lane($1), 'evt_01J9ZQ4T5W6X7Y8Z9A0B1C' || lpad((9999 - n)::text, 4, '0'), $1, 'google', n::text, 'test', 'google.test', '{}',
             '\\x00' || convert_to('{\"eventId\":\"' || n || '\"}', 'UTF8'), now() - interval '1 hour' + n * interval '1 second',
             case when n % 1000 = 0 then 'rare' end
          from generate_series(1, $2) n",
@@ -666,8 +666,8 @@ async fn reading_on_costs_no_scan_of_the_history() {
 
 async fn insert_history(database: &Database, tenant: &TenantId) {
     sqlx::query(
-        "insert into webhook_events (id, tenant_id, source, external_id, event_type, platform_event, decoded_payload, stored_body)
-         select 'evt_' || $1 || n, $1, 'google', n::text, 'test', 'google.test', '{}', '\\x007b7d' from generate_series(1, 5000) n",
+        "insert into webhook_events (lane, id, tenant_id, source, external_id, event_type, platform_event, decoded_payload, stored_body)
+         select tenant_lane($1), 'evt_' || $1 || n, $1, 'google', n::text, 'test', 'google.test', '{}', '\\x007b7d' from generate_series(1, 5000) n",
     )
     .bind(tenant.as_str())
     .execute(database.pool())

@@ -223,9 +223,9 @@ async fn a_token_that_google_does_not_know_for_a_while_is_asked_about_again_and_
     shop.world.simulator.add_fault(fault).unwrap();
     pass(&shop, HOUR * 3).await;
     assert_eq!(run_job(&shop).await, Some((2, 1, 0)));
-    let last = events(&shop).await.pop().unwrap();
-    assert_eq!(last["subject"]["key"], *token);
-    assert_eq!(last["state"]["entitled"], true);
+    let renewed = events(&shop).await.pop().unwrap();
+    assert_eq!(renewed["subject"]["key"], *token);
+    assert_eq!(renewed["state"]["entitled"], true);
     // The other one is read again and again, and given up in the end.
     let (mut asked, mut gone) = (0, 0);
     for _ in 0..22 {

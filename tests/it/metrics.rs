@@ -253,23 +253,24 @@ async fn queue_and_callback_gauges_are_refreshed_periodically() {
         insert into webhook_configs (tenant_id, callback_url, secret_enc, is_active) values
             ('a', 'https://a.example', '', true), ('b', 'https://b.example', '', true),
             ('c', 'https://c.example', '', true), ('d', 'https://d.example', '', false);
-        insert into webhook_health (tenant_id, callback_url, state, closed_until) values
-            ('b', 'https://b.example', 'paused', now() + interval '1 hour');
-        insert into webhook_events (id, tenant_id, source, external_id, event_type, platform_event,
+        insert into webhook_health (lane, tenant_id, callback_url, state, closed_until) values
+            (tenant_lane('b'), 'b', 'https://b.example', 'paused', now() + interval '1 hour');
+        insert into webhook_events (lane, id, tenant_id, source, external_id, event_type, platform_event,
             decoded_payload, stored_body)
-            select 'e', 'a', 'apple', 'x', 'test', 'test', '{}', '\\x007b7d';
+            select tenant_lane(tenant), 'e' || tenant, tenant, 'apple', 'x', 'test', 'test', '{}', '\\x007b7d'
+            from unnest(array['a', 'b', 'c', 'd']) tenant;
         insert into webhook_deliveries
-            (id, event_id, tenant_id, callback_url, status, next_attempt_at, lease_until, parked_at) values
-            ('1', 'e', 'a', 'https://a.example', 'pending', now() - interval '90 s', null, null),
-            ('2', 'e', 'a', 'https://a.example', 'pending', now() - interval '10 s', null, null),
-            ('3', 'e', 'a', 'https://a.example', 'pending', now() + interval '1 hour', null, null),
-            ('4', 'e', 'a', 'https://a.example', 'pending', now(), now() + interval '10 s', null),
-            ('5', 'e', 'a', 'https://a.example', 'pending', now() - interval '1 day', null, now()),
-            ('6', 'e', 'a', 'https://a.example', 'delivered', null, null, null),
+            (lane, id, event_id, tenant_id, callback_url, status, next_attempt_at, lease_until, parked_at) values
+            (tenant_lane('a'), '1', 'ea', 'a', 'https://a.example', 'pending', now() - interval '90 s', null, null),
+            (tenant_lane('a'), '2', 'ea', 'a', 'https://a.example', 'pending', now() - interval '10 s', null, null),
+            (tenant_lane('a'), '3', 'ea', 'a', 'https://a.example', 'pending', now() + interval '1 hour', null, null),
+            (tenant_lane('a'), '4', 'ea', 'a', 'https://a.example', 'pending', now(), now() + interval '10 s', null),
+            (tenant_lane('a'), '5', 'ea', 'a', 'https://a.example', 'pending', now() - interval '1 day', null, now()),
+            (tenant_lane('a'), '6', 'ea', 'a', 'https://a.example', 'delivered', null, null, null),
             -- These wait for their callback or for their operator, not for us.
-            ('7', 'e', 'b', 'https://b.example', 'pending', now() - interval '1 day', null, null),
-            ('8', 'e', 'c', 'https://c.example', 'pending', now() - interval '1 day', null, null),
-            ('9', 'e', 'd', 'https://d.example', 'pending', now() - interval '1 day', null, null);
+            (tenant_lane('b'), '7', 'eb', 'b', 'https://b.example', 'pending', now() - interval '1 day', null, null),
+            (tenant_lane('c'), '8', 'ec', 'c', 'https://c.example', 'pending', now() - interval '1 day', null, null),
+            (tenant_lane('d'), '9', 'ed', 'd', 'https://d.example', 'pending', now() - interval '1 day', null, null);
     ";
     pool.execute(statement).await.unwrap();
     let page = world.metrics().await;

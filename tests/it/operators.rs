@@ -241,8 +241,8 @@ async fn a_redelivery_request_leaves_one_row() {
     ];
     assert_eq!(shell.run(&set).exit, 0);
     let statement = "insert into webhook_events
-            (id, tenant_id, source, external_id, event_type, platform_event, decoded_payload, stored_body)
-        select 'evt_0000000000000000000000000' || n, $1, 'apple', n::text, 'test', 'test', '{}', '\\x007b7d'
+            (lane, id, tenant_id, source, external_id, event_type, platform_event, decoded_payload, stored_body)
+        select tenant_lane($1), 'evt_0000000000000000000000000' || n, $1, 'apple', n::text, 'test', 'test', '{}', '\\x007b7d'
         from generate_series(1, 3) n";
     sqlx::query(statement)
         .bind(&tenant)

@@ -17,13 +17,13 @@ const FILLING: &str = "
     insert into tenants (id, name) values ('tenant_a', 'A');
     insert into api_keys (id, tenant_id, key_hash, key_prefix, created_at)
         values ('key_a', 'tenant_a', sha256('a'), 'aaaaaaaa', now() - interval '91 days');
-    insert into validation_audit (id, tenant_id, source, identifier_hash, valid, latency_ms)
-        values ('aud_a', 'tenant_a', 'google', sha256('x'), true, 12);
+    insert into validation_audit (lane, id, tenant_id, source, identifier_hash, valid, latency_ms)
+        values (tenant_lane('tenant_a'), 'aud_a', 'tenant_a', 'google', sha256('x'), true, 12);
     insert into webhook_events
-        (id, tenant_id, source, external_id, event_type, platform_event, decoded_payload, stored_body)
-        values ('evt_a', 'tenant_a', 'apple', 'x', 'subscription.renewed', 'apple.did_renew', '{}', '\\x007b7d');
-    insert into webhook_deliveries (id, event_id, tenant_id, callback_url)
-        values ('del_a', 'evt_a', 'tenant_a', 'https://example.com/hook')";
+        (lane, id, tenant_id, source, external_id, event_type, platform_event, decoded_payload, stored_body)
+        values (tenant_lane('tenant_a'), 'evt_a', 'tenant_a', 'apple', 'x', 'subscription.renewed', 'apple.did_renew', '{}', '\\x007b7d');
+    insert into webhook_deliveries (lane, id, event_id, tenant_id, callback_url)
+        values (tenant_lane('tenant_a'), 'del_a', 'evt_a', 'tenant_a', 'https://example.com/hook')";
 
 #[tokio::test]
 async fn the_read_only_role_runs_the_documented_queries_and_sees_nothing_private() {

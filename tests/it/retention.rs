@@ -32,8 +32,8 @@ impl Archive {
     async fn event(&self, id: &str, days: i32) {
         self.run(
             "insert into webhook_events
-                (id, tenant_id, source, external_id, event_type, platform_event, decoded_payload, received_at, stored_body)
-             values ($1, $2, 'apple', $1, 'unknown', 'x', '{}', now() - make_interval(days => $3), '\\x007b7d')",
+                (lane, id, tenant_id, source, external_id, event_type, platform_event, decoded_payload, received_at, stored_body)
+             values (tenant_lane($2), $1, $2, 'apple', $1, 'unknown', 'x', '{}', now() - make_interval(days => $3), '\\x007b7d')",
             id,
             days,
         )
@@ -45,25 +45,25 @@ impl Archive {
         let statement = match status {
             "delivered" => {
                 "insert into webhook_deliveries
-                    (id, event_id, tenant_id, callback_url, status, last_response_body, delivered_at, created_at)
-                 values ($1, split_part($1, '/', 1), $2, 'x', 'delivered', 'ok', now() - make_interval(days => $3),
+                    (lane, id, event_id, tenant_id, callback_url, status, last_response_body, delivered_at, created_at)
+                 values (tenant_lane($2), $1, split_part($1, '/', 1), $2, 'x', 'delivered', 'ok', now() - make_interval(days => $3),
                     now() - make_interval(days => $3))"
             }
             "failed" => {
                 "insert into webhook_deliveries
-                    (id, event_id, tenant_id, callback_url, status, last_response_body, failed_at, created_at)
-                 values ($1, split_part($1, '/', 1), $2, 'x', 'failed', 'no', now() - make_interval(days => $3),
+                    (lane, id, event_id, tenant_id, callback_url, status, last_response_body, failed_at, created_at)
+                 values (tenant_lane($2), $1, split_part($1, '/', 1), $2, 'x', 'failed', 'no', now() - make_interval(days => $3),
                     now() - make_interval(days => $3))"
             }
             "parked" => {
                 "insert into webhook_deliveries
-                    (id, event_id, tenant_id, callback_url, last_response_body, parked_at, created_at)
-                 values ($1, split_part($1, '/', 1), $2, 'x', 'well', now(), now() - make_interval(days => $3))"
+                    (lane, id, event_id, tenant_id, callback_url, last_response_body, parked_at, created_at)
+                 values (tenant_lane($2), $1, split_part($1, '/', 1), $2, 'x', 'well', now(), now() - make_interval(days => $3))"
             }
             _ => {
                 "insert into webhook_deliveries
-                    (id, event_id, tenant_id, callback_url, last_response_body, created_at)
-                 values ($1, split_part($1, '/', 1), $2, 'x', 'wait', now() - make_interval(days => $3))"
+                    (lane, id, event_id, tenant_id, callback_url, last_response_body, created_at)
+                 values (tenant_lane($2), $1, split_part($1, '/', 1), $2, 'x', 'wait', now() - make_interval(days => $3))"
             }
         };
         self.run(statement, id, days).await;
@@ -71,8 +71,8 @@ impl Archive {
 
     async fn audit(&self, id: &str, days: i32) {
         self.run(
-            "insert into validation_audit (id, tenant_id, source, identifier_hash, valid, latency_ms, occurred_at)
-             values ($1, $2, 'apple', '', true, 1, now() - make_interval(days => $3))",
+            "insert into validation_audit (lane, id, tenant_id, source, identifier_hash, valid, latency_ms, occurred_at)
+             values (tenant_lane($2), $1, $2, 'apple', '', true, 1, now() - make_interval(days => $3))",
             id,
             days,
         )
@@ -231,16 +231,16 @@ async fn zero_keeps_forever_and_a_number_means_days() {
 async fn many_rows_are_deleted_in_batches_around_kept_ones() {
     let archive = Archive::open().await;
     let many = "insert into webhook_events
-            (id, tenant_id, source, external_id, event_type, platform_event, decoded_payload, received_at, stored_body)
-         select $1 || number, $2, 'apple', number, 'unknown', 'x', '{}', now() - make_interval(days => $3, secs => number),
+            (lane, id, tenant_id, source, external_id, event_type, platform_event, decoded_payload, received_at, stored_body)
+         select tenant_lane($2), $1 || number, $2, 'apple', number, 'unknown', 'x', '{}', now() - make_interval(days => $3, secs => number),
             '\\x007b7d'
          from generate_series(1, 2300) number";
     archive.run(many, "e", 100).await;
     // More than a batch of consecutive rows stays.
     archive
         .run(
-            "insert into webhook_deliveries (id, event_id, tenant_id, callback_url, status)
-             select id, id, $2, 'x', case when split_part(id, $1, 2)::integer % 2 = $3 or split_part(id, $1, 2)::integer > 1600
+            "insert into webhook_deliveries (lane, id, event_id, tenant_id, callback_url, status)
+             select tenant_lane($2), id, id, $2, 'x', case when split_part(id, $1, 2)::integer % 2 = $3 or split_part(id, $1, 2)::integer > 1600
                 then 'pending' else 'delivered' end
              from webhook_events",
             "e",
@@ -315,7 +315,7 @@ async fn an_event_with_an_uncommitted_redelivery_stays() {
     }
     let mut asking = archive.fresh.database.pool().begin().await.unwrap();
     sqlx::query(
-        "insert into webhook_deliveries (id, event_id, tenant_id, callback_url) values ('new', 'again', $1, 'x')",
+        "insert into webhook_deliveries (lane, id, event_id, tenant_id, callback_url) values (tenant_lane($1), 'new', 'again', $1, 'x')",
     )
     .bind(archive.tenant.as_str())
     .execute(&mut *asking)

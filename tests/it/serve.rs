@@ -370,12 +370,12 @@ async fn a_wrong_encryption_key_is_detected() {
         "insert into tenants (id, name) values ('tenant_01J9ZQ4T5W6X7Y8Z9A0B1C2D3E', 'Acme')",
         "insert into webhook_configs (tenant_id, callback_url, secret_enc)
             values ('tenant_01J9ZQ4T5W6X7Y8Z9A0B1C2D3E', 'https://receiver.example/', '')",
-        "insert into webhook_events (id, tenant_id, source, external_id, event_type, platform_event,
+        "insert into webhook_events (lane, id, tenant_id, source, external_id, event_type, platform_event,
                 decoded_payload, stored_body, received_at)
-            values ('evt_01J9ZQ4T5W6X7Y8Z9A0B1C2D3E', 'tenant_01J9ZQ4T5W6X7Y8Z9A0B1C2D3E', 'apple', '1', 'test',
+            values (tenant_lane('tenant_01J9ZQ4T5W6X7Y8Z9A0B1C2D3E'), 'evt_01J9ZQ4T5W6X7Y8Z9A0B1C2D3E', 'tenant_01J9ZQ4T5W6X7Y8Z9A0B1C2D3E', 'apple', '1', 'test',
                 'apple.test', '{}', '\\x007b7d', now())",
-        "insert into webhook_deliveries (id, event_id, tenant_id, callback_url)
-            values ('del_01J9ZQ4T5W6X7Y8Z9A0B1C2D3E', 'evt_01J9ZQ4T5W6X7Y8Z9A0B1C2D3E',
+        "insert into webhook_deliveries (lane, id, event_id, tenant_id, callback_url)
+            values (tenant_lane('tenant_01J9ZQ4T5W6X7Y8Z9A0B1C2D3E'), 'del_01J9ZQ4T5W6X7Y8Z9A0B1C2D3E', 'evt_01J9ZQ4T5W6X7Y8Z9A0B1C2D3E',
                 'tenant_01J9ZQ4T5W6X7Y8Z9A0B1C2D3E', 'https://receiver.example/')",
     ] {
         sqlx::query(statement)

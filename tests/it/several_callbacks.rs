@@ -309,8 +309,8 @@ async fn a_callback_that_fails_or_hangs_delays_no_other_of_its_tenant() {
     events(&world, &tenant, &names).await;
     execute(
         &world,
-        "insert into webhook_health (tenant_id, callback, callback_url, allowed, last_success_at)
-         select tenant_id, callback, callback_url, 8, attesto_now() from webhook_configs",
+        "insert into webhook_health (lane, tenant_id, callback, callback_url, allowed, last_success_at)
+         select tenant_lane(tenant_id), tenant_id, callback, callback_url, 8, attesto_now() from webhook_configs",
     )
     .await;
     let seen = Seen::default();
@@ -734,8 +734,8 @@ async fn a_raw_callback_is_never_sent_an_event() {
     assert!(!record.record_event(&own).await.unwrap().enqueued);
     execute(
         &world,
-        "insert into webhook_deliveries (id, event_id, tenant_id, callback_url)
-         select 'del_01J9ZQ4T5W6X7Y8Z9A0B1C2D3E', event.id, event.tenant_id, callback_url
+        "insert into webhook_deliveries (lane, id, event_id, tenant_id, callback_url)
+         select tenant_lane(event.tenant_id), 'del_01J9ZQ4T5W6X7Y8Z9A0B1C2D3E', event.id, event.tenant_id, callback_url
          from webhook_events event join webhook_configs using (tenant_id)",
     )
     .await;
@@ -974,8 +974,8 @@ async fn doctor_and_tail_name_the_callback_where_there_are_several() {
     }
     execute(
         &world,
-        "insert into webhook_health (tenant_id, callback, callback_url, state, failing_since)
-         select tenant_id, callback, callback_url, 'paused', now() from webhook_configs",
+        "insert into webhook_health (lane, tenant_id, callback, callback_url, state, failing_since)
+         select tenant_lane(tenant_id), tenant_id, callback, callback_url, 'paused', now() from webhook_configs",
     )
     .await;
     let ran = world.shell().run(&["doctor", "--output", "json"]);
@@ -999,8 +999,8 @@ async fn doctor_and_tail_name_the_callback_where_there_are_several() {
     .await;
     execute(
         &world,
-        "insert into webhook_health (tenant_id, callback, callback_url, state, failing_since)
-         select tenant_id, callback, 'https://93.184.216.34/before', 'active', now() - interval '1 day' from webhook_configs",
+        "insert into webhook_health (lane, tenant_id, callback, callback_url, state, failing_since)
+         select tenant_lane(tenant_id), tenant_id, callback, 'https://93.184.216.34/before', 'active', now() - interval '1 day' from webhook_configs",
     )
     .await;
     let callbacks = |ran: &Ran| {

@@ -155,7 +155,7 @@ async fn each_change_is_shown_once() {
     assert_eq!(watched.news().await, [delivered]);
 
     watched
-        .sql("insert into validation_audit (id, tenant_id, source, identifier_hash, valid, error_code, latency_ms, occurred_at) values ('aud_1', $1, 'apple', '\\xab', false, 'SIGNATURE_INVALID', 3, now())")
+        .sql("insert into validation_audit (lane, id, tenant_id, source, identifier_hash, valid, error_code, latency_ms, occurred_at) values (tenant_lane($1), 'aud_1', $1, 'apple', '\\xab', false, 'SIGNATURE_INVALID', 3, now())")
         .await;
     let refused = json!({ "kind": "verification", "source": "apple", "valid": false, "errorCode": "SIGNATURE_INVALID",
         "latencyMs": 3, "identifierHash": "ab" });
@@ -170,10 +170,10 @@ async fn an_old_delivery_is_followed_until_it_ends() {
     let mut watched = Watched::new().await;
     watched.happens("old").await;
     watched
-        .sql("insert into webhook_deliveries (id, event_id, tenant_id, callback_url, status, next_attempt_at, created_at) select 'del_old', id, $1, 'https://app.example.com/old', 'pending', now(), now() - interval '1 day' from webhook_events where tenant_id = $1")
+        .sql("insert into webhook_deliveries (lane, id, event_id, tenant_id, callback_url, status, next_attempt_at, created_at) select tenant_lane($1), 'del_old', id, $1, 'https://app.example.com/old', 'pending', now(), now() - interval '1 day' from webhook_events where tenant_id = $1")
         .await;
     watched
-        .sql("insert into webhook_deliveries (id, event_id, tenant_id, callback_url, status, next_attempt_at, delivered_at, attempt_count) select 'del_' || n, id, $1, 'https://app.example.com/new', 'delivered', now(), now(), 1 from webhook_events, generate_series(1, 500) n where tenant_id = $1")
+        .sql("insert into webhook_deliveries (lane, id, event_id, tenant_id, callback_url, status, next_attempt_at, delivered_at, attempt_count) select tenant_lane($1), 'del_' || n, id, $1, 'https://app.example.com/new', 'delivered', now(), now(), 1 from webhook_events, generate_series(1, 500) n where tenant_id = $1")
         .await;
     watched.news().await;
     watched
@@ -192,7 +192,7 @@ async fn too_many_waiting_deliveries_are_reported_once() {
     watched.happens("one").await;
     watched.news().await;
     watched
-        .sql("insert into webhook_deliveries (id, event_id, tenant_id, callback_url, status, next_attempt_at) select 'del_' || n, id, $1, 'https://app.example.com/new', 'pending', now() from webhook_events, generate_series(1, 500) n where tenant_id = $1")
+        .sql("insert into webhook_deliveries (lane, id, event_id, tenant_id, callback_url, status, next_attempt_at) select tenant_lane($1), 'del_' || n, id, $1, 'https://app.example.com/new', 'pending', now() from webhook_events, generate_series(1, 500) n where tenant_id = $1")
         .await;
     let told = watched.news().await;
     let waiting = json!({ "kind": "overflow", "of": "waiting deliveries" });

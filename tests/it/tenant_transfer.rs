@@ -147,18 +147,18 @@ impl Move {
     /// Rows of what requests and jobs write.
     async fn insert_rows(&self, id: &str) {
         for statement in [
-            "insert into purchase_links (tenant_id, token_hash, token) values ($1, sha256('t'), 't')",
+            "insert into purchase_links (lane, tenant_id, token_hash, token) values (tenant_lane($1), $1, sha256('t'), 't')",
             "insert into owed_acknowledgements
-                    (tenant_id, token_hash, purchase_token, subject_type, acknowledge_by, next_check_at)
-                 values ($1, sha256('t'), 't', 'product', now() + interval '3 days', now() + interval '2 days')",
+                    (lane, tenant_id, token_hash, purchase_token, subject_type, acknowledge_by, next_check_at)
+                 values (tenant_lane($1), $1, sha256('t'), 't', 'product', now() + interval '3 days', now() + interval '2 days')",
             "insert into refund_questions
-                    (tenant_id, source, question_hash, purchase_id, refund_token, answer_by, next_check_at, leased_until)
-                 values ($1, 'google', sha256('q'), 'GPA.1', 'q', now() + interval '1 day', now() + interval '22 hours', now())",
-            "insert into voided_purchases (tenant_id, refund_hash, external_id) values ($1, sha256('r'), '7')",
-            "insert into subjects (tenant_id, source, key_hash, last_sequence) values ($1, 'google', sha256('t'), 7)",
+                    (lane, tenant_id, source, question_hash, purchase_id, refund_token, answer_by, next_check_at, leased_until)
+                 values (tenant_lane($1), $1, 'google', sha256('q'), 'GPA.1', 'q', now() + interval '1 day', now() + interval '22 hours', now())",
+            "insert into voided_purchases (lane, tenant_id, refund_hash, external_id) values (tenant_lane($1), $1, sha256('r'), '7')",
+            "insert into subjects (lane, tenant_id, source, key_hash, last_sequence) values (tenant_lane($1), $1, 'google', sha256('t'), 7)",
             "insert into webhook_redeliveries
-                    (id, tenant_id, received_from, received_until, requested_by, next_batch_at, created_at, finished_at)
-                 values ('red_0', $1, now(), now(), 'me', now(), now(), now())",
+                    (lane, id, tenant_id, received_from, received_until, requested_by, next_batch_at, created_at, finished_at)
+                 values (tenant_lane($1), 'red_0', $1, now(), now(), 'me', now(), now(), now())",
         ] {
             let insert = sqlx::query(statement).bind(id);
             insert.execute(self.old.database().pool()).await.unwrap();
@@ -223,8 +223,8 @@ impl Move {
         let words = ["tenant", "set-first-seen", id, "on"];
         self.old.shell().rows(&words);
         self.execute(&format!(
-            "insert into first_seen_purchases (tenant_id, purchase_hash, user_hash, first_seen_at, last_seen_at)
-             values ('{id}', sha256('p'), sha256('u'), now(), now())"
+            "insert into first_seen_purchases (lane, tenant_id, purchase_hash, user_hash, first_seen_at, last_seen_at)
+             values (tenant_lane('{id}'), '{id}', sha256('p'), sha256('u'), now(), now())"
         ))
         .await;
     }
@@ -603,13 +603,22 @@ async fn an_export_covers_every_table_and_column() {
     for part in &TRANSFERRED_TABLES {
         let columns: Vec<String> = sqlx::query_scalar(
             "select column_name::text from information_schema.columns
-              where table_schema = 'public' and table_name = $1 and is_generated = 'NEVER' order by ordinal_position",
+              where table_schema = 'public' and table_name = $1 and is_generated = 'NEVER'
+                and column_name <> 'lane' order by ordinal_position",
         )
         .bind(part.name)
         .fetch_all(database.pool())
         .await
         .unwrap();
         assert_eq!(json!(found[part.name]), json!(columns), "{}", part.name);
+        let has_lane: bool = sqlx::query_scalar(
+            "select exists (select from pg_attribute where attrelid = to_regclass($1) and attname = 'lane')",
+        )
+        .bind(part.name)
+        .fetch_one(database.pool())
+        .await
+        .unwrap();
+        assert_eq!(part.has_lane, has_lane, "{}", part.name);
         // And a row of each.
         let expected: BTreeSet<String> = columns
             .into_iter()
@@ -687,8 +696,8 @@ async fn an_export_without_history_contains_what_is_still_needed() {
     // An event with a delivery that is not finished needs the history.
     moved
         .execute(&format!(
-            "insert into webhook_redeliveries (id, tenant_id, received_from, received_until, requested_by, next_batch_at, created_at)
-             values ('red_1', '{id}', now(), now(), 'me', now(), now())"
+            "insert into webhook_redeliveries (lane, id, tenant_id, received_from, received_until, requested_by, next_batch_at, created_at)
+             values (tenant_lane('{id}'), 'red_1', '{id}', now(), now(), 'me', now(), now())"
         ))
         .await;
     let refused = moved.export("more", &[]);
@@ -1203,8 +1212,8 @@ async fn writes_in_progress_at_deactivation_are_exported() {
     // One statement recorded an event, another claimed a delivery, and neither has committed.
     let mut taking = patient(database).await;
     sqlx::query(
-        "insert into webhook_events (id, tenant_id, source, external_id, event_type, platform_event, decoded_payload, stored_body)
-         values ('evt_late', $1, 'google', 'late', 'test', 'google.test', '{}', '\\x007b7d')",
+        "insert into webhook_events (lane, id, tenant_id, source, external_id, event_type, platform_event, decoded_payload, stored_body)
+         values (tenant_lane($1), 'evt_late', $1, 'google', 'late', 'test', 'google.test', '{}', '\\x007b7d')",
     )
     .bind(id.as_str())
     .execute(&mut *taking)
@@ -1329,9 +1338,9 @@ async fn an_export_larger_than_one_batch_is_complete() {
     let moved = Move::prepared().await;
     moved
         .execute(&format!(
-            "insert into purchase_links (tenant_id, token_hash, token)
-             select '{}', sha256(convert_to(number::text, 'UTF8')), number::text from generate_series(1, 300) number",
-            moved.tenant.id
+            "insert into purchase_links (lane, tenant_id, token_hash, token)
+             select tenant_lane('{id}'), '{id}', sha256(convert_to(number::text, 'UTF8')), number::text from generate_series(1, 300) number",
+            id = moved.tenant.id
         ))
         .await;
     let exported = told(&moved.export("export", &[]));
@@ -1423,23 +1432,13 @@ async fn other_changes_proceed_during_a_long_import() {
     let moved = Move::prepared().await;
     events(&moved.old, &moved.tenant.id, &["1"]).await;
     told(&moved.export("export", &[]));
-    let event: String = sqlx::query_scalar("select id from webhook_events")
-        .fetch_one(moved.old.database().pool())
-        .await
-        .unwrap();
     let database = moved.new.database();
-    let stranger = moved.new.stranger().await.id;
     // The import reaches the history, and waits there for a lock.
     let mut writing = patient(database).await;
-    sqlx::query(
-        "insert into webhook_events (id, tenant_id, source, external_id, event_type, platform_event, decoded_payload, stored_body)
-         values ($1, $2, 'google', '1', 'test', 'google.test', '{}', '\\x007b7d')",
-    )
-    .bind(&event)
-    .bind(stranger.as_str())
-    .execute(&mut *writing)
-    .await
-    .unwrap();
+    sqlx::query("lock table webhook_events in share mode")
+        .execute(&mut *writing)
+        .await
+        .unwrap();
     let with = moved.with();
     let file = moved.folder.join("export");
     let options = ImportOptions::default();

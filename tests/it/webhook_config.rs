@@ -128,12 +128,12 @@ impl Desk {
     async fn receive_three(&self) {
         for (number, status) in [(1, "delivered"), (2, "pending"), (3, "failed")] {
             let statement = format!(
-                "insert into webhook_events (id, tenant_id, source, external_id, event_type, platform_event, \
+                "insert into webhook_events (lane, id, tenant_id, source, external_id, event_type, platform_event, \
                                              decoded_payload, stored_body, received_at) \
-                 values ('evt_01J9ZQ4T5W6X7Y8Z9A0B1C2D3{number}', '{tenant}', 'apple', '{number}', 'subscription.renewed', \
+                 values (tenant_lane('{tenant}'), 'evt_01J9ZQ4T5W6X7Y8Z9A0B1C2D3{number}', '{tenant}', 'apple', '{number}', 'subscription.renewed', \
                          'apple.did_renew', '{{}}', '\\x00', now() - interval '1 min' + interval '{number} s'); \
-                 insert into webhook_deliveries (id, event_id, tenant_id, callback_url, status, created_at) \
-                 values ('del_01J9ZQ4T5W6X7Y8Z9A0B1C2D3{number}', 'evt_01J9ZQ4T5W6X7Y8Z9A0B1C2D3{number}', '{tenant}', \
+                 insert into webhook_deliveries (lane, id, event_id, tenant_id, callback_url, status, created_at) \
+                 values (tenant_lane('{tenant}'), 'del_01J9ZQ4T5W6X7Y8Z9A0B1C2D3{number}', 'evt_01J9ZQ4T5W6X7Y8Z9A0B1C2D3{number}', '{tenant}', \
                          '{CALLBACK}', '{status}', now() - interval '1 min' + interval '{number} s')",
                 tenant = self.tenant,
             );

@@ -138,14 +138,14 @@ impl World {
             with new as (
                 select * from unnest($2::text[], $3::text[]) as new (event, delivery)
             ), event as (
-                insert into webhook_events (id, tenant_id, source, external_id, event_type, platform_event,
+                insert into webhook_events (lane, id, tenant_id, source, external_id, event_type, platform_event,
                     decoded_payload, stored_body, received_at)
-                select event, $1, 'apple', event, 'subscription.renewed', 'apple.did_renew', '{}',
+                select tenant_lane($1), event, $1, 'apple', event, 'subscription.renewed', 'apple.did_renew', '{}',
                     '\\x00' || convert_to('body of ' || event, 'UTF8'), attesto_now()
                 from new
             )
-            insert into webhook_deliveries (id, event_id, tenant_id, callback_url)
-            select delivery, event, $1, $4 from new
+            insert into webhook_deliveries (lane, id, event_id, tenant_id, callback_url)
+            select tenant_lane($1), delivery, event, $1, $4 from new
             ",
         )
         .bind(tenant.as_str())
@@ -166,8 +166,8 @@ impl World {
     /// Callbacks that answered successfully before, and so get eight concurrent requests.
     async fn well_known(&self, tenants: &[TenantId]) {
         let ids: Vec<String> = tenants.iter().map(ToString::to_string).collect();
-        let statement = "insert into webhook_health (tenant_id, callback_url, allowed, last_success_at) \
-            select id, $2, 8, now() from unnest($1) id";
+        let statement = "insert into webhook_health (lane, tenant_id, callback_url, allowed, last_success_at) \
+            select tenant_lane(id), id, $2, 8, now() from unnest($1) id";
         sqlx::query(statement)
             .bind(&ids)
             .bind(URL)
@@ -592,7 +592,7 @@ async fn a_delivery_that_crashes_workers_is_parked() {
     };
     let redeliveries = world.redeliveries();
     redeliveries
-        .redeliver_event(&event, None, &request)
+        .redeliver_event(&tenant, &event, None, &request)
         .await
         .unwrap();
     assert_eq!(dispatcher.run_until_idle().await.unwrap(), 1);
@@ -789,8 +789,8 @@ async fn concurrency_limits_hold_across_replicas() {
         .await;
     world
         .execute(
-            "insert into webhook_health (tenant_id, callback_url, allowed, last_success_at)
-            select distinct tenant_id, callback_url, 8, now() from webhook_deliveries on conflict do nothing",
+            "insert into webhook_health (lane, tenant_id, callback_url, allowed, last_success_at)
+            select distinct tenant_lane(tenant_id), tenant_id, callback_url, 8, now() from webhook_deliveries on conflict do nothing",
         )
         .await;
     let receiver = hanging();
@@ -1119,8 +1119,8 @@ async fn the_claim_sql_agrees_with_the_health_rules() {
         let tenant = world.tenant().await;
         world.events(&tenant, 10).await;
         let statement = format!(
-            "insert into webhook_health (tenant_id, callback_url, allowed, closed_until)
-            select tenant_id, callback_url, {allowed}, {closed_until} from webhook_configs"
+            "insert into webhook_health (lane, tenant_id, callback_url, allowed, closed_until)
+            select tenant_lane(tenant_id), tenant_id, callback_url, {allowed}, {closed_until} from webhook_configs"
         );
         sqlx::query(sqlx::AssertSqlSafe(statement))
             .execute(world.database().pool())
@@ -1148,11 +1148,11 @@ async fn a_redelivery_that_succeeds_ends_the_automatic_retries() {
         reason: Some("they asked".into()),
     };
     let first = redeliveries
-        .redeliver_event(&event, None, &request)
+        .redeliver_event(&tenant, &event, None, &request)
         .await
         .unwrap();
     let second = redeliveries
-        .redeliver_event(&event, None, &request)
+        .redeliver_event(&tenant, &event, None, &request)
         .await
         .unwrap();
     assert_ne!(first, second);
@@ -1198,7 +1198,7 @@ async fn a_redelivery_does_not_change_automatic_retries() {
     };
     let redeliveries = world.redeliveries();
     redeliveries
-        .redeliver_event(&event, None, &request)
+        .redeliver_event(&tenant, &event, None, &request)
         .await
         .unwrap();
     assert_eq!(dispatcher.run_until_idle().await.unwrap(), 1);
@@ -1237,7 +1237,7 @@ async fn a_redelivery_does_not_change_automatic_retries() {
     let mut hangs = world.dispatcher(slow.sender());
     assert_eq!(hangs.tick().await.unwrap().started, 1);
     redeliveries
-        .redeliver_event(&event, None, &request)
+        .redeliver_event(&tenant, &event, None, &request)
         .await
         .unwrap();
     let mut dispatcher = world.dispatcher(fine().sender());
@@ -1356,7 +1356,7 @@ async fn a_redelivery_needs_an_event_and_a_callback() {
     };
     let stranger = EventId::mint(start());
     let refused = redeliveries
-        .redeliver_event(&stranger, None, &request)
+        .redeliver_event(&tenant, &stranger, None, &request)
         .await;
     assert!(matches!(refused, Err(RedeliveryError::EventNotFound(_))));
     let filter = |tenant: &TenantId| RedeliveryFilter {
@@ -1375,7 +1375,9 @@ async fn a_redelivery_needs_an_event_and_a_callback() {
     world
         .execute("update webhook_configs set is_active = false")
         .await;
-    let refused = redeliveries.redeliver_event(&event, None, &request).await;
+    let refused = redeliveries
+        .redeliver_event(&tenant, &event, None, &request)
+        .await;
     assert!(matches!(refused, Err(RedeliveryError::NoActiveCallback(_))));
     let refused = redeliveries
         .redeliver_matching(&filter(&tenant), &request)

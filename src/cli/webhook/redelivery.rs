@@ -69,7 +69,7 @@ pub(super) async fn redeliver_events(
         let tenant = tenant.ok_or_else(|| RedeliveryError::EventNotFound(event.clone()))?;
         if arguments.dry_run {
             let deliveries = redeliveries
-                .preview_event(&event, arguments.callback)
+                .preview_event(&tenant, &event, arguments.callback)
                 .await?;
             let result = json!({
                 "tenantId": tenant, "eventId": event, "count": 1, "deliveries": deliveries, "dryRun": true,
@@ -82,7 +82,7 @@ pub(super) async fn redeliver_events(
             return Ok(());
         }
         let deliveries = redeliveries
-            .redeliver_event(&event, arguments.callback, &request)
+            .redeliver_event(&tenant, &event, arguments.callback, &request)
             .await?;
         let result = json!({
             "tenantId": tenant, "eventId": event, "deliveryId": deliveries[0].delivery_id, "deliveries": deliveries,

@@ -5,6 +5,7 @@ use serde::Serialize;
 use super::super::context::{CommandContext, CommandError};
 use crate::base::id::EventId;
 use crate::deliveries::body::{load_event_body, raw_message};
+use crate::deliveries::history::store::find_event_tenant;
 
 #[derive(Debug, clap::Args)]
 pub(crate) struct ShowEventArgs {
@@ -32,7 +33,10 @@ pub(super) async fn show_event(
 ) -> Result<(), CommandError> {
     let ShowEventArgs { event, raw } = arguments;
     let database = context.open_database().await?;
-    let body = load_event_body(&database, event).await?;
+    let body = match find_event_tenant(&database, event).await? {
+        Some(tenant) => load_event_body(&database, &tenant, event).await?,
+        None => None,
+    };
     let body = body.ok_or_else(|| CommandError::failed(format!("no such event: {event}")))?;
     let mut shown = ShownEvent {
         event_id: event,

@@ -9,8 +9,9 @@ use serde_json::value::RawValue;
 
 use super::codec::{self, BodyError, BodyParts};
 use super::dictionary::{BodyDictionary, SharedContent};
-use crate::base::id::EventId;
+use crate::base::id::{EventId, TenantId};
 use crate::db::{Database, Error};
+use crate::tenants::lane::lane_column;
 
 /// The most rows in `body_dictionaries`. Apple signs with one certificate chain for years.
 const MAX_DICTIONARIES: usize = 1000;
@@ -21,6 +22,16 @@ pub(crate) struct EncodedBody {
     /// The event's `sequence`.
     pub(crate) sequence: Option<i64>,
     pub(crate) stored: Vec<u8>,
+}
+
+/// The texts of bodies, without events that were not found.
+pub(crate) type BodiesByEvent = HashMap<EventId, Result<String, BodyError>>;
+
+struct BodyRow {
+    tenant: TenantId,
+    id: EventId,
+    sequence: Option<i64>,
+    stored: Vec<u8>,
 }
 
 /// Encodes and decodes bodies with the dictionaries of a database. Clones share a cache of dictionaries.
@@ -104,20 +115,52 @@ impl BodyStore {
         .await
     }
 
-    /// The bodies of events. An event that does not exist is missing in the result.
+    /// The bodies of events of a tenant. An event that the tenant does not have is missing in the result.
     pub(crate) async fn load_bodies(
         &self,
+        tenant: &TenantId,
         events: &[String],
-    ) -> Result<HashMap<EventId, Result<String, BodyError>>, Error> {
-        let rows = sqlx::query!(
+    ) -> Result<BodiesByEvent, Error> {
+        let rows = sqlx::query_as!(
+            BodyRow,
             r#"
-            select id as "id: EventId", sequence, stored_body as stored
-            from webhook_events where id = any($1)
+            select event.tenant_id as "tenant: TenantId", event.id as "id: EventId", event.sequence,
+                event.stored_body as stored
+            from unnest($2::text[]) as wanted (id)
+            join webhook_events event on event.lane = $1 and event.id = wanted.id
             "#,
+            lane_column(tenant),
             events,
         )
         .fetch_all(self.database.pool())
         .await?;
+        let rows = rows.into_iter().filter(|row| row.tenant == *tenant);
+        self.decode_rows(rows.collect()).await
+    }
+
+    /// The bodies of events of several tenants, with the lane of each. An event that does not exist is missing in the result.
+    pub(in crate::deliveries) async fn load_bodies_of_lanes(
+        &self,
+        lanes: &[i16],
+        events: &[String],
+    ) -> Result<BodiesByEvent, Error> {
+        let rows = sqlx::query_as!(
+            BodyRow,
+            r#"
+            select event.tenant_id as "tenant: TenantId", event.id as "id: EventId", event.sequence,
+                event.stored_body as stored
+            from unnest($1::int2[], $2::text[]) as wanted (lane, id)
+            join webhook_events event on event.lane = wanted.lane and event.id = wanted.id
+            "#,
+            lanes,
+            events,
+        )
+        .fetch_all(self.database.pool())
+        .await?;
+        self.decode_rows(rows).await
+    }
+
+    async fn decode_rows(&self, rows: Vec<BodyRow>) -> Result<BodiesByEvent, Error> {
         self.load_dictionaries(rows.iter().map(|row| row.stored.as_slice()))
             .await?;
         let texts = rows.into_iter().map(|row| {
@@ -194,13 +237,14 @@ pub enum EventBodyError {
     },
 }
 
-/// The body of an event. `None`: there is no such event.
+/// The body of an event. `None`: the tenant has no such event.
 pub async fn load_event_body(
     database: &Database,
+    tenant: &TenantId,
     event: &EventId,
 ) -> Result<Option<String>, EventBodyError> {
     let bodies = BodyStore::new(database);
-    let mut found = bodies.load_bodies(&[event.to_string()]).await?;
+    let mut found = bodies.load_bodies(tenant, &[event.to_string()]).await?;
     let text = found.remove(event).transpose();
     text.map_err(|cause| EventBodyError::Unreadable {
         event: event.clone(),

@@ -5,9 +5,11 @@ use serde_json::Value;
 
 use crate::base::clock::Timestamp;
 use crate::base::id::{CallbackNumber, DeliveryId, EventId, TenantId};
+use crate::base::lane::LaneSet;
 use crate::db::{Database, Error};
 use crate::deliveries::health::{EndpointHealth, EndpointState};
 use crate::deliveries::redelivery::EventStatus;
+use crate::tenants::lane::lane_column;
 
 /// An event, without its payloads.
 #[derive(Clone, Debug, Serialize)]
@@ -135,14 +137,14 @@ pub async fn list_events(
                event.state::text as state, event.state_error, event.app_user_id, event.occurred_at,
                event.received_at as "received_at!", standing.status
           from (
-               select * from webhook_events where tenant_id = $1 and ($2::text is null or $2 = 'delivered')
+               select * from webhook_events where lane = $5 and tenant_id = $1 and ($2::text is null or $2 = 'delivered')
                union all
                -- Few, and found by an index. Apart, because beside an `or` every event of the tenant is looked at first.
                select * from webhook_events
-                where tenant_id = $1 and $2 in ('pending', 'failed') and id = any(array(
+                where lane = $5 and tenant_id = $1 and $2 in ('pending', 'failed') and id = any(array(
                       select unfinished.event_id
                         from webhook_deliveries unfinished
-                       where unfinished.tenant_id = $1 and unfinished.status <> 'delivered' and unfinished.status = $2
+                       where unfinished.lane = $5 and unfinished.tenant_id = $1 and unfinished.status <> 'delivered' and unfinished.status = $2
                 ))
           ) event
          cross join lateral (
@@ -158,7 +160,7 @@ pub async fn list_events(
                                  else 'failed'
                              end as status
                         from webhook_deliveries delivery
-                       where delivery.event_id = event.id and ($4::int2 is null or delivery.callback = $4)
+                       where delivery.lane = $5 and delivery.event_id = event.id and ($4::int2 is null or delivery.callback = $4)
                        group by delivery.callback
                  ) at_callback
           ) standing
@@ -170,6 +172,7 @@ pub async fn list_events(
         status.map(EventStatus::as_str),
         i64::from(limit),
         callback.map(CallbackNumber::column),
+        lane_column(tenant),
     )
     .fetch_all(database.pool())
     .await?;
@@ -221,8 +224,8 @@ pub async fn list_deliveries(
                delivery.parked_at as "parked_at: Timestamp", delivery.requested_by, delivery.request_reason,
                delivery.created_at as "created_at: Timestamp"
           from webhook_deliveries delivery
-          join webhook_events event on event.id = delivery.event_id
-         where delivery.tenant_id = $1 and ($2::text is null or delivery.status = $2)
+          join webhook_events event on event.lane = $6 and event.id = delivery.event_id
+         where delivery.lane = $6 and delivery.tenant_id = $1 and ($2::text is null or delivery.status = $2)
            and ($2::text is null or $2 = 'delivered' or delivery.status <> 'delivered') -- an index has just those
            and ($3::text[] is null or delivery.id = any($3))
            and ($5::int2 is null or delivery.callback = $5)
@@ -234,6 +237,7 @@ pub async fn list_deliveries(
         ids.as_deref(),
         i64::from(limit),
         callback.map(CallbackNumber::column),
+        lane_column(tenant),
     )
     .fetch_all(database.pool())
     .await
@@ -253,18 +257,18 @@ pub async fn load_callback(
                failed.last_error as "last_error?"
           from webhook_configs config
           left join webhook_health health
-                 on health.tenant_id = config.tenant_id and health.callback = config.callback
+                 on health.lane = $3 and health.tenant_id = config.tenant_id and health.callback = config.callback
                 and health.callback_key = hashtextextended(config.callback_url, 0)
          cross join lateral (
                select count(*) as pending, count(delivery.parked_at) as parked, min(delivery.created_at) as oldest
                  from webhook_deliveries delivery
-                where delivery.tenant_id = config.tenant_id and delivery.callback = config.callback
+                where delivery.lane = $3 and delivery.tenant_id = config.tenant_id and delivery.callback = config.callback
                   and delivery.status = 'pending' and delivery.status <> 'delivered'
           ) waiting
           left join lateral (
                select delivery.last_error
                  from webhook_deliveries delivery
-                where delivery.tenant_id = config.tenant_id and delivery.callback = config.callback
+                where delivery.lane = $3 and delivery.tenant_id = config.tenant_id and delivery.callback = config.callback
                   and delivery.status <> 'delivered' and delivery.callback_url = config.callback_url and delivery.last_error is not null
                 order by delivery.last_attempt_at desc nulls last
                 limit 1
@@ -273,6 +277,7 @@ pub async fn load_callback(
         "#,
         tenant.as_str(),
         callback.column(),
+        lane_column(tenant),
     )
     .fetch_optional(database.pool())
     .await?;
@@ -301,15 +306,36 @@ pub async fn load_callback(
     }))
 }
 
-/// The tenant that owns an event. `None`: there is no such event.
+/// The tenant that owns an event, for operators, who name an event without its tenant. `None`: there is no such event.
 pub async fn find_event_tenant(
     database: &Database,
     event: &EventId,
 ) -> Result<Option<TenantId>, Error> {
     sqlx::query_scalar!(
-        r#"select tenant_id as "tenant_id: TenantId" from webhook_events where id = $1"#,
-        event.as_str()
+        r#"select tenant_id as "tenant_id: TenantId" from webhook_events where lane = any($2) and id = $1"#,
+        event.as_str(),
+        &LaneSet::ALL.columns(),
     )
     .fetch_optional(database.pool())
+    .await
+}
+
+/// Whether the tenant has this event.
+pub(crate) async fn has_event(
+    database: &Database,
+    tenant: &TenantId,
+    event: &EventId,
+) -> Result<bool, Error> {
+    sqlx::query_scalar!(
+        r#"
+        select exists (
+            select from webhook_events where lane = $3 and id = $2 and tenant_id = $1
+        ) as "is_there!"
+        "#,
+        tenant.as_str(),
+        event.as_str(),
+        lane_column(tenant),
+    )
+    .fetch_one(database.pool())
     .await
 }

@@ -93,9 +93,10 @@ pub async fn count_waiting_deliveries(database: &Database) -> Result<WaitingDeli
             join tenants tenant on tenant.id = delivery.tenant_id
             left join webhook_configs config
                 on config.tenant_id = delivery.tenant_id and config.callback = delivery.callback
-            where delivery.status = 'pending'
+            where delivery.lane = any($1) and delivery.status = 'pending'
         ) waiting
         "#,
+        &LaneSet::ALL.columns(),
     )
     .fetch_one(database.pool())
     .await

@@ -71,7 +71,7 @@ pub(super) async fn list_probe_targets(
         left join webhook_client_certificates certificate
             on certificate.tenant_id = config.tenant_id and certificate.callback = config.callback
         left join webhook_health health
-            on health.tenant_id = config.tenant_id and health.callback = config.callback
+            on health.lane = tenant_lane(config.tenant_id) and health.tenant_id = config.tenant_id and health.callback = config.callback
             and health.callback_key = hashtextextended(config.callback_url, 0)
         left join callback_probes probe
             on probe.tenant_id = config.tenant_id and probe.callback = config.callback
@@ -221,7 +221,7 @@ pub(crate) async fn list_unreachable_callbacks(
             on config.tenant_id = probe.tenant_id and config.callback = probe.callback and config.is_active
             and probe.callback_key = hashtextextended(config.callback_url, 0)
         left join webhook_health health
-            on health.tenant_id = probe.tenant_id and health.callback = probe.callback
+            on health.lane = tenant_lane(probe.tenant_id) and health.tenant_id = probe.tenant_id and health.callback = probe.callback
             and health.callback_key = probe.callback_key
         where probe.result <> 'reachable'
             and (health.last_success_at is null or health.last_success_at < probe.probed_at)

@@ -3,6 +3,7 @@
 use std::collections::BTreeMap;
 use std::time::Duration;
 
+use crate::base::lane::LaneSet;
 use crate::db::{Database, Error};
 
 /// Waiting deliveries are counted up to this number.
@@ -40,11 +41,12 @@ impl QueueStats {
             from (
                 select next_attempt_at
                 from webhook_deliveries
-                where status = 'pending' and lease_until is null and parked_at is null
+                where lane = any($2) and status = 'pending' and lease_until is null and parked_at is null
                 limit $1
             ) waiting
             "#,
-            MAX_COUNTED
+            MAX_COUNTED,
+            &LaneSet::ALL.columns(),
         )
         .fetch_one(&mut *snapshot)
         .await?;
@@ -58,7 +60,7 @@ impl QueueStats {
             join webhook_configs config
                 on config.tenant_id = waiting.tenant_id and config.callback = waiting.callback and config.is_active
             left join webhook_health health
-                on health.tenant_id = waiting.tenant_id and health.callback = waiting.callback
+                on health.lane = waiting.lane and health.tenant_id = waiting.tenant_id and health.callback = waiting.callback
                 and health.callback_key = waiting.callback_key
             where health.closed_until is null
                 or health.closed_until <= attesto_now()
@@ -68,9 +70,10 @@ impl QueueStats {
         let apart = sqlx::query!(
             r#"
             select
-                (select count(*) from webhook_deliveries where lease_until is not null) as "leased!",
-                (select count(*) from webhook_deliveries where parked_at is not null) as "parked!"
-            "#
+                (select count(*) from webhook_deliveries where lane = any($1) and lease_until is not null) as "leased!",
+                (select count(*) from webhook_deliveries where lane = any($1) and parked_at is not null) as "parked!"
+            "#,
+            &LaneSet::ALL.columns(),
         )
         .fetch_one(&mut *snapshot)
         .await?;
@@ -84,7 +87,7 @@ impl QueueStats {
             from webhook_configs config
             join tenants tenant on tenant.id = config.tenant_id
             left join webhook_health health
-                on health.tenant_id = config.tenant_id and health.callback = config.callback
+                on health.lane = tenant_lane(config.tenant_id) and health.tenant_id = config.tenant_id and health.callback = config.callback
                 and health.callback_key = hashtextextended(config.callback_url, 0)
             group by 1
             "#

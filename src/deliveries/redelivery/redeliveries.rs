@@ -3,7 +3,7 @@
 use super::request::{EnqueuedDelivery, RedeliveryError, RedeliveryFilter, RedeliveryRequest};
 use super::store::{self, REDELIVERY_BATCH_SIZE, RedeliveryBatch, RedeliveryPreview};
 use crate::base::clock::Clock;
-use crate::base::id::{CallbackNumber, DeliveryId, EventId, RedeliveryId};
+use crate::base::id::{CallbackNumber, DeliveryId, EventId, RedeliveryId, TenantId};
 use crate::base::lane::LaneSet;
 use crate::db::{Database, Error};
 use crate::deliveries::store::notify_work_channel;
@@ -24,27 +24,30 @@ impl Redeliveries {
         }
     }
 
-    /// Enqueues one event for one of the callbacks that its tenant has now, or for those that had it, or, if none had it, for those
-    /// that are sent such events. Returns at least one delivery.
+    /// Enqueues one event of a tenant for one of the callbacks that the tenant has now, or for those that had it, or, if none had
+    /// it, for those that are sent such events. Returns at least one delivery.
     pub async fn redeliver_event(
         &self,
+        tenant: &TenantId,
         event: &EventId,
         callback: Option<CallbackNumber>,
         request: &RedeliveryRequest,
     ) -> Result<Vec<EnqueuedDelivery>, RedeliveryError> {
         let id = DeliveryId::mint(self.clock.now());
-        let enqueued = store::enqueue_event(&self.database, event, callback, &id, request).await?;
+        let enqueued =
+            store::enqueue_event(&self.database, tenant, event, callback, &id, request).await?;
         self.notify_work().await;
         Ok(enqueued)
     }
 
-    /// How many deliveries of an event [`redeliver_event`](Self::redeliver_event) would enqueue. Changes nothing.
+    /// How many deliveries of an event of a tenant [`redeliver_event`](Self::redeliver_event) would enqueue. Changes nothing.
     pub async fn preview_event(
         &self,
+        tenant: &TenantId,
         event: &EventId,
         callback: Option<CallbackNumber>,
     ) -> Result<u64, RedeliveryError> {
-        store::preview_event(&self.database, event, callback).await
+        store::preview_event(&self.database, tenant, event, callback).await
     }
 
     /// What a filter matches now. Changes nothing.

@@ -5,7 +5,9 @@ use super::request::{
 };
 use crate::base::clock::Timestamp;
 use crate::base::id::{CallbackNumber, DeliveryId, EventId, RedeliveryId, TenantId};
+use crate::base::lane::LaneSet;
 use crate::db::{Database, Error};
+use crate::tenants::lane::lane_column;
 
 /// How often a request whose tenant has no active callback, or whose callback is not active, is looked at again.
 const CALLBACK_CHECK_INTERVAL_SECONDS: f64 = 10.0;
@@ -48,6 +50,7 @@ impl RedeliveryBatch {
 
 pub(super) async fn enqueue_event(
     database: &Database,
+    tenant: &TenantId,
     event: &EventId,
     callback: Option<CallbackNumber>,
     id: &DeliveryId,
@@ -56,12 +59,13 @@ pub(super) async fn enqueue_event(
     let mut enqueued = sqlx::query_as!(
         EnqueuedDelivery,
         r#"
-        insert into webhook_deliveries (id, event_id, tenant_id, callback, callback_url, requested_by, request_reason)
-        select nth_delivery_id($2, row_number() over (order by target.callback) - 1), event.id, event.tenant_id,
+        insert into webhook_deliveries
+            (lane, id, event_id, tenant_id, callback, callback_url, requested_by, request_reason)
+        select $6, nth_delivery_id($2, row_number() over (order by target.callback) - 1), event.id, event.tenant_id,
             target.callback, target.callback_url, $3, $4
         from webhook_events event
-        cross join redelivery_targets(event.id, $5, null, false) target
-        where event.id = $1
+        cross join redelivery_targets($6, event.id, $5, null, false) target
+        where event.lane = $6 and event.id = $1 and event.tenant_id = $7
         returning callback as "callback: CallbackNumber", id as "delivery_id: DeliveryId"
         "#,
         event.as_str(),
@@ -69,11 +73,13 @@ pub(super) async fn enqueue_event(
         &request.requested_by,
         request.reason.as_deref(),
         callback.map(CallbackNumber::column),
+        lane_column(tenant),
+        tenant.as_str(),
     )
     .fetch_all(database.pool())
     .await?;
     if enqueued.is_empty() {
-        return Err(find_redelivery_obstacle(database, event, callback).await?);
+        return Err(find_redelivery_obstacle(database, tenant, event, callback).await?);
     }
     enqueued.sort_unstable_by_key(|delivery| delivery.callback);
     Ok(enqueued)
@@ -81,18 +87,20 @@ pub(super) async fn enqueue_event(
 
 pub(super) async fn preview_event(
     database: &Database,
+    tenant: &TenantId,
     event: &EventId,
     callback: Option<CallbackNumber>,
 ) -> Result<u64, RedeliveryError> {
     let count = sqlx::query_scalar!(
-        r#"select count(*) as "count!" from redelivery_targets($1, $2, null, false)"#,
+        r#"select count(*) as "count!" from redelivery_targets($3, $1, $2, null, false)"#,
         event.as_str(),
         callback.map(CallbackNumber::column),
+        lane_column(tenant),
     )
     .fetch_one(database.pool())
     .await?;
     if count == 0 {
-        return Err(find_redelivery_obstacle(database, event, callback).await?);
+        return Err(find_redelivery_obstacle(database, tenant, event, callback).await?);
     }
     Ok(count.unsigned_abs())
 }
@@ -100,6 +108,7 @@ pub(super) async fn preview_event(
 /// Why a redelivery of this event goes to no callback.
 async fn find_redelivery_obstacle(
     database: &Database,
+    tenant: &TenantId,
     event: &EventId,
     callback: Option<CallbackNumber>,
 ) -> Result<RedeliveryError, Error> {
@@ -112,10 +121,12 @@ async fn find_redelivery_obstacle(
                     and ($2::int2 is null or config.callback = $2)
             ) as "has_callback!"
         from webhook_events event
-        where id = $1
+        where lane = $3 and id = $1 and tenant_id = $4
         "#,
         event.as_str(),
         callback.map(CallbackNumber::column),
+        lane_column(tenant),
+        tenant.as_str(),
     )
     .fetch_optional(database.pool())
     .await?;
@@ -138,16 +149,16 @@ pub(super) async fn preview_matching(
         r#"
         select count(*) as "count!", min(event.received_at) as oldest
         from webhook_events event
-        where event.tenant_id = $1
+        where event.lane = $7 and event.tenant_id = $1
             and ($2::text is null or $2 = 'delivered' or event.id in (
                  -- Few, and found by an index: most of a history is not looked at.
                  select unfinished.event_id
                    from webhook_deliveries unfinished
-                  where unfinished.tenant_id = $1 and unfinished.status <> 'delivered' and unfinished.status = $2
+                  where unfinished.lane = $7 and unfinished.tenant_id = $1 and unfinished.status <> 'delivered' and unfinished.status = $2
             ))
             and ($3::text is null or event.event_type = $3)
             and ($4::float8 is null or event.received_at >= attesto_now() - make_interval(secs => $4))
-            and exists (select from redelivery_targets(event.id, $6, $2, $5))
+            and exists (select from redelivery_targets($7, event.id, $6, $2, $5))
         "#,
         filter.tenant.as_str(),
         filter.status.map(EventStatus::as_str),
@@ -155,6 +166,7 @@ pub(super) async fn preview_matching(
         filter.received_within.map(|since| since.as_secs_f64()),
         filter.is_for_previous_callback,
         filter.callback.map(CallbackNumber::column),
+        lane_column(&filter.tenant),
     )
     .fetch_one(database.pool())
     .await?;
@@ -171,10 +183,11 @@ pub(super) async fn stop_redelivery(
     sqlx::query_scalar!(
         "
         update webhook_redeliveries set finished_at = attesto_now()
-        where id = $1 and finished_at is null
+        where lane = any($2) and id = $1 and finished_at is null
         returning enqueued
         ",
         id.as_str(),
+        &LaneSet::ALL.columns(),
     )
     .fetch_optional(database.pool())
     .await
@@ -193,9 +206,9 @@ pub(super) async fn insert_redelivery(
             where tenant_id = $2 and is_active and ($9::int2 is null or callback = $9)
         ), inserted as (
             insert into webhook_redeliveries
-                (id, tenant_id, status, event_type, received_from, received_until, requested_by, reason, next_batch_at,
-                 created_at, previous_callback_only, callback)
-            select $1, $2, $3, $4,
+                (lane, id, tenant_id, status, event_type, received_from, received_until, requested_by, reason,
+                 next_batch_at, created_at, previous_callback_only, callback)
+            select $10, $1, $2, $3, $4,
                 case when $5::float8 is null then '-infinity' else now - make_interval(secs => $5) end,
                 now, $6, $7, now, now, $8, $9
             from (select attesto_now() as now) clock
@@ -212,6 +225,7 @@ pub(super) async fn insert_redelivery(
         request.reason.as_deref(),
         filter.is_for_previous_callback,
         filter.callback.map(CallbackNumber::column),
+        lane_column(&filter.tenant),
     )
     .fetch_one(database.pool())
     .await?;
@@ -244,7 +258,7 @@ pub(super) async fn enqueue_next_batch(
         ), request as (
             select request.*
             from webhook_redeliveries request
-            where request.finished_at is null
+            where request.lane = any($6) and request.finished_at is null
                 and request.next_batch_at <= attesto_now()
             order by request.next_batch_at
             limit 1
@@ -265,7 +279,7 @@ pub(super) async fn enqueue_next_batch(
             cross join lateral (
                 select event.id, event.received_at, event.event_type
                 from webhook_events event
-                where event.tenant_id = request.tenant_id
+                where event.lane = request.lane and event.tenant_id = request.tenant_id
                     and event.received_at >= coalesce(request.cursor_received_at, request.received_from)
                     and event.received_at <= request.received_until
                     and (request.cursor_event_id is null
@@ -280,21 +294,22 @@ pub(super) async fn enqueue_next_batch(
             where (request.event_type is null or looked_at.event_type = request.event_type)
                 and exists (
                     select from redelivery_targets(
-                        looked_at.id, request.callback, request.status, request.previous_callback_only)
+                        request.lane, looked_at.id, request.callback, request.status, request.previous_callback_only)
                 )
             order by looked_at.position
             limit $2
         ), enqueued as (
             insert into webhook_deliveries
-                (id, event_id, tenant_id, callback, callback_url, requested_by, request_reason)
+                (lane, id, event_id, tenant_id, callback, callback_url, requested_by, request_reason)
             select
+                request.lane,
                 nth_delivery_id(new.id, row_number() over (partition by picked.id order by target.callback) - 1),
                 picked.id, request.tenant_id, target.callback, target.callback_url, request.requested_by, request.reason
             from request
             cross join picked
             join unnest($3::text[]) with ordinality as new (id, turn) on new.turn = picked.turn
             cross join lateral redelivery_targets(
-                picked.id, request.callback, request.status, request.previous_callback_only) target
+                request.lane, picked.id, request.callback, request.status, request.previous_callback_only) target
             returning 1
         ), progress as (
             select
@@ -320,7 +335,7 @@ pub(super) async fn enqueue_next_batch(
         from clock, request
         cross join progress
         left join looked_at last on last.position = progress.position
-        where redelivery.id = request.id
+        where redelivery.lane = request.lane and redelivery.id = request.id
         returning progress.enqueued as "enqueued!", redelivery.tenant_id as "tenant: TenantId"
         "#,
         MAX_SCANNED_EVENTS,
@@ -328,6 +343,7 @@ pub(super) async fn enqueue_next_batch(
         ids,
         f64::from(REDELIVERIES_PER_SECOND),
         CALLBACK_CHECK_INTERVAL_SECONDS,
+        &LaneSet::ALL.columns(),
     )
     .fetch_optional(database.pool())
     .await?;

@@ -205,7 +205,7 @@ impl EventFeed {
         };
         let mut has_more = are_unnumbered || entries.len() > limit;
         entries.truncate(limit);
-        let (events, last) = self.load_bodies(&entries).await?;
+        let (events, last) = self.load_bodies(tenant, &entries).await?;
         has_more |= events.len() < entries.len();
         let next = last.or_else(|| query.after.clone());
         Ok(FeedPage {
@@ -219,12 +219,13 @@ impl EventFeed {
     /// Leaves out the events that were deleted meanwhile.
     async fn load_bodies(
         &self,
+        tenant: &TenantId,
         entries: &[FeedEntry],
     ) -> Result<(Vec<Box<RawValue>>, Option<FeedCursor>), EventBodyError> {
         let (mut events, mut last, mut bytes) = (Vec::new(), None, 0);
         for chunk in entries.chunks(BODIES_AT_ONCE) {
             let ids: Vec<_> = chunk.iter().map(|entry| entry.event.to_string()).collect();
-            let mut found = self.bodies.load_bodies(&ids).await?;
+            let mut found = self.bodies.load_bodies(tenant, &ids).await?;
             for FeedEntry { position, event } in chunk {
                 if bytes >= PAGE_BYTES {
                     return Ok((events, last));
@@ -259,10 +260,7 @@ impl EventFeed {
         tenant: &TenantId,
         event: &EventId,
     ) -> Result<Option<String>, EventBodyError> {
-        if !self.has_event(tenant, event).await? {
-            return Ok(None);
-        }
-        load_event_body(&self.database, event).await
+        load_event_body(&self.database, tenant, event).await
     }
 
     /// Whether the tenant has this event.
@@ -271,8 +269,7 @@ impl EventFeed {
         tenant: &TenantId,
         event: &EventId,
     ) -> Result<bool, Error> {
-        let owner = history::store::find_event_tenant(&self.database, event).await?;
-        Ok(owner.as_ref() == Some(tenant))
+        history::store::has_event(&self.database, tenant, event).await
     }
 
     /// What the events say of a purchase. `None`: this tenant has no event about it.

@@ -277,7 +277,7 @@ async fn redeliver_event(
     };
     let redeliveries = Redeliveries::new(feed.database(), feed.clock());
     let enqueued = redeliveries
-        .redeliver_event(&event, target.callback, &request)
+        .redeliver_event(&caller.tenant, &event, target.callback, &request)
         .await;
     let deliveries = enqueued.map_err(|error| match error {
         RedeliveryError::NoActiveCallback(_) => no_active_callback(),

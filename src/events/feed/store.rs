@@ -6,6 +6,7 @@ use crate::db::{Database, Error};
 use crate::events::EventSource;
 use crate::events::purchase_state::{PurchaseState, StateError};
 use crate::events::store::truncate_index_key;
+use crate::tenants::lane::lane_column;
 
 /// How many events one request numbers at most.
 pub(super) const MAX_NUMBERED_EVENTS: i64 = 1000;
@@ -37,16 +38,17 @@ pub(super) async fn is_known_cursor(
     sqlx::query_scalar!(
         r#"
         select case
-            when exists (select from webhook_events where tenant_id = $1 and feed_position = $2)
-                or exists (select from webhook_events where tenant_id = $1 and id = $3)
-            then exists (select from webhook_events where tenant_id = $1 and feed_position = $2 and id = $3)
+            when exists (select from webhook_events where lane = $4 and tenant_id = $1 and feed_position = $2)
+                or exists (select from webhook_events where lane = $4 and tenant_id = $1 and id = $3)
+            then exists (select from webhook_events where lane = $4 and tenant_id = $1 and feed_position = $2 and id = $3)
             -- The event was deleted at the end of its retention period.
-            else exists (select from event_feeds where tenant_id = $1 and last_position >= $2)
+            else exists (select from event_feeds where lane = $4 and tenant_id = $1 and last_position >= $2)
         end as "is_known!"
         "#,
         tenant.as_str(),
         cursor.position,
         cursor.event.as_str(),
+        lane_column(tenant),
     )
     .fetch_one(database.pool())
     .await
@@ -64,13 +66,14 @@ pub(super) async fn list_entries(
         r#"
         select feed_position as "position!", id as "event: EventId"
         from webhook_events
-        where tenant_id = $1 and feed_position > $2
+        where lane = $4 and tenant_id = $1 and feed_position > $2
         order by feed_position
         limit $3
         "#,
         tenant.as_str(),
         after,
         limit,
+        lane_column(tenant),
     )
     .fetch_all(database.pool())
     .await
@@ -90,7 +93,7 @@ pub(super) async fn list_subject_entries(
         -- A subject has few events, among all of the tenant's.
         with of_subject as materialized (
             select feed_position, id from webhook_events
-            where tenant_id = $1 and subject_key = $2
+            where lane = $5 and tenant_id = $1 and subject_key = $2
         )
         select feed_position as "position!", id as "event!: EventId"
         from of_subject
@@ -102,6 +105,7 @@ pub(super) async fn list_subject_entries(
         &truncate_index_key(subject),
         after,
         limit,
+        lane_column(tenant),
     )
     .fetch_all(database.pool())
     .await
@@ -124,7 +128,7 @@ pub(super) async fn load_progress(
         select given.tenant as "tenant!: TenantId", coalesce(feed.last_position, 0) as "last_position!",
             has_unnumbered_events(given.tenant) as "has_unnumbered!"
         from unnest($1::text[]) as given (tenant)
-        left join event_feeds feed on feed.tenant_id = given.tenant
+        left join event_feeds feed on feed.lane = tenant_lane(given.tenant) and feed.tenant_id = given.tenant
         "#,
         tenants,
     )
@@ -153,7 +157,7 @@ pub(super) async fn find_newest_state(
         select id as "event: EventId", sequence as "sequence!", state::text as state, state_error,
             max(sequence) over () as "last_sequence!"
         from webhook_events
-        where tenant_id = $1 and source = $2 and subject_key = $3 and sequence is not null
+        where lane = $4 and tenant_id = $1 and source = $2 and subject_key = $3 and sequence is not null
         -- The text of a state's time sorts by time.
         order by state is null, state ->> 'asOf' collate "C" desc, sequence desc
         limit 1
@@ -161,6 +165,7 @@ pub(super) async fn find_newest_state(
         tenant.as_str(),
         source.as_str(),
         &truncate_index_key(key),
+        lane_column(tenant),
     )
     .fetch_optional(database.pool())
     .await?;

@@ -7,8 +7,10 @@ use serde_json::value::RawValue;
 
 use super::unresolved_event::{MAX_UNRESOLVED_TIME, UnresolvedEvent};
 use crate::base::id::{EventId, TenantId};
+use crate::base::lane::LaneSet;
 use crate::db::{Database, Error};
 use crate::events::{EventSource, StateError, SubjectType};
+use crate::tenants::lane::lane_column;
 
 /// How long a process may take for one event. Another one takes the event over then.
 const LEASE_TTL: Duration = Duration::from_secs(30);
@@ -32,27 +34,27 @@ pub(crate) async fn claim_due_events(
     let rows = sqlx::query!(
         r#"
         with due as (
-            select waiting.event_id, waiting.next_attempt_at,
+            select waiting.lane, waiting.event_id, waiting.next_attempt_at,
                 row_number() over (
                     partition by waiting.tenant_id, waiting.source order by waiting.next_attempt_at, waiting.event_id
                 ) as place
             from unresolved_states waiting
             join tenants on tenants.id = waiting.tenant_id and tenants.is_active
-            where waiting.next_attempt_at <= attesto_now()
+            where waiting.lane = any($6) and waiting.next_attempt_at <= attesto_now()
                 and not exists (
                     select from unnest($3::text[], $4::text[]) as resting (tenant_id, source)
                     where resting.tenant_id = waiting.tenant_id and resting.source = waiting.source
                 )
         ), free as (
-            select event_id from unresolved_states
-            where event_id in (select event_id from due where place <= $2 order by next_attempt_at limit $1)
+            select lane, event_id from unresolved_states
+            where (lane, event_id) in (select lane, event_id from due where place <= $2 order by next_attempt_at limit $1)
                 and next_attempt_at <= attesto_now()
             for update skip locked
         ), claimed as (
             update unresolved_states waiting
             set next_attempt_at = attesto_now() + make_interval(secs => $5), attempt_count = attempt_count + 1
-            from free where waiting.event_id = free.event_id
-            returning waiting.event_id, waiting.attempt_count, waiting.next_attempt_at, waiting.created_at
+            from free where waiting.lane = free.lane and waiting.event_id = free.event_id
+            returning waiting.lane, waiting.event_id, waiting.attempt_count, waiting.next_attempt_at, waiting.created_at
         )
         select event.id as "id!: EventId", event.tenant_id as "tenant!: TenantId", event.source as "source!",
             event.event_type as "event_type!", event.environment, event.subject_key, event.subject_product_id,
@@ -61,18 +63,19 @@ pub(crate) async fn claim_due_events(
             extract(epoch from attesto_now() - claimed.created_at)::float8 as "age!",
             exists (
                 select from webhook_events newer
-                where newer.tenant_id = event.tenant_id and newer.source = event.source
+                where newer.lane = event.lane and newer.tenant_id = event.tenant_id and newer.source = event.source
                     and newer.subject_key = event.subject_key and newer.sequence > event.sequence
                     and (newer.state ->> 'asOf')::timestamptz > coalesce(event.occurred_at, event.received_at)
             ) as "is_superseded!"
         from claimed
-        join webhook_events event on event.id = claimed.event_id
+        join webhook_events event on event.lane = claimed.lane and event.id = claimed.event_id
         "#,
         i64::from(limits.events),
         i64::from(limits.events_per_account),
         &tenants as &[&str],
         &sources as &[&str],
         LEASE_TTL.as_secs_f64(),
+        &LaneSet::ALL.columns(),
     )
     .fetch_all(database.pool())
     .await?;
@@ -122,11 +125,12 @@ pub(crate) async fn put_off_event(
     sqlx::query!(
         "update unresolved_states \
             set next_attempt_at = attesto_now() + make_interval(secs => $3), state_error = $4 \
-          where event_id = $1 and next_attempt_at = $2",
+          where lane = $5 and event_id = $1 and next_attempt_at = $2",
         event.id.as_str(),
         event.lease,
         delay.as_secs_f64(),
         missing.as_str(),
+        lane_column(&event.tenant),
     )
     .execute(database.pool())
     .await?;
@@ -134,10 +138,15 @@ pub(crate) async fn put_off_event(
 }
 
 /// Takes an event off the list.
-pub(crate) async fn remove_event(database: &Database, event: &EventId) -> Result<(), Error> {
+pub(crate) async fn remove_event(
+    database: &Database,
+    tenant: &TenantId,
+    event: &EventId,
+) -> Result<(), Error> {
     sqlx::query!(
-        "delete from unresolved_states where event_id = $1",
-        event.as_str()
+        "delete from unresolved_states where lane = $2 and event_id = $1",
+        event.as_str(),
+        lane_column(tenant),
     )
     .execute(database.pool())
     .await?;
@@ -159,7 +168,7 @@ pub(crate) async fn remove_old_events(database: &Database) -> Result<Vec<Removed
     let rows = sqlx::query!(
         r#"
         with gone as (
-            delete from unresolved_states where created_at <= attesto_now() - make_interval(secs => $1)
+            delete from unresolved_states where lane = any($2) and created_at <= attesto_now() - make_interval(secs => $1)
             returning event_id, tenant_id, source
         )
         select tenant_id as "tenant!: TenantId", source as "source!", count(*) as "count!",
@@ -167,6 +176,7 @@ pub(crate) async fn remove_old_events(database: &Database) -> Result<Vec<Removed
         from gone group by tenant_id, source
         "#,
         MAX_UNRESOLVED_TIME.as_secs_f64(),
+        &LaneSet::ALL.columns(),
     )
     .fetch_all(database.pool())
     .await?;
@@ -197,7 +207,9 @@ impl UnresolvedStats {
                 extract(epoch from attesto_now() - min(waiting.created_at))::float8 as oldest
             from unresolved_states waiting
             join tenants on tenants.id = waiting.tenant_id and tenants.is_active
-            "#
+            where waiting.lane = any($1)
+            "#,
+            &LaneSet::ALL.columns(),
         )
         .fetch_one(database.pool())
         .await?;

@@ -21,6 +21,7 @@ use crate::crypto::keyring::Keyring;
 use crate::crypto::{ExposeSecret as _, token};
 use crate::db::{self, Database};
 use crate::stores::shared::credentials::{LoadCredentialsError, SetCredentialsError};
+use crate::tenants::lane::lane_column;
 
 /// Where Google credentials are kept, and the ones they replaced.
 pub const CREDENTIAL_HISTORY: CredentialHistory = CredentialHistory {
@@ -380,12 +381,12 @@ pub(super) async fn list_purchase_links(
         with recursive chain as (
             select token, replaces, is_paid, app_user_id, 1 as depth
             from purchase_links
-            where tenant_id = $1 and token_hash = $2
+            where lane = $4 and tenant_id = $1 and token_hash = $2
             union all
             select link.token, link.replaces, link.is_paid, link.app_user_id, chain.depth + 1
             from chain
             join purchase_links as link
-                on link.tenant_id = $1 and link.token_hash = sha256(convert_to(chain.replaces, 'UTF8'))
+                on link.lane = $4 and link.tenant_id = $1 and link.token_hash = sha256(convert_to(chain.replaces, 'UTF8'))
             where chain.depth < $3
         )
         select token as "token!", replaces, is_paid, app_user_id from chain order by depth
@@ -393,6 +394,7 @@ pub(super) async fn list_purchase_links(
         tenant.as_str(),
         hash.as_slice(),
         limit,
+        lane_column(tenant),
     )
     .fetch_all(database.pool())
     .await
@@ -413,13 +415,13 @@ pub(super) async fn list_later_purchase_links(
         with recursive later as (
             select token_hash, token, replaces, is_paid, app_user_id, recorded_at, 1 as depth
             from purchase_links
-            where tenant_id = $1 and replaces is not null and purchase_token_hash(replaces) = $2
+            where lane = $4 and tenant_id = $1 and replaces is not null and purchase_token_hash(replaces) = $2
             union all
             select link.token_hash, link.token, link.replaces, link.is_paid, link.app_user_id, link.recorded_at,
                 later.depth + 1
             from later
             join purchase_links as link
-                on link.tenant_id = $1 and link.replaces is not null
+                on link.lane = $4 and link.tenant_id = $1 and link.replaces is not null
                 and purchase_token_hash(link.replaces) = later.token_hash
             where later.depth < $3
         )
@@ -428,6 +430,7 @@ pub(super) async fn list_later_purchase_links(
         tenant.as_str(),
         hash.as_slice(),
         limit,
+        lane_column(tenant),
     )
     .fetch_all(database.pool())
     .await
@@ -461,18 +464,18 @@ pub(super) async fn insert_purchase_links(
         .collect();
     sqlx::query!(
         "with news as ( \
-         insert into purchase_links as stored (tenant_id, token_hash, token, replaces, is_paid, app_user_id) \
-         select distinct on (hash) $1, hash, token, replaces, paid, app_user_id \
+         insert into purchase_links as stored (lane, tenant_id, token_hash, token, replaces, is_paid, app_user_id) \
+         select distinct on (hash) $8::int2, $1, hash, token, replaces, paid, app_user_id \
            from unnest($2::bytea[], $3::text[], $4::text[], $5::bool[], $6::text[]) \
                 as new (hash, token, replaces, paid, app_user_id) \
           where not exists (select from purchase_links as known \
-                             where known.tenant_id = $1 and known.token_hash = new.hash \
+                             where known.lane = $8 and known.tenant_id = $1 and known.token_hash = new.hash \
                                and (known.replaces is not null or new.replaces is null) \
                                and (known.is_paid is not null or new.paid is null) \
                                and (known.is_paid or not coalesce(new.paid, false)) \
                                and (known.app_user_id is not null or new.app_user_id is null)) \
           order by hash, paid desc nulls last \
-         on conflict (tenant_id, token_hash) do update \
+         on conflict (lane, tenant_id, token_hash) do update \
             set replaces = coalesce(stored.replaces, excluded.replaces), \
                 is_paid = case when excluded.is_paid then true else coalesce(stored.is_paid, excluded.is_paid) end, \
                 app_user_id = coalesce(stored.app_user_id, excluded.app_user_id) \
@@ -483,7 +486,7 @@ pub(super) async fn insert_purchase_links(
          returning stored.replaces \
          ) \
          update unresolved_states set next_attempt_at = attesto_now() \
-          where tenant_id = $1 and source = 'google' and key_hash = any($7::bytea[]) \
+          where lane = $8 and tenant_id = $1 and source = 'google' and key_hash = any($7::bytea[]) \
             and state_error = 'replaced_by_unknown' and next_attempt_at > attesto_now() \
             and exists (select from news where replaces is not null)",
         tenant.as_str(),
@@ -493,6 +496,7 @@ pub(super) async fn insert_purchase_links(
         &paid as &[Option<bool>],
         &users as &[Option<&str>],
         &chain,
+        lane_column(tenant),
     )
     .execute(database.pool())
     .await?;

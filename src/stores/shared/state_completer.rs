@@ -170,9 +170,11 @@ impl StateCompleter {
                 Completion::Completed => {
                     round.completed += 1;
                     self.resting.remove(&account);
-                    store::remove_event(&self.database, &event.id).await?;
+                    store::remove_event(&self.database, &event.tenant, &event.id).await?;
                 }
-                Completion::Ended => store::remove_event(&self.database, &event.id).await?,
+                Completion::Ended => {
+                    store::remove_event(&self.database, &event.tenant, &event.id).await?;
+                }
                 Completion::PutOff(missing) => {
                     self.resting.remove(&account);
                     self.put_off_event(event, missing).await?;

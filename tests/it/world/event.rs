@@ -3,12 +3,15 @@
 use attesto::base::id::TenantId;
 use attesto::db::Database;
 use attesto::deliveries::body::load_event_body;
+use attesto::deliveries::history::store::find_event_tenant;
 use attesto::events::{EventSource, EventType, NewEvent};
 use serde_json::value::RawValue;
 
 /// What the callback is sent of an event.
 pub(crate) async fn event_body(database: &Database, id: &str) -> String {
-    let body = load_event_body(database, &id.parse().unwrap()).await;
+    let event = id.parse().unwrap();
+    let tenant = find_event_tenant(database, &event).await.unwrap().unwrap();
+    let body = load_event_body(database, &tenant, &event).await;
     body.unwrap().unwrap()
 }
 

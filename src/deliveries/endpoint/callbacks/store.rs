@@ -9,6 +9,7 @@ use crate::deliveries::endpoint::store::{
     EndpointChangeError, NewEndpoint, SecretChange, endpoint_not_found, insert_endpoint,
 };
 use crate::deliveries::endpoint::{CallbackFilterChange, MAX_CALLBACKS};
+use crate::tenants::lane::lane_column;
 
 /// What the deliveries that are given up say as their last error.
 const REMOVED_CALLBACK_ERROR: &str =
@@ -200,10 +201,11 @@ async fn count_waiting(
     sqlx::query_scalar!(
         r#"
         select count(*) as "count!" from webhook_deliveries
-        where tenant_id = $1 and callback = $2 and status = 'pending' and status <> 'delivered'
+        where lane = $3 and tenant_id = $1 and callback = $2 and status = 'pending' and status <> 'delivered'
         "#,
         tenant.as_str(),
         callback.column(),
+        lane_column(tenant),
     )
     .fetch_one(executor)
     .await
@@ -248,12 +250,21 @@ async fn delete_rows(
     callback: CallbackNumber,
 ) -> Result<(), Error> {
     for statement in [
+        "delete from webhook_health where lane = $3 and tenant_id = $1 and callback = $2",
+        "update webhook_redeliveries set finished_at = attesto_now()
+         where lane = $3 and tenant_id = $1 and callback = $2 and finished_at is null",
+    ] {
+        sqlx::query(statement)
+            .bind(tenant.as_str())
+            .bind(callback.column())
+            .bind(lane_column(tenant))
+            .execute(&mut **transaction)
+            .await?;
+    }
+    for statement in [
         "delete from webhook_previous_secrets where tenant_id = $1 and callback = $2",
         "delete from webhook_client_certificates where tenant_id = $1 and callback = $2",
         "delete from callback_probes where tenant_id = $1 and callback = $2",
-        "delete from webhook_health where tenant_id = $1 and callback = $2",
-        "update webhook_redeliveries set finished_at = attesto_now()
-         where tenant_id = $1 and callback = $2 and finished_at is null",
         "delete from webhook_configs where tenant_id = $1 and callback = $2",
     ] {
         sqlx::query(statement)
@@ -293,11 +304,12 @@ async fn delete_endpoint(
         update webhook_deliveries set
             status = 'failed', failed_at = attesto_now(), next_attempt_at = null, lease_until = null,
             lease_no = lease_no + 1, parked_at = null, last_error = $3
-        where tenant_id = $1 and callback = $2 and status = 'pending' and status <> 'delivered'
+        where lane = $4 and tenant_id = $1 and callback = $2 and status = 'pending' and status <> 'delivered'
         ",
         tenant.as_str(),
         callback.column(),
         REMOVED_CALLBACK_ERROR,
+        lane_column(tenant),
     )
     .execute(&mut *transaction)
     .await?;

@@ -8,7 +8,9 @@ use time::OffsetDateTime;
 use super::super::account::AppleEnvironment;
 use crate::base::clock::Timestamp;
 use crate::base::id::TenantId;
+use crate::base::lane::LaneSet;
 use crate::db::{Database, Error};
+use crate::tenants::lane::lane_column;
 
 /// A history that is due.
 #[derive(Clone, Debug)]
@@ -54,7 +56,7 @@ pub(super) async fn list_due_histories(
         join apple_credentials stored on stored.tenant_id = tenant.id
         cross join (values ('production'), ('sandbox')) environment (name)
         left join apple_history_reads history
-            on history.tenant_id = tenant.id and history.environment = environment.name
+            on history.lane = tenant_lane(tenant.id) and history.tenant_id = tenant.id and history.environment = environment.name
         where tenant.is_active and stored.environment in ('auto', environment.name)
             and (environment.name = 'sandbox' or stored.app_apple_id is not null)
             and (history.next_read_at is null or history.next_read_at <= $1
@@ -87,8 +89,10 @@ pub(super) async fn make_all_due(database: &Database, now: Timestamp) -> Result<
         r#"
         update apple_history_reads
         set next_read_at = least(next_read_at, $1), position = coalesce(position, '{"isWholeDue": true}')
+        where lane = any($2)
         "#,
-        OffsetDateTime::from(now)
+        OffsetDateTime::from(now),
+        &LaneSet::ALL.columns(),
     )
     .execute(database.pool())
     .await?;
@@ -105,9 +109,10 @@ pub(super) async fn record_progress(
     sqlx::query!(
         "
         insert into apple_history_reads as history
-            (tenant_id, environment, read_until, last_success_at, next_read_at, position, error, recovered, is_app_known)
-        values ($1, $2, $3, $4, $5, $6, $7, $8, coalesce($9, true))
-        on conflict (tenant_id, environment) do update set
+            (lane, tenant_id, environment, read_until, last_success_at, next_read_at, position, error, recovered,
+             is_app_known)
+        values ($10, $1, $2, $3, $4, $5, $6, $7, $8, coalesce($9, true))
+        on conflict (lane, tenant_id, environment) do update set
             read_until = excluded.read_until,
             last_success_at = coalesce(excluded.last_success_at, history.last_success_at),
             next_read_at = excluded.next_read_at,
@@ -126,6 +131,7 @@ pub(super) async fn record_progress(
         progress.error,
         i64::try_from(progress.recovered).unwrap_or(i64::MAX),
         progress.is_app_known,
+        lane_column(tenant),
     )
     .execute(database.pool())
     .await?;
@@ -153,10 +159,11 @@ pub(crate) async fn load_history_stats(
         from apple_history_reads history
         join tenants tenant on tenant.id = history.tenant_id
         join apple_credentials stored on stored.tenant_id = tenant.id
-        where tenant.is_active and stored.environment in ('auto', history.environment)
+        where history.lane = any($2) and tenant.is_active and stored.environment in ('auto', history.environment)
             and (history.environment = 'sandbox' or stored.app_apple_id is not null)
         "#,
         OffsetDateTime::from(now),
+        &LaneSet::ALL.columns(),
     )
     .fetch_one(database.pool())
     .await?;

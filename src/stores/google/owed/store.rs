@@ -4,9 +4,11 @@ use std::time::Duration;
 
 use crate::base::clock::Timestamp;
 use crate::base::id::TenantId;
+use crate::base::lane::LaneSet;
 use crate::crypto::token;
 use crate::db::{Database, Error};
 use crate::events::SubjectType;
+use crate::tenants::lane::lane_column;
 
 /// How long before its deadline the tenant is told of a purchase, where half of the time that it has is more.
 const MAX_NOTICE: Duration = Duration::from_hours(24);
@@ -89,8 +91,8 @@ async fn insert(
     let quiet = left.saturating_sub(MAX_NOTICE.min(left / 2));
     sqlx::query!(
         "insert into owed_acknowledgements \
-                (tenant_id, token_hash, purchase_token, subject_type, acknowledge_by, next_check_at) \
-         values ($1, $2, $3, $4, attesto_now() + make_interval(secs => $5), attesto_now() + make_interval(secs => $6)) \
+                (lane, tenant_id, token_hash, purchase_token, subject_type, acknowledge_by, next_check_at) \
+         values ($7, $1, $2, $3, $4, attesto_now() + make_interval(secs => $5), attesto_now() + make_interval(secs => $6)) \
          on conflict do nothing",
         tenant.as_str(),
         hash.as_slice(),
@@ -98,6 +100,7 @@ async fn insert(
         owed.kind.as_str(),
         left.as_secs_f64(),
         quiet.as_secs_f64(),
+        lane_column(tenant),
     )
     .execute(database.pool())
     .await
@@ -114,9 +117,9 @@ async fn insert_wanted(
     let hash = token::sha256(owed.purchase_token.as_bytes());
     sqlx::query!(
         "insert into owed_acknowledgements \
-                (tenant_id, token_hash, purchase_token, subject_type, acknowledge_by, next_check_at, is_wanted) \
-         values ($1, $2, $3, $4, attesto_now() + make_interval(secs => $5), attesto_now() + make_interval(secs => $6), true) \
-         on conflict (tenant_id, token_hash) do update set is_wanted = true, next_check_at = excluded.next_check_at \
+                (lane, tenant_id, token_hash, purchase_token, subject_type, acknowledge_by, next_check_at, is_wanted) \
+         values ($7, $1, $2, $3, $4, attesto_now() + make_interval(secs => $5), attesto_now() + make_interval(secs => $6), true) \
+         on conflict (lane, tenant_id, token_hash) do update set is_wanted = true, next_check_at = excluded.next_check_at \
           where not owed_acknowledgements.is_wanted",
         tenant.as_str(),
         hash.as_slice(),
@@ -124,6 +127,7 @@ async fn insert_wanted(
         owed.kind.as_str(),
         left.as_secs_f64(),
         delay.as_secs_f64(),
+        lane_column(tenant),
     )
     .execute(database.pool())
     .await
@@ -138,22 +142,23 @@ pub(super) async fn claim_due(
     let rows = sqlx::query!(
         r#"
         with due as (
-            select waiting.tenant_id, waiting.token_hash, waiting.next_check_at,
+            select waiting.lane, waiting.tenant_id, waiting.token_hash, waiting.next_check_at,
                 row_number() over (partition by waiting.tenant_id order by waiting.next_check_at, waiting.token_hash) as place
             from owed_acknowledgements waiting
             join tenants on tenants.id = waiting.tenant_id and tenants.is_active
-            where waiting.next_check_at <= attesto_now()
+            where waiting.lane = any($5) and waiting.next_check_at <= attesto_now()
         ), free as (
-            select tenant_id, token_hash from owed_acknowledgements
-            where (tenant_id, token_hash) in (
-                    select tenant_id, token_hash from due where place <= $2 order by next_check_at limit $1
+            select lane, tenant_id, token_hash from owed_acknowledgements
+            where (lane, tenant_id, token_hash) in (
+                    select lane, tenant_id, token_hash from due where place <= $2 order by next_check_at limit $1
                 )
                 and next_check_at <= attesto_now()
             for update skip locked
         )
         update owed_acknowledgements owed
         set next_check_at = attesto_now() + make_interval(secs => $3), attempt_count = attempt_count + 1
-        from free where (owed.tenant_id, owed.token_hash) = (free.tenant_id, free.token_hash)
+        from free
+        where (owed.lane, owed.tenant_id, owed.token_hash) = (free.lane, free.tenant_id, free.token_hash)
         returning owed.tenant_id as "tenant!: TenantId", owed.token_hash, owed.purchase_token, owed.subject_type,
             owed.acknowledge_by, owed.acknowledge_by <= attesto_now() as "is_over!",
             owed.acknowledge_by - least(make_interval(secs => $4), (owed.acknowledge_by - owed.created_at) / 2) <= attesto_now()
@@ -164,6 +169,7 @@ pub(super) async fn claim_due(
         i64::from(limits.purchases_per_tenant),
         LEASE_TTL.as_secs_f64(),
         MAX_NOTICE.as_secs_f64(),
+        &LaneSet::ALL.columns(),
     )
     .fetch_all(database.pool())
     .await?;
@@ -195,11 +201,12 @@ pub(super) async fn put_off(
 ) -> Result<(), Error> {
     sqlx::query!(
         "update owed_acknowledgements set next_check_at = attesto_now() + make_interval(secs => $4) \
-          where tenant_id = $1 and token_hash = $2 and next_check_at = $3",
+          where lane = $5 and tenant_id = $1 and token_hash = $2 and next_check_at = $3",
         owed.tenant.as_str(),
         owed.token_hash,
         owed.lease,
         delay.map(|delay| delay.as_secs_f64()),
+        lane_column(&owed.tenant),
     )
     .execute(database.pool())
     .await
@@ -209,10 +216,12 @@ pub(super) async fn put_off(
 /// Takes a claimed purchase off the list. Without effect if another process has claimed it since.
 pub(super) async fn remove(database: &Database, owed: &OwedAcknowledgement) -> Result<(), Error> {
     sqlx::query!(
-        "delete from owed_acknowledgements where tenant_id = $1 and token_hash = $2 and next_check_at = $3",
+        "delete from owed_acknowledgements \
+          where lane = $4 and tenant_id = $1 and token_hash = $2 and next_check_at = $3",
         owed.tenant.as_str(),
         owed.token_hash,
         owed.lease,
+        lane_column(&owed.tenant),
     )
     .execute(database.pool())
     .await
@@ -222,8 +231,9 @@ pub(super) async fn remove(database: &Database, owed: &OwedAcknowledgement) -> R
 /// Takes off the list what is over.
 pub(super) async fn remove_old(database: &Database) -> Result<(), Error> {
     sqlx::query!(
-        "delete from owed_acknowledgements where acknowledge_by <= attesto_now() - make_interval(secs => $1)",
+        "delete from owed_acknowledgements where lane = any($2) and acknowledge_by <= attesto_now() - make_interval(secs => $1)",
         KEPT_AFTER_DEADLINE.as_secs_f64(),
+        &LaneSet::ALL.columns(),
     )
     .execute(database.pool())
     .await

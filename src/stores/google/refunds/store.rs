@@ -7,7 +7,9 @@ use time::OffsetDateTime;
 use super::known_refund::ToldPart;
 use crate::base::clock::Timestamp;
 use crate::base::id::TenantId;
+use crate::base::lane::LaneSet;
 use crate::db::{Database, Error};
+use crate::tenants::lane::lane_column;
 
 /// How long a refund is remembered: Google lists it for 30 days, and Pub/Sub repeats a message for 31.
 const KEPT_FOR: Duration = Duration::from_hours(65 * 24);
@@ -43,10 +45,10 @@ pub(super) async fn is_refund_told(
         r#"
         select exists (
             select from voided_purchases noted
-            where noted.tenant_id = $1 and noted.refund_hash = $2 and (
+            where noted.lane = $3 and noted.tenant_id = $1 and noted.refund_hash = $2 and (
                 exists (
                     select from webhook_events event
-                    where event.tenant_id = noted.tenant_id and event.source = 'google'
+                    where event.lane = $3 and event.tenant_id = noted.tenant_id and event.source = 'google'
                         and event.external_id = noted.external_id
                 )
                 or noted.created_at < (select received_before from pruned_events)
@@ -55,6 +57,7 @@ pub(super) async fn is_refund_told(
         "#,
         tenant.as_str(),
         refund_hash,
+        lane_column(tenant),
     )
     .fetch_one(database.pool())
     .await
@@ -70,12 +73,13 @@ pub(super) async fn list_told_parts(
         r#"
         select external_id, occurred_at as "occurred_at!"
         from webhook_events
-        where tenant_id = $1 and subject_key = $2 and source = 'google' and platform_event = 'google.voided'
+        where lane = $3 and tenant_id = $1 and subject_key = $2 and source = 'google' and platform_event = 'google.voided'
             and reason = 'partial' and occurred_at is not null
         order by occurred_at
         "#,
         tenant.as_str(),
         purchase_token,
+        lane_column(tenant),
     )
     .fetch_all(database.pool())
     .await?;
@@ -96,14 +100,15 @@ pub(super) async fn note_refund(
 ) -> Result<Option<String>, Error> {
     sqlx::query_scalar!(
         "
-        insert into voided_purchases as noted (tenant_id, refund_hash, external_id)
-        select id, $2, $3 from tenants where id = $1
-        on conflict (tenant_id, refund_hash) do update set external_id = noted.external_id
+        insert into voided_purchases as noted (lane, tenant_id, refund_hash, external_id)
+        select $4, id, $2, $3 from tenants where id = $1
+        on conflict (lane, tenant_id, refund_hash) do update set external_id = noted.external_id
         returning external_id
         ",
         tenant.as_str(),
         refund_hash,
         external_id,
+        lane_column(tenant),
     )
     .fetch_optional(database.pool())
     .await
@@ -112,8 +117,9 @@ pub(super) async fn note_refund(
 /// Forgets refunds that neither Google's list nor a push can tell any more.
 pub(super) async fn remove_old(database: &Database) -> Result<(), Error> {
     sqlx::query!(
-        "delete from voided_purchases where created_at <= attesto_now() - make_interval(secs => $1)",
+        "delete from voided_purchases where lane = any($2) and created_at <= attesto_now() - make_interval(secs => $1)",
         KEPT_FOR.as_secs_f64(),
+        &LaneSet::ALL.columns(),
     )
     .execute(database.pool())
     .await
@@ -131,7 +137,7 @@ pub(super) async fn list_due_lists(
         select tenant.id as "tenant: TenantId", tenant.created_at, list.read_until as "read_until?"
         from tenants tenant
         join google_credentials stored on stored.tenant_id = tenant.id
-        left join google_voided_reads list on list.tenant_id = tenant.id
+        left join google_voided_reads list on list.lane = tenant_lane(tenant.id) and list.tenant_id = tenant.id
         where tenant.is_active and ($2 or list.next_read_at is null or list.next_read_at <= $1)
         order by list.next_read_at nulls first, tenant.id
         "#,
@@ -156,9 +162,10 @@ pub(super) async fn record_reading(
 ) -> Result<(), Error> {
     sqlx::query!(
         "
-        insert into google_voided_reads as list (tenant_id, read_until, last_success_at, next_read_at, error, recovered)
-        values ($1, $2, $3, $4, $5, $6)
-        on conflict (tenant_id) do update set
+        insert into google_voided_reads as list
+            (lane, tenant_id, read_until, last_success_at, next_read_at, error, recovered)
+        values ($7, $1, $2, $3, $4, $5, $6)
+        on conflict (lane, tenant_id) do update set
             read_until = excluded.read_until,
             last_success_at = coalesce(excluded.last_success_at, list.last_success_at),
             next_read_at = excluded.next_read_at,
@@ -171,6 +178,7 @@ pub(super) async fn record_reading(
         OffsetDateTime::from(progress.next_read_at),
         progress.error,
         i64::try_from(progress.recovered).unwrap_or(i64::MAX),
+        lane_column(tenant),
     )
     .execute(database.pool())
     .await

@@ -6,6 +6,7 @@ use time::OffsetDateTime;
 use crate::base::clock::Timestamp;
 use crate::base::id::TenantId;
 use crate::db::{Database, Error};
+use crate::tenants::lane::lane_column;
 
 /// A subscription of which Google should have told something, and has not.
 #[derive(Clone, Debug)]
@@ -35,7 +36,7 @@ pub(super) async fn list_overdue(
         r#"
         select key_hash, recheck_key as "key!", told_state_hash as "told_state_hash!", last_sequence, changes_by as "changes_by!"
         from subjects
-        where tenant_id = $1 and source = 'google' and recheck_key is not null and told_state_hash is not null
+        where lane = $6 and tenant_id = $1 and source = 'google' and recheck_key is not null and told_state_hash is not null
             and changes_by <= $2
             and ($3::timestamptz is null or (changes_by, key_hash) > ($3, $4::bytea))
         order by changes_by, key_hash
@@ -46,6 +47,7 @@ pub(super) async fn list_overdue(
         after.map(|after| after.due_at),
         after.map(|after| after.key_hash.as_slice()),
         limit,
+        lane_column(tenant),
     )
     .fetch_all(database.pool())
     .await?;
@@ -70,12 +72,13 @@ pub(super) async fn is_newest(
         r#"
         select exists (
             select from subjects
-            where tenant_id = $1 and source = 'google' and key_hash = $2 and last_sequence = $3
+            where lane = $4 and tenant_id = $1 and source = 'google' and key_hash = $2 and last_sequence = $3
         ) as "is_newest!"
         "#,
         tenant.as_str(),
         overdue.key_hash,
         overdue.last_sequence,
+        lane_column(tenant),
     )
     .fetch_one(database.pool())
     .await
@@ -90,12 +93,14 @@ pub(super) async fn put_off(
 ) -> Result<(), Error> {
     sqlx::query!(
         "update subjects set changes_by = $5 \
-          where tenant_id = $1 and source = 'google' and key_hash = $2 and last_sequence = $3 and changes_by = $4",
+          where lane = $6 and tenant_id = $1 and source = 'google' and key_hash = $2 and last_sequence = $3 \
+            and changes_by = $4",
         tenant.as_str(),
         overdue.key_hash,
         overdue.last_sequence,
         overdue.due_at,
         OffsetDateTime::from(changes_by),
+        lane_column(tenant),
     )
     .execute(database.pool())
     .await
@@ -110,10 +115,11 @@ pub(super) async fn stop_expecting(
 ) -> Result<(), Error> {
     sqlx::query!(
         "update subjects set changes_by = null, recheck_key = null \
-          where tenant_id = $1 and source = 'google' and key_hash = $2 and last_sequence = $3",
+          where lane = $4 and tenant_id = $1 and source = 'google' and key_hash = $2 and last_sequence = $3",
         tenant.as_str(),
         overdue.key_hash,
         overdue.last_sequence,
+        lane_column(tenant),
     )
     .execute(database.pool())
     .await

@@ -4,6 +4,7 @@ use super::check::UserHashes;
 use crate::base::clock::Timestamp;
 use crate::base::id::TenantId;
 use crate::db::{self, Database};
+use crate::tenants::lane::lane_column;
 use crate::tenants::store::TenantChangeError;
 
 /// How many rows one statement removes.
@@ -29,13 +30,14 @@ pub(super) async fn find_or_insert_first_user(
         r#"
         with known as (
             select user_hash, first_seen_at, last_seen_at from first_seen_purchases
-            where tenant_id = $1 and purchase_hash = $2
+            where lane = $4 and tenant_id = $1 and purchase_hash = $2
         ), written as (
-            insert into first_seen_purchases as stored (tenant_id, purchase_hash, user_hash, first_seen_at, last_seen_at)
-            select $1, $2, $3, attesto_now(), attesto_now()
+            insert into first_seen_purchases as stored
+                (lane, tenant_id, purchase_hash, user_hash, first_seen_at, last_seen_at)
+            select $4, $1, $2, $3, attesto_now(), attesto_now()
             from (select from first_seen_keys where tenant_id = $1 for key share) key
             where not exists (select from known where last_seen_at > attesto_now() - interval '1 day')
-            on conflict (tenant_id, purchase_hash) do update set last_seen_at = excluded.last_seen_at
+            on conflict (lane, tenant_id, purchase_hash) do update set last_seen_at = excluded.last_seen_at
             returning user_hash, first_seen_at
         )
         select user_hash as "user_hash!", first_seen_at as "first_seen_at!"
@@ -45,6 +47,7 @@ pub(super) async fn find_or_insert_first_user(
         tenant.as_str(),
         hashes.purchase.as_slice(),
         hashes.user.as_slice(),
+        lane_column(tenant),
     )
     .fetch_optional(database.pool())
     .await?;
@@ -103,12 +106,13 @@ pub(super) async fn delete_purchases(
     loop {
         let batch = sqlx::query!(
             "
-            delete from first_seen_purchases where tenant_id = $1 and purchase_hash = any(array(
-                select purchase_hash from first_seen_purchases where tenant_id = $1 limit $2
+            delete from first_seen_purchases where lane = $3 and tenant_id = $1 and purchase_hash = any(array(
+                select purchase_hash from first_seen_purchases where lane = $3 and tenant_id = $1 limit $2
             ))
             ",
             tenant.as_str(),
             DELETE_BATCH,
+            lane_column(tenant),
         )
         .execute(database.pool())
         .await?

@@ -9,10 +9,12 @@ use std::time::Duration;
 use super::open_questions::{OpenQuestion, OpenQuestionQuery, QuestionCursor};
 use crate::base::clock::Timestamp;
 use crate::base::id::TenantId;
+use crate::base::lane::LaneSet;
 use crate::crypto::token;
 use crate::db::{Database, Error};
 use crate::events::EventSource;
 use crate::http::{ErrorCode, Problem};
+use crate::tenants::lane::lane_column;
 
 /// How long before its deadline a question is answered by the tenant's settings, where half of the time that it has is more.
 const MAX_NOTICE: Duration = Duration::from_hours(2);
@@ -159,8 +161,8 @@ impl NewRefundQuestion {
         let quiet = left.saturating_sub(MAX_NOTICE.min(left / 2));
         sqlx::query!(
             "insert into refund_questions \
-                    (tenant_id, source, question_hash, purchase_id, refund_token, environment, answer_by, next_check_at, created_at) \
-             select id, $2, $3, $4, $5, $6, \
+                    (lane, tenant_id, source, question_hash, purchase_id, refund_token, environment, answer_by, next_check_at, created_at) \
+             select $9, id, $2, $3, $4, $5, $6, \
                     attesto_now() + make_interval(secs => $7), attesto_now() + make_interval(secs => $8), attesto_now() \
                from tenants where id = $1 \
              on conflict do nothing",
@@ -172,6 +174,7 @@ impl NewRefundQuestion {
             self.environment,
             left.as_secs_f64(),
             quiet.as_secs_f64(),
+            lane_column(tenant),
         )
         .execute(database.pool())
         .await
@@ -208,7 +211,7 @@ impl BegunAnswer {
                 select question_hash, coalesce(leased_until > attesto_now(), false) as is_leased,
                     coalesce(leased_until in (next_check_at, created_at), false) as may_be_taken
                 from refund_questions
-                where tenant_id = $1 and source = $2 and purchase_id = $3 and (outcome is null or outcome = 'refused')
+                where lane = $6 and tenant_id = $1 and source = $2 and purchase_id = $3 and (outcome is null or outcome = 'refused')
                     and ($4::text is null or refund_token = $4)
                 for update
             ), begun as (
@@ -216,7 +219,7 @@ impl BegunAnswer {
                 set leased_until = attesto_now() + make_interval(secs => $5),
                     next_check_at = greatest(question.next_check_at, attesto_now() + make_interval(secs => $5 + 1))
                 from open
-                where question.tenant_id = $1 and question.source = $2 and question.question_hash = open.question_hash
+                where question.lane = $6 and question.tenant_id = $1 and question.source = $2 and question.question_hash = open.question_hash
                     and not exists (select from open where is_leased)
                 returning question.question_hash, question.leased_until, open.may_be_taken
             )
@@ -230,6 +233,7 @@ impl BegunAnswer {
             key.purchase_id,
             key.refund_token,
             LEASE_TTL.as_secs_f64(),
+            lane_column(tenant),
         )
         .fetch_one(database.pool())
         .await?;
@@ -253,11 +257,12 @@ impl BegunAnswer {
         sqlx::query!(
             "update refund_questions \
                 set outcome = 'answered', next_check_at = null, leased_until = null \
-              where tenant_id = $1 and source = $2 and question_hash = any($3) and leased_until = $4",
+              where lane = $5 and tenant_id = $1 and source = $2 and question_hash = any($3) and leased_until = $4",
             self.tenant.as_str(),
             self.source.as_str(),
             &self.question_hashes,
             self.lease,
+            lane_column(&self.tenant),
         )
         .execute(database.pool())
         .await?;
@@ -271,15 +276,16 @@ impl BegunAnswer {
         }
         let released = sqlx::query!(
             "update refund_questions \
-                set leased_until = case when question_hash = any($6) then created_at end, \
+                set leased_until = case when question_hash = any($7) then created_at end, \
                     next_check_at = case when outcome is null then greatest( \
                         answer_by - least(make_interval(secs => $4), (answer_by - created_at) / 2), attesto_now()) end \
-              where tenant_id = $1 and source = $2 and question_hash = any($3) and leased_until = $5",
+              where lane = $6 and tenant_id = $1 and source = $2 and question_hash = any($3) and leased_until = $5",
             self.tenant.as_str(),
             self.source.as_str(),
             &self.question_hashes,
             MAX_NOTICE.as_secs_f64(),
             self.lease,
+            lane_column(&self.tenant),
             &self.maybe_taken_hashes,
         )
         .execute(database.pool())
@@ -305,16 +311,17 @@ pub(super) async fn claim_due(
     let rows = sqlx::query!(
         r#"
         with due as (
-            select waiting.tenant_id, waiting.source, waiting.question_hash, waiting.next_check_at,
+            select waiting.lane, waiting.tenant_id, waiting.source, waiting.question_hash, waiting.next_check_at,
                 row_number() over (partition by waiting.tenant_id order by waiting.next_check_at, waiting.question_hash) as place
             from refund_questions waiting
             join tenants on tenants.id = waiting.tenant_id and tenants.is_active
-            where waiting.next_check_at <= attesto_now()
+            where waiting.lane = any($4) and waiting.next_check_at <= attesto_now()
         ), free as (
-            select tenant_id, source, question_hash, coalesce(leased_until in (next_check_at, created_at), false) as may_be_taken
+            select lane, tenant_id, source, question_hash,
+                coalesce(leased_until in (next_check_at, created_at), false) as may_be_taken
             from refund_questions
-            where (tenant_id, source, question_hash) in (
-                    select tenant_id, source, question_hash from due where place <= $2 order by next_check_at limit $1
+            where (lane, tenant_id, source, question_hash) in (
+                    select lane, tenant_id, source, question_hash from due where place <= $2 order by next_check_at limit $1
                 )
                 and next_check_at <= attesto_now() and outcome is null
             for update skip locked
@@ -323,7 +330,8 @@ pub(super) async fn claim_due(
         set next_check_at = attesto_now() + make_interval(secs => $3),
             leased_until = attesto_now() + make_interval(secs => $3), attempt_count = attempt_count + 1
         from free
-        where (question.tenant_id, question.source, question.question_hash) = (free.tenant_id, free.source, free.question_hash)
+        where (question.lane, question.tenant_id, question.source, question.question_hash)
+            = (free.lane, free.tenant_id, free.source, free.question_hash)
         returning question.tenant_id as "tenant!: TenantId", question.source, question.question_hash, question.purchase_id,
             question.refund_token, question.environment, question.answer_by,
             question.answer_by <= attesto_now() as "is_over!", question.attempt_count, question.leased_until as "lease!",
@@ -332,6 +340,7 @@ pub(super) async fn claim_due(
         i64::from(limits.questions),
         i64::from(limits.questions_per_tenant),
         LEASE_TTL.as_secs_f64(),
+        &LaneSet::ALL.columns(),
     )
     .fetch_all(database.pool())
     .await?;
@@ -363,13 +372,14 @@ pub(super) async fn finish(
     sqlx::query!(
         "update refund_questions \
             set outcome = $5, error = coalesce($6, error), next_check_at = null, leased_until = null \
-          where tenant_id = $1 and source = $2 and question_hash = $3 and leased_until = $4",
+          where lane = $7 and tenant_id = $1 and source = $2 and question_hash = $3 and leased_until = $4",
         question.tenant.as_str(),
         question.source.as_str(),
         question.question_hash,
         question.lease,
         <&str>::from(outcome),
         error.map(shorten),
+        lane_column(&question.tenant),
     )
     .execute(database.pool())
     .await
@@ -386,7 +396,7 @@ pub(super) async fn put_off(
         "update refund_questions \
             set next_check_at = least(attesto_now() + make_interval(secs => $5), greatest(answer_by, attesto_now())), \
                 leased_until = case when $7 then created_at end, error = $6 \
-          where tenant_id = $1 and source = $2 and question_hash = $3 and leased_until = $4",
+          where lane = $8 and tenant_id = $1 and source = $2 and question_hash = $3 and leased_until = $4",
         question.tenant.as_str(),
         question.source.as_str(),
         question.question_hash,
@@ -394,6 +404,7 @@ pub(super) async fn put_off(
         plan.delay.as_secs_f64(),
         plan.error.map(shorten),
         question.may_be_taken || plan.may_be_taken,
+        lane_column(&question.tenant),
     )
     .execute(database.pool())
     .await
@@ -428,7 +439,7 @@ pub(super) async fn list_open(
                     where tenant_id = question.tenant_id and default_refund_review is not null)
             end as is_set
         ) default_answer
-        where (question.outcome is null or question.outcome = 'refused') and question.answer_by > attesto_now()
+        where question.lane = any($6) and (question.outcome is null or question.outcome = 'refused') and question.answer_by > attesto_now()
             and ($1::text is null or question.tenant_id = $1)
             and ($2::float8 is null or question.answer_by <= attesto_now() + make_interval(secs => $2))
             and ($3::timestamptz is null or (question.answer_by, question.question_hash) > ($3, $4::bytea))
@@ -440,6 +451,10 @@ pub(super) async fn list_open(
         after.map(|after| after.answer_by),
         after.map(|after| after.question_hash.as_slice()),
         i64::try_from(limit).unwrap_or(i64::MAX),
+        &match &query.tenant {
+            Some(tenant) => vec![lane_column(tenant)],
+            None => LaneSet::ALL.columns(),
+        },
     )
     .fetch_all(database.pool())
     .await?;
@@ -480,8 +495,9 @@ fn parse_source(word: &str) -> Result<EventSource, Error> {
 /// Takes off the list what is long over.
 pub(super) async fn remove_old(database: &Database) -> Result<(), Error> {
     sqlx::query!(
-        "delete from refund_questions where answer_by <= attesto_now() - make_interval(secs => $1)",
+        "delete from refund_questions where lane = any($2) and answer_by <= attesto_now() - make_interval(secs => $1)",
         KEPT_AFTER_DEADLINE.as_secs_f64(),
+        &LaneSet::ALL.columns(),
     )
     .execute(database.pool())
     .await
