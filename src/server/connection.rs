@@ -7,7 +7,7 @@ use std::task::{Context, Poll, ready};
 use std::time::Duration;
 
 use axum::body::Body;
-use axum::http::{HeaderName, HeaderValue, Request, Version};
+use axum::http::{HeaderName, HeaderValue, Request, Version, header};
 use hyper::body::Incoming;
 use hyper::service::service_fn;
 use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
@@ -23,6 +23,7 @@ use super::activity::ActiveRequest;
 use super::connection_table::OpenConnection;
 use super::shared::{ConnectionLimits, ServerState};
 use super::socket::{BoxedStream, ConnectionSocket};
+use super::unread_body::UnreadBody;
 
 /// How long a connection without a request may take to close once it is asked to.
 const CLOSE_TIMEOUT: Duration = Duration::from_secs(1);
@@ -157,19 +158,32 @@ async fn serve_requests(stream: TcpStream, open: Arc<OpenConnection>, server: Ar
         let info = open.info.for_request(request.headers(), proxies);
         request.extensions_mut().insert(info);
         let is_http_1 = request.version() < Version::HTTP_2;
+        let (request, unread_body) = if is_http_1 {
+            UnreadBody::watch(request)
+        } else {
+            (request.map(Body::new), None)
+        };
         let layer = server.request_layer.clone();
         let answer = FinishedWork {
-            work: Some(Box::pin(layer.handle_request(request.map(Body::new)))),
+            work: Some(Box::pin(layer.handle_request(request))),
             tasks: server.tasks.clone(),
             abort: server.abort.clone(),
             _tracked: server.tasks.token(),
         };
         let keep_alive = server.keep_alive.clone();
+        let linger_timeout = server.limits.linger_timeout;
         async move {
             let mut answer = answer.await;
+            let can_continue = match unread_body {
+                Some(unread) => unread.read_rest(linger_timeout).await,
+                None => true,
+            };
             drop(held);
-            if let Some(keep_alive) = keep_alive.filter(|_| is_http_1) {
-                answer.headers_mut().insert(KEEP_ALIVE_HEADER, keep_alive);
+            let headers = answer.headers_mut();
+            if !can_continue {
+                headers.insert(header::CONNECTION, HeaderValue::from_static("close"));
+            } else if let Some(keep_alive) = keep_alive.filter(|_| is_http_1) {
+                headers.insert(KEEP_ALIVE_HEADER, keep_alive);
             }
             Ok::<_, Infallible>(answer)
         }

@@ -17,6 +17,7 @@
 //! - `activity`: whether a connection is idle
 //! - `socket`: the bytes of a connection: strict line ends, orderly closing
 //! - `head_scanner`: where the heads of requests are in them
+//! - `unread_body`: the rest of a body that a handler did not read
 //! - `shared`: what all connections of a server share
 
 mod activity;
@@ -30,6 +31,7 @@ pub mod scrape;
 mod shared;
 mod socket;
 pub mod tls;
+mod unread_body;
 
 pub use listen::{BindError, ListenSettings, RunningServer, bind_listener, start_server};
 pub use shared::{BODY_TIMEOUT, ConnectionLimits};

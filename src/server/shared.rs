@@ -22,7 +22,8 @@ pub struct ConnectionLimits {
     pub head_timeout: Duration,
     /// How long a connection may have nothing in hand.
     pub idle_timeout: Duration,
-    /// How long closing waits for a caller who is still sending, so that it can read its answer.
+    /// How long a caller may take to send the rest of a body that is not wanted: before its answer, so that the connection can
+    /// stay open, and before closing, so that it can read its answer.
     pub linger_timeout: Duration,
     /// Connections at once. A further one takes the place of one that is silent; while none is, it waits to be taken.
     pub max_connections: usize,

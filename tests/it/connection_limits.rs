@@ -276,6 +276,79 @@ async fn a_body_over_the_limit_is_answered_although_it_is_still_being_sent() {
     }
 }
 
+/// A client that keeps connections sends its next request on the same one, unless it is told that it is closed.
+#[tokio::test]
+async fn an_answer_without_the_body_says_whether_the_connection_stays_open() {
+    const LONG: Duration = Duration::from_mins(10);
+    let (running, _) = serve(ConnectionLimits {
+        head_timeout: LONG,
+        idle_timeout: LONG,
+        linger_timeout: LONG,
+        ..MANNERS
+    })
+    .await;
+    let head = "POST /unknown HTTP/1.1\r\nHost: a\r\n";
+    let next = "GET /hello HTTP/1.1\r\nHost: a\r\n\r\n";
+    let long = "x".repeat(60_000);
+
+    // A body that arrives is read, in pieces as well, and then the connection takes the next request.
+    for pieces in [
+        vec![format!("{head}Content-Length: 4\r\n\r\nbody")],
+        vec![format!("{head}Content-Length: 4\r\n\r\nbo"), "dy".into()],
+        vec![format!("{head}Content-Length: 60000\r\n\r\n"), long.clone()],
+        vec![
+            format!("{head}Transfer-Encoding: chunked\r\n\r\n"),
+            "4\r\nbody\r\n".into(),
+            "0\r\n\r\n".into(),
+        ],
+    ] {
+        let mut stream = connect(&running).await;
+        for piece in &pieces {
+            stream.write_all(piece.as_bytes()).await.unwrap();
+            pause(Duration::from_millis(5)).await;
+        }
+        let refused = read_answer(&mut stream).await;
+        assert!(refused.starts_with("HTTP/1.1 404 "), "{refused}");
+        assert!(!refused.contains("connection: close"), "{refused}");
+        stream.write_all(next.as_bytes()).await.unwrap();
+        let answer = read_answer(&mut stream).await;
+        assert!(answer.starts_with("HTTP/1.1 200 "), "{answer}");
+    }
+
+    // Any other body closes it, and the answer says so: one that is too long, is not sent, or does not arrive.
+    let chunk = format!("{:x}\r\n{long}\r\n", long.len());
+    let two_chunks = format!("Transfer-Encoding: chunked\r\n\r\n{chunk}{chunk}");
+    let (hasty, _) = serve(ConnectionLimits {
+        linger_timeout: SHORT,
+        ..MANNERS
+    })
+    .await;
+    let json = head.replace("unknown", "named") + "Content-Type: application/json\r\n";
+    for (running, head, sent) in [
+        (&running, head, "Content-Length: 100000\r\n\r\n"),
+        (&running, head, two_chunks.as_str()),
+        (
+            &running,
+            head,
+            "Content-Length: 4\r\nExpect: 100-continue\r\n\r\n",
+        ),
+        (&running, json.as_str(), "Content-Length: 100000\r\n\r\n"),
+        (&running, json.as_str(), "Content-Length: 50\r\n\r\n{\"na"),
+        (&hasty, head, "Content-Length: 4\r\n\r\nbo"),
+    ] {
+        let mut stream = connect(running).await;
+        let request = format!("{head}{sent}");
+        stream.write_all(request.as_bytes()).await.unwrap();
+        let answer = read_to_end(&mut stream).await;
+        assert!(answer.starts_with("HTTP/1.1 4"), "{request:.80}: {answer}");
+        assert!(
+            answer.contains("connection: close\r\n"),
+            "{request:.80}: {answer}"
+        );
+        assert!(!answer.contains("keep-alive:"), "{request:.80}: {answer}");
+    }
+}
+
 #[tokio::test]
 async fn a_truncated_body_is_refused() {
     let (running, _) = serve(MANNERS).await;
