@@ -121,21 +121,10 @@ impl BodyStore {
         tenant: &TenantId,
         events: &[String],
     ) -> Result<BodiesByEvent, Error> {
-        let rows = sqlx::query_as!(
-            BodyRow,
-            r#"
-            select event.tenant_id as "tenant: TenantId", event.id as "id: EventId", event.sequence,
-                event.stored_body as stored
-            from unnest($2::text[]) as wanted (id)
-            join webhook_events event on event.lane = $1 and event.id = wanted.id
-            "#,
-            lane_column(tenant),
-            events,
-        )
-        .fetch_all(self.database.pool())
-        .await?;
-        let rows = rows.into_iter().filter(|row| row.tenant == *tenant);
-        self.decode_rows(rows.collect()).await
+        let lanes = vec![lane_column(tenant); events.len()];
+        let mut rows = self.load_rows(&lanes, events).await?;
+        rows.retain(|row| row.tenant == *tenant);
+        self.decode_rows(rows).await
     }
 
     /// The bodies of events of several tenants, with the lane of each. An event that does not exist is missing in the result.
@@ -144,7 +133,12 @@ impl BodyStore {
         lanes: &[i16],
         events: &[String],
     ) -> Result<BodiesByEvent, Error> {
-        let rows = sqlx::query_as!(
+        let rows = self.load_rows(lanes, events).await?;
+        self.decode_rows(rows).await
+    }
+
+    async fn load_rows(&self, lanes: &[i16], events: &[String]) -> Result<Vec<BodyRow>, Error> {
+        sqlx::query_as!(
             BodyRow,
             r#"
             select event.tenant_id as "tenant: TenantId", event.id as "id: EventId", event.sequence,
@@ -156,8 +150,7 @@ impl BodyStore {
             events,
         )
         .fetch_all(self.database.pool())
-        .await?;
-        self.decode_rows(rows).await
+        .await
     }
 
     async fn decode_rows(&self, rows: Vec<BodyRow>) -> Result<BodiesByEvent, Error> {
