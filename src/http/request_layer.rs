@@ -312,10 +312,8 @@ impl tower::Service<Request<Body>> for RequestLayer {
 /// may go by another one than a program behind it, or read another one out of it.
 fn check_host(request: &Request<Body>) -> Option<Problem> {
     let mut hosts = request.headers().get_all(header::HOST).iter();
-    let (first, count) = (
-        hosts.next(),
-        request.headers().get_all(header::HOST).iter().count(),
-    );
+    let first = hosts.next();
+    let count = usize::from(first.is_some()) + hosts.count();
     let is_right_count = match request.version() {
         Version::HTTP_11 => count == 1,
         _ => count <= 1,
