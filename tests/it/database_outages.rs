@@ -19,7 +19,7 @@ use sqlx::{AssertSqlSafe, Executor as _};
 use crate::delivery_hold::{events, record_events, set_callback};
 use crate::world::attesto::{APP, World};
 use crate::world::database_proxy::Wire;
-use crate::world::postgres::{Fresh, fresh_database};
+use crate::world::postgres::{Fresh, begin_without_idle_timeout, fresh_database};
 use crate::world::receiver::Receiver;
 use crate::world::wait::wait_until;
 
@@ -373,14 +373,9 @@ async fn deliveries_that_get_no_connection_borrow_one_and_say_so_meanwhile() {
     let is_up = async || value(&world.metrics().await, "attesto_dispatcher_up");
     wait_until("it delivers", async || is_up().await > 0.5).await;
 
-    let pool = world.database().pool();
     let mut held = Vec::new();
     for _ in 0..3 {
-        let mut transaction = pool.begin().await.unwrap();
-        // However slow the machine is.
-        let keep = "set local idle_in_transaction_session_timeout = 0";
-        transaction.execute(keep).await.unwrap();
-        held.push(transaction);
+        held.push(begin_without_idle_timeout(world.database()).await);
     }
     let all = "select count(*) from pg_stat_activity where usename = $1";
     let count = async || {

@@ -11,6 +11,7 @@ use sqlx::AssertSqlSafe;
 
 use crate::google_state::{Shop, USER, coins, users, yearly};
 use crate::world::attesto::{APP, APP_APPLE_ID, Tenant, World};
+use crate::world::postgres::begin_without_idle_timeout;
 use crate::world::wait::wait_until;
 
 const OWN: &str = "7e3fb204-2b0d-4d70-a0c2-6d8a3f6c1e55";
@@ -261,11 +262,7 @@ async fn a_verification_that_is_under_way_writes_nothing_after_it_was_turned_off
         execute(&world, statement.into()).await;
     }
     let pool = world.database().pool();
-    let mut gate = pool.begin().await.expect("a transaction");
-    sqlx::query("set local idle_in_transaction_session_timeout = 0")
-        .execute(&mut *gate)
-        .await
-        .expect("it is set");
+    let mut gate = begin_without_idle_timeout(world.database()).await;
     sqlx::query("select from gate for update")
         .execute(&mut *gate)
         .await

@@ -41,6 +41,7 @@ use crate::webhook_end_to_end::convinces;
 use crate::world::attesto::{APP, APP_APPLE_ID, Tenant, World};
 use crate::world::event::{event_body, test_event};
 use crate::world::folder::Folder;
+use crate::world::postgres::begin_without_idle_timeout;
 use crate::world::receiver::Receiver;
 use crate::world::shell::{Ran, Shell};
 use crate::world::wait::wait_until;
@@ -1162,14 +1163,6 @@ async fn unknown_content_of_an_export_is_refused() {
     forger.moved.nothing_arrived().await;
 }
 
-/// A transaction without an idle timeout.
-async fn patient(database: &Database) -> attesto::db::DbTransaction {
-    let begun = database
-        .pool()
-        .begin_with("set local idle_in_transaction_session_timeout = 0");
-    begun.await.unwrap()
-}
-
 /// Waits until the query returns true.
 async fn until_so(database: &Database, question: &str) {
     wait_until(question, async || {
@@ -1210,7 +1203,7 @@ async fn writes_in_progress_at_deactivation_are_exported() {
     };
 
     // One statement recorded an event, another claimed a delivery, and neither has committed.
-    let mut taking = patient(database).await;
+    let mut taking = begin_without_idle_timeout(database).await;
     sqlx::query(
         "insert into webhook_events (lane, id, tenant_id, source, external_id, event_type, platform_event, decoded_payload, stored_body)
          values (tenant_lane($1), 'evt_late', $1, 'google', 'late', 'test', 'google.test', '{}', '\\x007b7d')",
@@ -1219,7 +1212,7 @@ async fn writes_in_progress_at_deactivation_are_exported() {
     .execute(&mut *taking)
     .await
     .unwrap();
-    let mut claiming = patient(database).await;
+    let mut claiming = begin_without_idle_timeout(database).await;
     sqlx::query("update webhook_deliveries set lease_until = now() + interval '1 minute'")
         .execute(&mut *claiming)
         .await
@@ -1281,7 +1274,7 @@ async fn a_stalled_export_is_cancelled() {
     };
     {
         let mut export = std::pin::pin!(export());
-        let mut lock = patient(database).await;
+        let mut lock = begin_without_idle_timeout(database).await;
         sqlx::query("lock table webhook_configs")
             .execute(&mut *lock)
             .await
@@ -1434,7 +1427,7 @@ async fn other_changes_proceed_during_a_long_import() {
     told(&moved.export("export", &[]));
     let database = moved.new.database();
     // The import reaches the history, and waits there for a lock.
-    let mut writing = patient(database).await;
+    let mut writing = begin_without_idle_timeout(database).await;
     sqlx::query("lock table webhook_events in share mode")
         .execute(&mut *writing)
         .await
@@ -1487,7 +1480,7 @@ async fn other_changes_proceed_during_a_long_import() {
     assert_eq!(shell.run(&["audit", "verify"]).exit, 0);
 
     // A command that waits too long for the lock gets an explanation.
-    let mut noting = patient(database).await;
+    let mut noting = begin_without_idle_timeout(database).await;
     sqlx::query("select note_operation('a', 'b', 'c', null, null, null)")
         .execute(&mut *noting)
         .await

@@ -22,7 +22,7 @@ use std::time::Duration;
 use attesto::base::clock::{Clock, Timestamp};
 use attesto::base::id::TenantId;
 use attesto::config::read_env_var;
-use attesto::db::{ConnectSettings, Database, MIGRATOR};
+use attesto::db::{ConnectSettings, Database, DbTransaction, MIGRATOR};
 use attesto::embedded_postgres::binaries::PostgresBinaries;
 use attesto::embedded_postgres::system_account::SystemAccount;
 use attesto::tenants;
@@ -97,6 +97,14 @@ impl Fresh {
     pub(crate) fn shell(&self) -> Shell {
         Shell::default().set("DATABASE_URL", &self.url)
     }
+}
+
+/// A transaction that Postgres does not end while the test lets it wait.
+pub(crate) async fn begin_without_idle_timeout(database: &Database) -> DbTransaction {
+    let begun = database
+        .pool()
+        .begin_with("set local idle_in_transaction_session_timeout = 0");
+    begun.await.unwrap()
 }
 
 /// Moves a test's time: its clock, and the time that SQL statements in its database use.
