@@ -19,8 +19,8 @@ create function attesto_now() returns timestamptz
 -- the table's keys and indexes, and every statement names the lanes whose rows it reads or writes.
 --
 -- Many of these indexes have a condition that holds for every row, such as `received_at is not null`. With it an index is used only
--- by statements that also name that column. Otherwise a statement that was planned while its table was empty might go through all
--- rows of a lane in an index that has nothing else to offer it, until Postgres plans it again.
+-- by statements that also name that column. Until a table is analyzed for the first time, Postgres takes every index on it to find
+-- about one row: a statement might go through all rows of a lane or of a tenant, in an index that has nothing else to offer it.
 create function tenant_lane(tenant_id text) returns smallint language sql immutable strict parallel safe
     as $$ select (get_byte(sha256(convert_to(tenant_id, 'UTF8')), 0) % 64)::smallint $$;
 

@@ -78,12 +78,14 @@ alter table webhook_events
     -- 2 KB, a part of it would be moved to the TOAST table, which takes a quarter more processor time.
     set (toast_tuple_target = 2700);
 
-create index webhook_events_by_tenant on webhook_events (lane, tenant_id, received_at desc) where tenant_id is not null;
+create index webhook_events_by_tenant on webhook_events (lane, tenant_id, received_at desc)
+    where tenant_id is not null and received_at is not null;
 create index webhook_events_by_subject on webhook_events (lane, tenant_id, subject_key) where subject_key is not null;
 create unique index webhook_events_by_feed_position on webhook_events (lane, tenant_id, feed_position)
-    where tenant_id is not null;
+    where feed_position is not null;
+create index webhook_events_without_feed_position on webhook_events (lane, tenant_id) where feed_position is null;
 -- For the retention of rows by age.
-create index webhook_events_by_age on webhook_events (lane, received_at, id) where received_at is not null;
+create index webhook_events_by_age on webhook_events (lane, received_at, id) where stored_body is not null;
 -- A notification is stored once.
 create unique index webhook_events_by_external_id on webhook_events (lane, tenant_id, source, external_id)
     where external_id is not null;

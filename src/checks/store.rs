@@ -312,7 +312,7 @@ pub(super) async fn list_recent_failures(
             (sum(count(*)) over ())::int8 as "count!"
         from webhook_events event
         join webhook_deliveries delivery on delivery.lane = event.lane and delivery.event_id = event.id
-        where event.lane = any($2) and event.received_at > attesto_now() - interval '1 day'
+        where event.lane = any($2) and event.received_at > attesto_now() - interval '1 day' and event.stored_body is not null
             and delivery.status = 'failed'
         group by delivery.tenant_id, delivery.callback
         order by count(*) desc, delivery.tenant_id, delivery.callback limit $1
@@ -498,6 +498,7 @@ pub(super) async fn list_tenants_without_apple_events(
             and not exists (
                 select from webhook_events event
                 where event.lane = tenant_lane(stored.tenant_id) and event.tenant_id = stored.tenant_id and event.source = 'apple'
+                    and event.external_id is not null
             )
         order by stored.tenant_id limit $1
         "#,

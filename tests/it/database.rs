@@ -217,7 +217,8 @@ async fn the_planner_inlines_the_time_function() {
         .await
         .unwrap();
     let plan: Vec<String> = sqlx::query_scalar(
-        "explain (costs off) select from webhook_events where received_at < attesto_now() - make_interval(days => 90)",
+        "explain (costs off) select from webhook_events
+         where received_at < attesto_now() - make_interval(days => 90) and stored_body is not null",
     )
     .fetch_all(&mut *transaction)
     .await

@@ -660,7 +660,10 @@ async fn reading_on_costs_no_scan_of_the_history() {
     .await
     .unwrap();
     let plan = plan.join("\n");
-    assert!(plan.contains("webhook_events_by_feed_position"), "{plan}");
+    assert!(
+        plan.contains("webhook_events_without_feed_position"),
+        "{plan}"
+    );
     assert!(!plan.contains("Rows Removed by Filter"), "{plan}");
 }
 

@@ -137,7 +137,8 @@ pub async fn list_events(
                event.state::text as state, event.state_error, event.app_user_id, event.occurred_at,
                event.received_at as "received_at!", standing.status
           from (
-               select * from webhook_events where lane = $5 and tenant_id = $1 and ($2::text is null or $2 = 'delivered')
+               select * from webhook_events
+                where lane = $5 and tenant_id = $1 and received_at is not null and ($2::text is null or $2 = 'delivered')
                union all
                -- Few, and found by an index. Apart, because beside an `or` every event of the tenant is looked at first.
                select * from webhook_events
