@@ -62,6 +62,7 @@ use crate::stores::shared::refund_questions::{
 use crate::stores::shared::state_completer::{StateCompleter, StateSources};
 use crate::stores::shared::subject_routes;
 use crate::stores::shared::subject_source::SubjectSources;
+use crate::stores::shared::worker::ListWorker as _;
 use crate::telemetry::TraceMetrics;
 use crate::telemetry::metrics::{Counter, MetricsRegistry};
 use crate::tenants::{Authenticator, IntakeBudgets, RateLimitScope};

@@ -11,6 +11,7 @@
 //! - [`state_completer`]: tells the states of purchases that were not known when their events were stored
 //! - [`subject_source`]: asks a store about the purchase that events are about
 //! - [`subject_routes`]: reading the state of a purchase back
+//! - [`worker`]: the loop that takes what is due off a list
 //! - [`routes`]: the parts of the verify and notification routes that are the same for both stores
 
 pub(crate) mod client;
@@ -23,3 +24,4 @@ pub(crate) mod routes;
 pub mod state_completer;
 pub(crate) mod subject_routes;
 pub(crate) mod subject_source;
+pub(crate) mod worker;

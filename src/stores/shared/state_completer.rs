@@ -13,21 +13,19 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use futures_util::future::{BoxFuture, join_all};
-use tokio::time::{sleep, timeout};
-use tokio_util::sync::CancellationToken;
+use tokio::time::timeout;
 
+use super::worker::ListWorker;
 use crate::base::backoff::{Backoff, spread};
 use crate::base::clock::Clock;
 use crate::base::id::TenantId;
-use crate::db::{Database, Error, error_class};
+use crate::db::{Database, Error};
 use crate::events::unresolved::store::{self, ClaimLimits};
 use crate::events::unresolved::{
     LatePurchase, MAX_UNRESOLVED_TIME, StateAnswer, UnresolvedEvent, retry_delay,
 };
 use crate::events::{EventRecorder, EventSource, RecordError, StateError};
 
-/// How often the list is read when nothing on it was due.
-const POLL_INTERVAL: Duration = Duration::from_secs(5);
 /// What one round asks about at once. A store's own limit for a tenant is far higher.
 const CLAIM_LIMITS: ClaimLimits = ClaimLimits {
     events: 16,
@@ -97,6 +95,15 @@ enum Completion {
     },
 }
 
+impl ListWorker for StateCompleter {
+    const POLL_INTERVAL: Duration = Duration::from_secs(5);
+    const FAILURE_EVENT: &str = "purchase_states_not_completed";
+
+    async fn work(&mut self) -> Result<bool, Arc<Error>> {
+        Ok(self.tick().await?.claimed > 0)
+    }
+}
+
 impl StateCompleter {
     pub(crate) fn new(
         database: &Database,
@@ -110,39 +117,6 @@ impl StateCompleter {
             recorder,
             sources,
             resting: HashMap::new(),
-        }
-    }
-
-    /// Works until `stop` is cancelled. What it has begun then is taken over by another process, or after the next start.
-    pub async fn run(mut self, stop: CancellationToken) {
-        let mut was_failure_logged = false;
-        loop {
-            let pause = match stop.run_until_cancelled(self.tick()).await {
-                None => return,
-                Some(Ok(CompletionRound { claimed: 1.., .. })) => Duration::ZERO,
-                Some(Ok(_)) => POLL_INTERVAL,
-                Some(Err(error)) => {
-                    // Logged once for each outage, not for each attempt.
-                    if !was_failure_logged {
-                        let class = error_class(&error);
-                        tracing::warn!(
-                            cause = crate::db::describe_cause(&error),
-                            causeClass = class,
-                            hint = "it is tried again",
-                            "purchase_states_not_completed"
-                        );
-                    }
-                    was_failure_logged = true;
-                    let pause = spread(POLL_INTERVAL, fastrand::f64());
-                    stop.run_until_cancelled(sleep(pause)).await;
-                    continue;
-                }
-            };
-            was_failure_logged = false;
-            let pause = spread(pause, fastrand::f64());
-            if stop.run_until_cancelled(sleep(pause)).await.is_none() {
-                return;
-            }
         }
     }
 

@@ -7,19 +7,19 @@
 //!
 //! A purchase that Attesto is to acknowledge, and could not when it was verified, is acknowledged here.
 
+use std::sync::Arc;
 use std::time::Duration;
 
 use futures_util::future::join_all;
 use serde::Serialize;
 use serde_json::value::RawValue;
-use tokio::time::{sleep, timeout};
-use tokio_util::sync::CancellationToken;
+use tokio::time::timeout;
 
 use super::store::{self, ClaimLimits, OwedAcknowledgement};
 use crate::base::backoff::{delay_after, spread};
 use crate::base::clock::Timestamp;
 use crate::crypto::token;
-use crate::db::{Error, error_class};
+use crate::db::Error;
 use crate::events::{
     EventEnvironment, EventRecorder, EventSource, EventType, NewEvent, RecordError,
 };
@@ -27,10 +27,9 @@ use crate::stores::google::error_response::{GoogleActionError, GoogleVerifyError
 use crate::stores::google::request_body::{AcknowledgeRequest, GoogleVerifyRequest};
 use crate::stores::google::response_body::VerifiedPurchase;
 use crate::stores::google::verify::GoogleVerifier;
+use crate::stores::shared::worker::ListWorker;
 use crate::telemetry::metrics::{Counter, MetricsRegistry};
 
-/// How often the list is read when nothing on it was due. A licence tester's purchase is due 90 seconds after it was made.
-const POLL_INTERVAL: Duration = Duration::from_secs(15);
 /// What one round asks about at once. Google's own limit for a tenant is far higher.
 const CLAIM_LIMITS: ClaimLimits = ClaimLimits {
     purchases: 16,
@@ -77,6 +76,16 @@ struct DueData<'a> {
     acknowledge_by: Timestamp,
 }
 
+impl ListWorker for AcknowledgementWatch {
+    /// A licence tester's purchase is due 90 seconds after it was made.
+    const POLL_INTERVAL: Duration = Duration::from_secs(15);
+    const FAILURE_EVENT: &str = "acknowledgements_not_watched";
+
+    async fn work(&mut self) -> Result<bool, Arc<Error>> {
+        Ok(self.tick().await?.claimed > 0)
+    }
+}
+
 impl AcknowledgementWatch {
     /// Asks through `google`, stores events with `recorder`, and counts them in `told`.
     pub(crate) fn new(google: &GoogleVerifier, recorder: EventRecorder, told: Counter) -> Self {
@@ -93,42 +102,6 @@ impl AcknowledgementWatch {
             "attesto_acknowledgements_due_total",
             "Purchases of Google Play of which the tenant was told that they must be acknowledged soon.",
         )
-    }
-
-    /// Works until `stop` is cancelled. What it has begun then is taken over by another process, or after the next start.
-    pub async fn run(self, stop: CancellationToken) {
-        let mut was_failure_logged = false;
-        loop {
-            let pause = match stop.run_until_cancelled(self.tick()).await {
-                None => return,
-                Some(Ok(WatchRound { claimed: 1.., .. })) => {
-                    was_failure_logged = false;
-                    Duration::ZERO
-                }
-                Some(Ok(_)) => {
-                    was_failure_logged = false;
-                    POLL_INTERVAL
-                }
-                Some(Err(error)) => {
-                    // Logged once for each outage, not for each attempt.
-                    if !was_failure_logged {
-                        let class = error_class(&error);
-                        tracing::warn!(
-                            cause = crate::db::describe_cause(&error),
-                            causeClass = class,
-                            hint = "it is tried again",
-                            "acknowledgements_not_watched"
-                        );
-                    }
-                    was_failure_logged = true;
-                    POLL_INTERVAL
-                }
-            };
-            let pause = spread(pause, fastrand::f64());
-            if stop.run_until_cancelled(sleep(pause)).await.is_none() {
-                return;
-            }
-        }
     }
 
     /// Does one round, of which nothing runs on when this returns.

@@ -10,17 +10,15 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use futures_util::future::{BoxFuture, join_all};
-use tokio::time::{sleep, timeout};
-use tokio_util::sync::CancellationToken;
+use tokio::time::timeout;
 
 use super::store::{self, ClaimLimits, RefundOutcome, RefundQuestion, RetryPlan};
 use crate::base::backoff::{delay_after, spread};
-use crate::db::{Database, Error, error_class};
+use crate::db::{Database, Error};
 use crate::events::EventSource;
+use crate::stores::shared::worker::ListWorker;
 use crate::telemetry::metrics::{Counter, MetricVec, MetricsRegistry};
 
-/// How often the list is read when nothing on it was due.
-const POLL_INTERVAL: Duration = Duration::from_secs(15);
 /// What one round answers at once. Apple's own limit for a tenant is far higher.
 const CLAIM_LIMITS: ClaimLimits = ClaimLimits {
     questions: 16,
@@ -112,6 +110,15 @@ pub struct RefundAnswerRound {
     pub sent: usize,
 }
 
+impl ListWorker for RefundAnswerWatch {
+    const POLL_INTERVAL: Duration = Duration::from_secs(15);
+    const FAILURE_EVENT: &str = "refund_questions_not_watched";
+
+    async fn work(&mut self) -> Result<bool, Arc<Error>> {
+        Ok(self.tick().await?.claimed > 0)
+    }
+}
+
 impl RefundAnswerWatch {
     pub(crate) fn new(
         database: &Database,
@@ -122,35 +129,6 @@ impl RefundAnswerWatch {
             database: database.clone(),
             answers,
             metrics,
-        }
-    }
-
-    /// Works until `stop` is cancelled. What it has begun then is taken over by another process, or after the next start.
-    pub async fn run(self, stop: CancellationToken) {
-        let mut was_failure_logged = false;
-        loop {
-            let ticked = stop.run_until_cancelled(self.tick()).await;
-            let pause = match &ticked {
-                None => return,
-                Some(Ok(RefundAnswerRound { claimed: 1.., .. })) => Duration::ZERO,
-                Some(_) => POLL_INTERVAL,
-            };
-            let failure = ticked.and_then(Result::err);
-            // Logged once for each outage, not for each attempt.
-            if let Some(error) = failure.as_ref().filter(|_| !was_failure_logged) {
-                let class = error_class(error);
-                tracing::warn!(
-                    cause = crate::db::describe_cause(error),
-                    causeClass = class,
-                    hint = "it is tried again",
-                    "refund_questions_not_watched"
-                );
-            }
-            was_failure_logged = failure.is_some();
-            let pause = spread(pause, fastrand::f64());
-            if stop.run_until_cancelled(sleep(pause)).await.is_none() {
-                return;
-            }
         }
     }
 
