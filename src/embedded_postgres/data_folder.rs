@@ -61,9 +61,15 @@ pub(super) struct LockOwner {
 
 /// A lock on a file. Dropping it releases the lock.
 #[derive(Debug)]
-pub(super) struct FileLock(
-    #[expect(dead_code, reason = "held, never read: the lock ends with the file")] File,
-);
+pub(super) struct FileLock(File);
+
+impl Drop for FileLock {
+    fn drop(&mut self) {
+        // Closing the file is not enough: a process that another thread is just starting has a copy of the descriptor until it runs
+        // its program.
+        let _ = self.0.unlock();
+    }
+}
 
 /// The data folder, and the user that runs Postgres on it.
 #[derive(Debug)]
