@@ -22,8 +22,8 @@ use crate::db::{Database, Error, error_class, is_missing_table};
 const HEARTBEAT_INTERVAL: Duration = Duration::from_secs(10);
 /// How long a first heartbeat waits for the tables to be made.
 const MISSING_TABLE_RETRY_INTERVAL: Duration = Duration::from_secs(1);
-/// How long deleting the row at the end may take.
-const DEREGISTER_TIMEOUT: Duration = Duration::from_secs(2);
+/// How long a heartbeat that was begun, and then deleting the row, may take at the end.
+const DEREGISTER_TIMEOUT: Duration = Duration::from_millis(2400);
 
 /// The host name of this machine.
 pub fn host_name() -> String {
@@ -117,7 +117,7 @@ impl ReplicaHeartbeat {
         let mut was_failure_logged = false;
         loop {
             let mut interval = HEARTBEAT_INTERVAL;
-            match stop.run_until_cancelled(self.send_heartbeat()).await {
+            match self.send_heartbeat_until(&stop).await {
                 None => break,
                 Some(Ok(())) => {
                     if is_first {
@@ -155,6 +155,20 @@ impl ReplicaHeartbeat {
             )
             .await;
         }
+    }
+
+    /// `None`: it was stopped. A heartbeat that has begun is finished even so. Postgres would go on with a statement whose connection
+    /// was given up, and might write the row after it was deleted.
+    async fn send_heartbeat_until(&self, stop: &CancellationToken) -> Option<Result<(), Error>> {
+        if stop.is_cancelled() {
+            return None;
+        }
+        let mut beat = std::pin::pin!(self.send_heartbeat());
+        let beaten = stop.run_until_cancelled(beat.as_mut()).await;
+        if beaten.is_none() {
+            let _ = timeout(DEREGISTER_TIMEOUT, beat).await;
+        }
+        beaten
     }
 
     /// Writes the row once, counts the processes that serve, and measures how far the database's clock is ahead.
