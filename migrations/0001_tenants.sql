@@ -19,8 +19,10 @@ create function attesto_now() returns timestamptz
 -- the table's keys and indexes, and every statement names the lanes whose rows it reads or writes.
 --
 -- Many of these indexes have a condition that holds for every row, such as `received_at is not null`. With it an index is used only
--- by statements that also name that column. Until a table is analyzed for the first time, Postgres takes every index on it to find
--- about one row: a statement might go through all rows of a lane or of a tenant, in an index that has nothing else to offer it.
+-- by statements that compare that column with something, if need be with `received_at > '-infinity'`; not by one that says
+-- `received_at is not null`, which Postgres leaves out from version 17 on. Until a table is analyzed for the first time, Postgres takes
+-- every index on it to find about one row: a statement might go through all rows of a lane or of a tenant, in an index that has
+-- nothing else to offer it.
 create function tenant_lane(tenant_id text) returns smallint language sql immutable strict parallel safe
     as $$ select (get_byte(sha256(convert_to(tenant_id, 'UTF8')), 0) % 64)::smallint $$;
 

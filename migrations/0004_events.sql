@@ -85,7 +85,7 @@ create unique index webhook_events_by_feed_position on webhook_events (lane, ten
     where feed_position is not null;
 create index webhook_events_without_feed_position on webhook_events (lane, tenant_id) where feed_position is null;
 -- For the retention of rows by age.
-create index webhook_events_by_age on webhook_events (lane, received_at, id) where stored_body is not null;
+create index webhook_events_by_age on webhook_events (lane, received_at, id) where event_type > '';
 -- A notification is stored once.
 create unique index webhook_events_by_external_id on webhook_events (lane, tenant_id, source, external_id)
     where external_id is not null;

@@ -258,10 +258,12 @@ pub(super) async fn list_unread_histories(
             on history.lane = tenant_lane(tenant.id) and history.tenant_id = tenant.id and history.environment = environment.name
         where tenant.is_active and stored.environment in ('auto', environment.name)
             and (environment.name = 'sandbox' or stored.app_apple_id is not null)
-            and (coalesce(history.is_app_known, true) or not exists (
-                select from apple_history_reads other
+            -- Not `not exists`, which the planner may answer with the rows of all tenants.
+            and (coalesce(history.is_app_known, true) or (
+                select other.environment from apple_history_reads other
                 where other.lane = tenant_lane(tenant.id) and other.tenant_id = tenant.id and other.is_app_known
-            ))
+                limit 1
+            ) is null)
             and coalesce(history.last_success_at, greatest(tenant.created_at, stored.created_at, stored.updated_at)) < $1
         order by tenant.id, environment.name
         limit $2
@@ -312,7 +314,7 @@ pub(super) async fn list_recent_failures(
             (sum(count(*)) over ())::int8 as "count!"
         from webhook_events event
         join webhook_deliveries delivery on delivery.lane = event.lane and delivery.event_id = event.id
-        where event.lane = any($2) and event.received_at > attesto_now() - interval '1 day' and event.stored_body is not null
+        where event.lane = any($2) and event.received_at > attesto_now() - interval '1 day' and event.event_type > ''
             and delivery.status = 'failed'
         group by delivery.tenant_id, delivery.callback
         order by count(*) desc, delivery.tenant_id, delivery.callback limit $1
@@ -498,7 +500,7 @@ pub(super) async fn list_tenants_without_apple_events(
             and not exists (
                 select from webhook_events event
                 where event.lane = tenant_lane(stored.tenant_id) and event.tenant_id = stored.tenant_id and event.source = 'apple'
-                    and event.external_id is not null
+                    and event.external_id > ''
             )
         order by stored.tenant_id limit $1
         "#,

@@ -214,7 +214,7 @@ async fn prune_events(
     let examined = sqlx::query!(
         "
         select id, received_at from webhook_events
-        where lane = $5 and received_at < attesto_now() - make_interval(secs => $1) and stored_body is not null
+        where lane = $5 and received_at < attesto_now() - make_interval(secs => $1) and event_type > ''
             and ($2::timestamptz is null or (received_at, id) > ($2, $3))
         order by received_at, id
         limit $4 for update skip locked
@@ -275,7 +275,7 @@ pub(super) async fn count_expired_rows(
 ) -> Result<u64, Error> {
     let condition = match kind {
         RetentionKind::Events => {
-            "from webhook_events event where lane = any($2) and received_at < clock.cutoff and stored_body is not null and not exists ( \
+            "from webhook_events event where lane = any($2) and received_at < clock.cutoff and event_type > '' and not exists ( \
                 select from webhook_deliveries delivery \
                 where delivery.lane = event.lane and delivery.event_id = event.id and delivery.status = 'pending')"
         }

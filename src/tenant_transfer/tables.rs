@@ -72,7 +72,7 @@ macro_rules! needed_event_filter {
         concat!(
             "(",
             $event,
-            ".received_at is not null) and (",
+            ".received_at > '-infinity') and (",
             $event,
             ".received_at > now() - interval '7 days' \
               or exists (select from webhook_deliveries waiting \
@@ -180,7 +180,7 @@ pub const TRANSFERRED_TABLES: [TransferTable; 20] = [
     TransferTable {
         has_lane: true,
         // Always true: it allows the index on tenant and time.
-        full_history_filter: "line.received_at is not null",
+        full_history_filter: "line.received_at > '-infinity'",
         // Events are numbered in the order in which one database got them.
         overrides: r#"{"feed_position": null}"#,
         is_audited_once: true,

@@ -452,6 +452,8 @@ async fn migrate_check_reports_what_a_migration_would_do() {
     for statement in [
         format!("create role {role} login"),
         format!("grant select on all tables in schema public to {role}"),
+        // Granted to all roles before Postgres 15.
+        "revoke create on schema public from public".to_owned(),
         "delete from _sqlx_migrations where version = (select max(version) from _sqlx_migrations)"
             .to_owned(),
     ] {

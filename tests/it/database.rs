@@ -218,7 +218,7 @@ async fn the_planner_inlines_the_time_function() {
         .unwrap();
     let plan: Vec<String> = sqlx::query_scalar(
         "explain (costs off) select from webhook_events
-         where received_at < attesto_now() - make_interval(days => 90) and stored_body is not null",
+         where received_at < attesto_now() - make_interval(days => 90) and event_type > ''",
     )
     .fetch_all(&mut *transaction)
     .await

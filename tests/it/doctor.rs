@@ -27,6 +27,9 @@ const OTHER_KEY: &str = "AQEBAQEBAQEBAQEBAQEBAQEBAQEBAQEBAQEBAQEBAQE=";
 /// The key of an operator who left a placeholder in the settings.
 const ZERO_KEY: &str = "AAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAA=";
 
+/// `bin/check-postgres` also runs these tests on releases of Postgres that get no more fixes.
+const OLD_SERVER: &str = "database.version: warn";
+
 /// A healthy installation; a test breaks it.
 struct Install {
     world: World,
@@ -43,8 +46,14 @@ struct Said {
 }
 
 impl Said {
-    /// All findings except `ok`, as `name: status`.
+    /// All findings except `ok`, as `name: status`, without the one about an old server.
     fn findings(&self) -> Vec<String> {
+        let mut found = self.all_findings();
+        found.retain(|finding| finding != OLD_SERVER);
+        found
+    }
+
+    fn all_findings(&self) -> Vec<String> {
         fn walk(check: &Value, found: &mut Vec<String>) {
             match check["checks"].as_array() {
                 Some(checks) => checks.iter().for_each(|check| walk(check, found)),
@@ -78,6 +87,15 @@ impl Said {
     }
 
     fn ends_as(&self, status: &str) {
+        let has_old_server = self
+            .all_findings()
+            .iter()
+            .any(|finding| finding == OLD_SERVER);
+        let status = if status == "ok" && has_old_server {
+            "warn"
+        } else {
+            status
+        };
         let exit = match status {
             "fail" => 2,
             "warn" => 1,

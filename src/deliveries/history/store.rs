@@ -138,7 +138,7 @@ pub async fn list_events(
                event.received_at as "received_at!", standing.status
           from (
                select * from webhook_events
-                where lane = $5 and tenant_id = $1 and received_at is not null and ($2::text is null or $2 = 'delivered')
+                where lane = $5 and tenant_id = $1 and received_at > '-infinity' and ($2::text is null or $2 = 'delivered')
                union all
                -- Few, and found by an index. Apart, because beside an `or` every event of the tenant is looked at first.
                select * from webhook_events

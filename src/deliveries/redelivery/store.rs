@@ -149,7 +149,7 @@ pub(super) async fn preview_matching(
         r#"
         select count(*) as "count!", min(event.received_at) as oldest
         from webhook_events event
-        where event.lane = $7 and event.tenant_id = $1 and event.received_at is not null
+        where event.lane = $7 and event.tenant_id = $1 and event.received_at > '-infinity'
             and ($2::text is null or $2 = 'delivered' or event.id in (
                  -- Few, and found by an index: most of a history is not looked at.
                  select unfinished.event_id
