@@ -160,40 +160,6 @@ create table webhook_redeliveries (
 
 create index webhook_redeliveries_unfinished on webhook_redeliveries (lane, next_batch_at) where finished_at is null;
 
--- The callbacks that a redelivery of an event goes to: those that had it, or, if none had it or one is named, those that it matches. A
--- status is that of the event's deliveries to that callback.
-create function redelivery_targets(
-    of_lane smallint, of_event text, only_callback smallint, only_status text, only_previous_url boolean
-) returns table (callback smallint, callback_url text) language sql stable parallel safe rows 1 as $$
-    select config.callback, config.callback_url
-    from webhook_events event
-    join webhook_configs config on config.tenant_id = event.tenant_id and config.is_active
-    cross join lateral (
-        select
-            case
-                when bool_or(delivery.status = 'delivered') then 'delivered'
-                when bool_or(delivery.status = 'pending') then 'pending'
-                when bool_or(delivery.status = 'failed') then 'failed'
-            end as status,
-            bool_or(delivery.status <> 'delivered' and delivery.callback_url <> config.callback_url) as waits_elsewhere,
-            bool_or(delivery.status <> 'failed' and delivery.callback_url = config.callback_url) as is_here
-        from webhook_deliveries delivery
-        where delivery.lane = of_lane and delivery.event_id = event.id and delivery.callback = config.callback
-    ) standing
-    where event.lane = of_lane and event.id = of_event
-        and (only_callback is null or config.callback = only_callback)
-        and (only_status is null or standing.status = only_status)
-        and (not only_previous_url or (standing.waits_elsewhere and not standing.is_here))
-        and (standing.status is not null or (
-            (only_callback is not null
-                or not exists (
-                    select from webhook_deliveries delivery
-                    where delivery.lane = of_lane and delivery.event_id = event.id))
-            and callback_takes(config.kind, config.events, config.sources, config.environments, event.event_type,
-                event.source, event.environment, event.external_id, event.platform_event)
-        ))
-$$;
-
 -- Holds, with which a restored system sends nothing until an operator releases them. While one row is not released, no process
 -- begins a delivery.
 create table delivery_holds (

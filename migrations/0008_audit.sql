@@ -121,33 +121,99 @@ create function auditable(line jsonb) returns jsonb language sql immutable as $$
     where key not in ('last_used_at', 'callback_key', 'last_callback', 'lane')
 $$;
 
+-- Adds the change of one row to the log: the row before and after, as `auditable` shows it. Of an update only what changed, and
+-- nothing if it was only sealed again with another key, which is no operator's change.
+create function audit_row(object text, target text, tenant_id text, was jsonb, is_now jsonb) returns void language plpgsql as $$
+declare
+    changed text[];
+begin
+    if was is not null and is_now is not null then
+        select coalesce(array_agg(key), '{}') into changed
+            from jsonb_each(is_now) where value is distinct from was -> key;
+        if not exists (select from unnest(changed) as name where name not like '%\_enc') then
+            return;
+        end if;
+        select jsonb_object_agg(key, value) into was from jsonb_each(was) where key = any (changed);
+        select jsonb_object_agg(key, value) into is_now from jsonb_each(is_now) where key = any (changed);
+        perform note_operation('update', object, target, tenant_id, was, is_now);
+    else
+        perform note_operation(case when was is null then 'insert' else 'delete' end, object, target, tenant_id, was, is_now);
+    end if;
+end
+$$;
+
 -- Its arguments are the columns that identify the row.
 create function audit_change() returns trigger language plpgsql
     set bytea_output = 'hex' set timezone = 'UTC' as $$
 declare
     line jsonb := coalesce(to_jsonb(new), to_jsonb(old));
-    was jsonb := auditable(to_jsonb(old));
-    is_now jsonb := auditable(to_jsonb(new));
-    changed text[];
 begin
-    if tg_op = 'UPDATE' then
-        select coalesce(array_agg(key), '{}') into changed
-            from jsonb_each(is_now) where value is distinct from was -> key;
-        -- Only sealed again with another key: no operator's change.
-        if not exists (select from unnest(changed) as name where name not like '%\_enc') then
-            return null;
-        end if;
-        select jsonb_object_agg(key, value) into was from jsonb_each(was) where key = any (changed);
-        select jsonb_object_agg(key, value) into is_now from jsonb_each(is_now) where key = any (changed);
-    end if;
-    perform note_operation(
-        lower(tg_op), tg_table_name,
+    perform audit_row(
+        tg_table_name,
         (select string_agg(line ->> name, ' ' order by position)
             from unnest(tg_argv) with ordinality as names (name, position)),
         case when tg_table_name = 'tenants' then line ->> 'id' else line ->> 'tenant_id' end,
-        case when tg_op <> 'INSERT' then was end,
-        case when tg_op <> 'DELETE' then is_now end);
+        case when tg_op <> 'INSERT' then auditable(to_jsonb(old)) end,
+        case when tg_op <> 'DELETE' then auditable(to_jsonb(new)) end);
     return null;
+end
+$$;
+
+-- Where tables are distributed by Citus they have no triggers. Every change that Attesto makes is then logged and announced by a pair
+-- of calls in its transaction: the rows before it are read with `auditable_rows`, and compared by `note_row_changes` after it.
+
+-- The rows of these tables that belong to a tenant or have this id, as `auditable` shows them. `of_key` null: all rows.
+create function auditable_rows(tables text[], of_key text)
+    returns table (object text, target text, tenant_id text, line jsonb) language plpgsql stable
+    set bytea_output = 'hex' set timezone = 'UTC' as $$
+declare
+    known record;
+begin
+    for known in
+        select * from (values
+            ('tenants', array['id'], 'id', 'id = $1'),
+            ('api_keys', array['id'], 'tenant_id', '(tenant_id = $1 or id = $1)'),
+            ('apple_credentials', array['tenant_id'], 'tenant_id', 'tenant_id = $1'),
+            ('google_credentials', array['tenant_id'], 'tenant_id', 'tenant_id = $1'),
+            ('webhook_configs', array['tenant_id', 'callback'], 'tenant_id', 'tenant_id = $1'),
+            ('webhook_previous_secrets', array['tenant_id', 'callback', 'number'], 'tenant_id', 'tenant_id = $1'),
+            ('webhook_client_certificates', array['tenant_id', 'callback'], 'tenant_id', 'tenant_id = $1'),
+            ('webhook_allowed_networks', array['tenant_id', 'network', 'port'], 'tenant_id', 'tenant_id = $1'),
+            ('first_seen_keys', array['tenant_id'], 'tenant_id', 'tenant_id = $1'),
+            ('webhook_redeliveries', array['id'], 'tenant_id', 'lane = tenant_lane($1) and tenant_id = $1'),
+            ('delivery_holds', array['id'], 'null::text', '$1 is null')
+        ) as audited (name, identity, tenant, condition)
+        where audited.name = any (tables)
+    loop
+        return query execute format(
+            'select %L::text, (select string_agg(stored.line ->> name, '' '' order by position)'
+            ' from unnest(%L::text[]) with ordinality as names (name, position)), stored.tenant, auditable(stored.line)'
+            ' from (select %s as tenant, to_jsonb(changing) as line from %I changing where $1 is null or %s) stored',
+            known.name, known.identity, known.tenant, known.name, known.condition) using of_key;
+    end loop;
+end
+$$;
+
+-- Logs and announces every row that differs from `before`, which `auditable_rows` returned for the same arguments.
+create function note_row_changes(before jsonb, tables text[], of_key text) returns void language plpgsql as $$
+declare
+    change record;
+begin
+    for change in
+        select object, target, coalesce(was.tenant_id, is_now.tenant_id) as tenant, was.line as was, is_now.line as is_now
+        from jsonb_to_recordset(before) as was (object text, target text, tenant_id text, line jsonb)
+        full join auditable_rows(tables, of_key) is_now using (object, target)
+        where was.line is distinct from is_now.line
+        order by array_position(tables, object), target
+    loop
+        -- Redeliveries change while they are worked on; operators insert and delete them.
+        if change.object <> 'webhook_redeliveries' or change.was is null or change.is_now is null then
+            perform audit_row(change.object, change.target, change.tenant, change.was, change.is_now);
+        end if;
+        if change.object in ('tenants', 'api_keys', 'apple_credentials', 'google_credentials', 'webhook_configs', 'first_seen_keys') then
+            perform pg_notify('attesto_changes', change.object || ':' || change.tenant);
+        end if;
+    end loop;
 end
 $$;
 

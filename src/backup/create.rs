@@ -31,6 +31,9 @@ pub async fn create_backup(
             return Err(BackupError::FileExists(path.to_owned()));
         }
     }
+    if database.is_distributed().await? {
+        return Err(BackupError::Distributed);
+    }
     let server = store::server_major_version(database).await?;
     let part = PartialFile::create_for(output).map_err(file_error(output))?;
 

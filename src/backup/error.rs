@@ -10,6 +10,11 @@ use crate::db::{Error, MigrationError};
 /// [`BackupVerifyReport`](super::report::BackupVerifyReport).
 #[derive(Debug, thiserror::Error)]
 pub enum BackupError {
+    /// Citus has distributed the tables.
+    #[error(
+        "the tables of this database are distributed by Citus, and a dump of the coordinator cannot be restored as such a database: back up every node with the tools of Postgres"
+    )]
+    Distributed,
     /// A Postgres client program was not found.
     #[error(
         "`{program}` is not installed on this machine, or not in the folders that ATTESTO_PG_BIN or PATH names: install the client programs of Postgres {server} (Debian: postgresql-client-{server})"

@@ -250,6 +250,24 @@ fn check_server_version(major: u32, now: Timestamp) -> CheckResult {
     }
 }
 
+/// `missing`: how many steps of `attesto db distribute` are not done.
+pub(super) fn judge_distribution(missing: usize) -> CheckResult {
+    const NAME: &str = "database.distribution";
+    if missing == 0 {
+        return CheckResult::ok(
+            NAME,
+            "The tables are distributed by lane over the workers of Citus.",
+        );
+    }
+    CheckResult::fail(
+        NAME,
+        format!(
+            "The distribution of the tables over the workers of Citus is not complete: {missing} steps are missing."
+        ),
+        "Stop all replicas and run `attesto db distribute`; with `--dry-run` it prints the steps.",
+    )
+}
+
 pub(super) fn judge_migrations(schema: SchemaState) -> CheckResult {
     const NAME: &str = "database.migrations";
     match schema {

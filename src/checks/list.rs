@@ -55,7 +55,7 @@ pub(super) fn all_checks() -> Vec<Check> {
     checks
 }
 
-fn database_checks() -> [Check; 9] {
+fn database_checks() -> [Check; 10] {
     let group = CheckGroup::Database;
     [
         Check::judged(
@@ -91,6 +91,12 @@ fn database_checks() -> [Check; 9] {
             "database.migrations",
             |c| c.database.load_schema_state().boxed(),
             |schema, _| database::judge_migrations(schema),
+        ),
+        Check::judged(
+            group,
+            "database.distribution",
+            |c| c.database.count_missing_distribution_steps().boxed(),
+            |missing, _| missing.map(database::judge_distribution),
         ),
         Check::judged(
             group,

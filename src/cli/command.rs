@@ -9,9 +9,9 @@ use clap::{ArgMatches, Command, CommandFactory as _, FromArgMatches as _, Parser
 use super::context::{CommandContext, CommandError};
 use super::output::OutputFormat;
 use super::{
-    apple, audit, backup, colon_aliases, completions, config, database, deliveries, dev, doctor,
-    encryption, event, google, health, inspect, jobs, key, migrate, openapi, prune, receive,
-    refund_question, serve, simulator, subject, tail, tenant, verify, webhook,
+    apple, audit, backup, changes, colon_aliases, completions, config, database, deliveries, dev,
+    doctor, encryption, event, google, health, inspect, jobs, key, migrate, openapi, prune,
+    receive, refund_question, serve, simulator, subject, tail, tenant, verify, webhook,
 };
 
 /// Verify App Store and Google Play purchases, and forward the stores' notifications to your backend
@@ -85,9 +85,12 @@ enum CliCommand {
     /// Create, verify and restore backups of the database
     #[command(subcommand)]
     Backup(backup::BackupCommand),
-    /// Grant read-only access to the database
+    /// Grant read-only access to the database, and distribute its tables with Citus
     #[command(subcommand)]
     Db(database::DatabaseCommand),
+    /// Announce changes that were made in the database by hand
+    #[command(subcommand)]
+    Changes(changes::ChangesCommand),
     /// Hold and release all deliveries
     #[command(subcommand)]
     Deliveries(deliveries::DeliveriesCommand),
@@ -227,6 +230,7 @@ async fn dispatch_command(
         CliCommand::RefundQuestion(command) => refund_question::run(command, context).await,
         CliCommand::Backup(command) => backup::run(command, context).await,
         CliCommand::Db(command) => database::run(command, context).await,
+        CliCommand::Changes(command) => changes::run(command, context).await,
         CliCommand::Deliveries(command) => deliveries::run(command, context).await,
         CliCommand::Audit(command) => audit::run(command, context).await,
         CliCommand::Verify(command) => verify::run(command, context).await,

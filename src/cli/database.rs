@@ -1,4 +1,4 @@
-//! `attesto db`: grants read-only access to the database.
+//! `attesto db`: grants read-only access to the database, and distributes its tables with Citus.
 
 use std::collections::BTreeMap;
 use std::str::FromStr;
@@ -7,6 +7,9 @@ use serde::Serialize;
 
 use super::context::{CommandContext, CommandError};
 use crate::credentials::sealed_columns;
+use crate::db::Database;
+use crate::db::distribute::DistributionError;
+use crate::replicas::LiveReplicas;
 
 #[derive(Debug, clap::Subcommand)]
 pub(crate) enum DatabaseCommand {
@@ -18,6 +21,15 @@ pub(crate) enum DatabaseCommand {
         /// Run the SQL, in one transaction; needs a role that may create roles
         #[arg(long)]
         run: bool,
+    },
+    /// Distribute the tables over the workers of Citus, by lane; a run that was interrupted is continued by the next one
+    Distribute {
+        /// Print the steps, and change nothing
+        #[arg(long)]
+        dry_run: bool,
+        /// In how many shards the tables that grow are divided: at most one for each of the 64 lanes is of use
+        #[arg(long, value_name = "COUNT", default_value_t = 32, value_parser = clap::value_parser!(u16).range(1..=64))]
+        shards: u16,
     },
 }
 
@@ -77,8 +89,75 @@ pub(crate) async fn run(
     command: DatabaseCommand,
     context: &CommandContext,
 ) -> Result<(), CommandError> {
-    let DatabaseCommand::GrantReadonly { user, run } = command;
     let database = context.open_database().await?;
+    match command {
+        DatabaseCommand::GrantReadonly { user, run } => {
+            grant_readonly(&user, run, &database, context).await
+        }
+        DatabaseCommand::Distribute { dry_run, shards } => {
+            distribute(dry_run, shards, &database, context).await
+        }
+    }
+}
+
+/// A step of the distribution.
+#[derive(Serialize)]
+struct DistributionStepView<'a> {
+    step: &'a str,
+    sql: &'a str,
+    done: bool,
+}
+
+async fn distribute(
+    dry_run: bool,
+    shards: u16,
+    database: &Database,
+    context: &CommandContext,
+) -> Result<(), CommandError> {
+    let refused = |error: DistributionError| CommandError::from_cause(error);
+    let steps = database.plan_distribution(shards).await.map_err(refused)?;
+    if !dry_run && !steps.is_empty() {
+        let running = LiveReplicas::load(database).await?.replicas.len();
+        if running > 0 {
+            return Err(CommandError::failed(format!(
+                "{running} replicas are running on this database: stop all of them first, and start them again afterwards."
+            )));
+        }
+    }
+    for step in &steps {
+        if !dry_run {
+            database
+                .run_distribution_step(step)
+                .await
+                .map_err(refused)?;
+        }
+        let view = DistributionStepView {
+            step: &step.description,
+            sql: &step.statement,
+            done: !dry_run,
+        };
+        let text = if dry_run {
+            format!("{}: {};", step.description, step.statement)
+        } else {
+            format!("done: {}", step.description)
+        };
+        context.output.write_json_or_text(&view, &text)?;
+    }
+    let summary = match (steps.len(), dry_run) {
+        (0, _) => "The tables are distributed: nothing is left to do.".to_owned(),
+        (count, true) => format!("{count} steps are to be done. Nothing was changed."),
+        (_, false) => "The tables are distributed. Start the replicas again.".to_owned(),
+    };
+    context.output.write_note(&summary)?;
+    Ok(())
+}
+
+async fn grant_readonly(
+    user: &DatabaseRole,
+    run: bool,
+    database: &Database,
+    context: &CommandContext,
+) -> Result<(), CommandError> {
     let schema = database.tables_schema().await?.unwrap_or_default();
     let columns = database.list_columns(&schema).await?;
     if columns.is_empty() {

@@ -31,6 +31,7 @@ mod audit;
 mod backfill;
 mod backup;
 mod callback_receiver;
+mod changes;
 pub mod colon_aliases;
 pub mod command;
 mod completions;

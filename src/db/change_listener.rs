@@ -77,6 +77,35 @@ impl DatabaseChange {
     }
 }
 
+/// The tables whose rows processes cache.
+const CACHED_TABLES: [&str; 6] = [
+    "tenants",
+    "api_keys",
+    "apple_credentials",
+    "google_credentials",
+    "webhook_configs",
+    "first_seen_keys",
+];
+
+impl Database {
+    /// Tells all processes that rows they cache have changed: those of a tenant, or any.
+    pub(crate) async fn announce_changes(&self, tenant: Option<&TenantId>) -> Result<(), Error> {
+        let payloads = match tenant {
+            Some(tenant) => CACHED_TABLES
+                .map(|table| format!("{table}:{tenant}"))
+                .to_vec(),
+            // It names no row: anything may have changed.
+            None => vec!["everything".to_owned()],
+        };
+        sqlx::query("select pg_notify($1, payload) from unnest($2::text[]) as payload")
+            .bind(CHANGES_CHANNEL)
+            .bind(payloads)
+            .execute(self.pool())
+            .await
+            .map(drop)
+    }
+}
+
 /// Receives notifications and calls subscribers. Clones share one connection.
 #[derive(Clone)]
 pub struct ChangeListener {

@@ -72,6 +72,8 @@ pub struct Database {
     pub(super) migrator: &'static Migrator,
     /// The lifetime of a reserved connection.
     reserved_connection_ttl: Duration,
+    /// Whether Citus has distributed the tables, once it is known.
+    pub(super) distribution: Arc<OnceLock<bool>>,
     /// How far the database's clock is ahead.
     pub(super) clock_offset: Arc<ClockOffset>,
 }
@@ -137,6 +139,7 @@ impl Database {
             pooler,
             migrator: &MIGRATOR,
             reserved_connection_ttl: RESERVED_CONNECTION_TTL,
+            distribution: Arc::default(),
             clock_offset: Arc::default(),
         }
     }

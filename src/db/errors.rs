@@ -55,6 +55,11 @@ pub fn is_missing_table(error: &Error) -> bool {
     matches!(error, Error::Database(cause) if matches!(cause.code().as_deref(), Some("42P01" | "42703" | "42883")))
 }
 
+/// Whether an error says that the server does not support what a statement asks for: Citus, of some statements on distributed tables.
+pub fn is_unsupported(error: &Error) -> bool {
+    matches!(error, Error::Database(cause) if cause.code().as_deref() == Some("0A000"))
+}
+
 /// The class of an error without its text, for logs: the words of [`DatabaseConnectError`], as in `/ready`, or `database 23505` (the
 /// SQLSTATE) for another error of Postgres.
 pub fn error_class(error: &Error) -> String {

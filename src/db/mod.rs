@@ -18,6 +18,9 @@
 //! - `tls_files`: the files that the URL names for TLS
 //! - `error_text`: why something failed, in one sentence
 //! - [`change_listener`]: notifications of changes, for caches
+//! - [`distribution`]: which tables Citus spreads over servers, and whether this database has them so
+//! - [`distribute`]: distributes them
+//! - `row_changes`: logs and announces changes where triggers cannot
 //! - [`health`]: clock difference, long transactions, dead rows, table sizes
 //! - `clock_offset`: how far the database's clock is ahead of this process'
 //! - `catalog`: the columns of our tables
@@ -31,6 +34,8 @@ pub mod connect_error;
 pub mod connect_settings;
 mod connection_limit;
 pub mod database;
+pub mod distribute;
+pub mod distribution;
 mod error_text;
 pub mod errors;
 pub mod health;
@@ -38,6 +43,7 @@ mod libpq;
 pub mod migration_header;
 pub mod migrations;
 pub mod pool;
+pub(crate) mod row_changes;
 mod server_watch;
 mod timestamp;
 mod tls_failure;
@@ -53,7 +59,8 @@ pub(crate) use error_text::{
 };
 use errors::is_serialization_failure;
 pub use errors::{
-    Error, error_class, is_lock_timeout, is_missing_table, is_unavailable, map_constraint_error,
+    Error, error_class, is_lock_timeout, is_missing_table, is_unavailable, is_unsupported,
+    map_constraint_error,
 };
 pub use health::DatabaseHealth;
 pub use migrations::{MIGRATOR, MigrationError, MigrationReport, PlannedMigration, SchemaState};

@@ -34,6 +34,7 @@ mod delivery_hold;
 mod deploy;
 mod dev_command;
 mod disk_full;
+mod distribution;
 mod docs;
 mod doctor;
 mod egress_proxy;

@@ -1,0 +1,211 @@
+//! Tables that Citus spreads over several servers: which tables are where, and whether this database has them so.
+//!
+//! A table that grows is distributed by its column `lane`, so that all rows of a tenant are on one worker. A small table that
+//! statements on those join is a reference table, a copy of which every worker has. All others stay on the coordinator.
+
+use super::{Database, Error};
+use crate::base::lane::{Lane, LaneSet};
+
+/// A foreign key of a table.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct ForeignKey {
+    /// The name of the constraint.
+    pub name: &'static str,
+    /// The table that it leads to.
+    pub target: &'static str,
+    /// As `pg_get_constraintdef` shows it.
+    pub definition: &'static str,
+}
+
+/// Where the rows of a table are.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Placement {
+    /// Every worker has a copy.
+    Reference,
+    /// Each worker has the rows of some lanes.
+    ByLane,
+}
+
+/// A table that is not only on the coordinator.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct DistributedTable {
+    /// The name of the table.
+    pub name: &'static str,
+    /// Where its rows are.
+    pub placement: Placement,
+    /// Its foreign keys, which are added when all tables are distributed.
+    pub foreign_keys: &'static [ForeignKey],
+}
+
+/// A table whose only foreign key is the one to its tenant.
+macro_rules! of_tenant {
+    ($name:literal, $placement:ident) => {
+        DistributedTable {
+            name: $name,
+            placement: Placement::$placement,
+            foreign_keys: &[of_tenant!($name)],
+        }
+    };
+    ($name:literal) => {
+        ForeignKey {
+            name: concat!($name, "_tenant_id_fkey"),
+            target: "tenants",
+            definition: "FOREIGN KEY (tenant_id) REFERENCES tenants(id)",
+        }
+    };
+}
+
+const fn without_keys(name: &'static str) -> DistributedTable {
+    DistributedTable {
+        name,
+        placement: Placement::Reference,
+        foreign_keys: &[],
+    }
+}
+
+/// In the order in which they are distributed: those that foreign keys lead to come first, and of those by lane the first one
+/// decides how many shards all have.
+pub const DISTRIBUTED_TABLES: &[DistributedTable] = &[
+    without_keys("tenants"),
+    of_tenant!("api_keys", Reference),
+    of_tenant!("apple_credentials", Reference),
+    of_tenant!("google_credentials", Reference),
+    of_tenant!("apple_previous_credentials", Reference),
+    of_tenant!("google_previous_credentials", Reference),
+    of_tenant!("webhook_configs", Reference),
+    DistributedTable {
+        name: "webhook_previous_secrets",
+        placement: Placement::Reference,
+        foreign_keys: &[ForeignKey {
+            name: "webhook_previous_secrets_tenant_id_callback_fkey",
+            target: "webhook_configs",
+            definition: "FOREIGN KEY (tenant_id, callback) REFERENCES webhook_configs(tenant_id, callback)",
+        }],
+    },
+    DistributedTable {
+        name: "webhook_client_certificates",
+        placement: Placement::Reference,
+        foreign_keys: &[ForeignKey {
+            name: "webhook_client_certificates_tenant_id_callback_fkey",
+            target: "webhook_configs",
+            definition: "FOREIGN KEY (tenant_id, callback) REFERENCES webhook_configs(tenant_id, callback)",
+        }],
+    },
+    of_tenant!("webhook_allowed_networks", Reference),
+    of_tenant!("first_seen_keys", Reference),
+    of_tenant!("callback_probes", Reference),
+    of_tenant!("apple_test_notifications", Reference),
+    without_keys("delivery_holds"),
+    without_keys("pruned_events"),
+    of_tenant!("webhook_events", ByLane),
+    of_tenant!("subjects", ByLane),
+    DistributedTable {
+        name: "unresolved_states",
+        placement: Placement::ByLane,
+        foreign_keys: &[
+            of_tenant!("unresolved_states"),
+            ForeignKey {
+                name: "unresolved_states_lane_event_id_fkey",
+                target: "webhook_events",
+                definition: "FOREIGN KEY (lane, event_id) REFERENCES webhook_events(lane, id) ON DELETE CASCADE",
+            },
+        ],
+    },
+    of_tenant!("event_feeds", ByLane),
+    DistributedTable {
+        name: "webhook_deliveries",
+        placement: Placement::ByLane,
+        foreign_keys: &[
+            of_tenant!("webhook_deliveries"),
+            ForeignKey {
+                name: "webhook_deliveries_lane_event_id_fkey",
+                target: "webhook_events",
+                definition: "FOREIGN KEY (lane, event_id) REFERENCES webhook_events(lane, id)",
+            },
+        ],
+    },
+    of_tenant!("webhook_health", ByLane),
+    of_tenant!("webhook_redeliveries", ByLane),
+    of_tenant!("purchase_links", ByLane),
+    of_tenant!("owed_acknowledgements", ByLane),
+    of_tenant!("refund_questions", ByLane),
+    of_tenant!("voided_purchases", ByLane),
+    of_tenant!("google_voided_reads", ByLane),
+    of_tenant!("apple_history_reads", ByLane),
+    of_tenant!("first_seen_purchases", ByLane),
+    of_tenant!("validation_audit", ByLane),
+];
+
+/// Whether the server has the extension, and whether our tables are there.
+const CITUS_SQL: &str = "select exists (select from pg_extension where extname = 'citus'), \
+    to_regclass('webhook_events') is not null";
+/// The catalogue of Citus exists only with the extension.
+const IS_DISTRIBUTED_SQL: &str = "select exists (select from pg_dist_partition \
+    where logicalrelid = to_regclass('webhook_events') and partmethod = 'h')";
+
+/// The lanes of one statement.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct LaneGroup {
+    /// What the statement works on.
+    pub(crate) lanes: LaneSet,
+    /// The only lane of it, on a distributed database. With it as a constant in a statement, Citus sends the statement to the
+    /// worker that has the lane.
+    pub(crate) only: Option<Lane>,
+}
+
+impl LaneGroup {
+    /// The numbers of the lanes, as a parameter of a statement.
+    pub(crate) fn columns(self) -> Vec<i16> {
+        self.lanes.columns()
+    }
+
+    /// The number of the only lane, as a parameter of a statement: `($1::int2 is null or lane = $1)`.
+    pub(crate) fn only_column(self) -> Option<i16> {
+        self.only.map(Lane::column)
+    }
+}
+
+impl Database {
+    /// Whether Citus has distributed the tables. Read once in each process: processes are stopped while tables are distributed.
+    pub(crate) async fn is_distributed(&self) -> Result<bool, Error> {
+        if let Some(known) = self.distribution.get() {
+            return Ok(*known);
+        }
+        let (has_citus, has_tables): (bool, bool) =
+            sqlx::query_as(CITUS_SQL).fetch_one(self.pool()).await?;
+        let is_distributed = has_citus
+            && sqlx::query_scalar(IS_DISTRIBUTED_SQL)
+                .fetch_one(self.pool())
+                .await?;
+        if has_tables {
+            let _ = self.distribution.set(is_distributed);
+        }
+        Ok(is_distributed)
+    }
+
+    /// The lanes in groups of which each is one statement: all at once on one Postgres, one by one on a distributed database.
+    pub(crate) async fn group_lanes(&self, lanes: LaneSet) -> Result<Vec<LaneGroup>, Error> {
+        if !self.is_distributed().await? {
+            return Ok(vec![LaneGroup { lanes, only: None }]);
+        }
+        let one_by_one = lanes.iter().map(|lane| LaneGroup {
+            lanes: LaneSet::from(lane),
+            only: Some(lane),
+        });
+        Ok(one_by_one.collect())
+    }
+
+    /// Rows in groups of which each is one statement, by their lanes: see [`group_lanes`](Self::group_lanes).
+    pub(crate) async fn group_rows<'a, R>(
+        &self,
+        rows: &'a [R],
+        lane: impl Fn(&R) -> Lane,
+    ) -> Result<Vec<(LaneGroup, Vec<&'a R>)>, Error> {
+        let lanes = rows.iter().map(&lane).collect();
+        let groups = self.group_lanes(lanes).await?.into_iter().map(|group| {
+            let members = rows.iter().filter(|row| group.lanes.contains(lane(row)));
+            (group, members.collect())
+        });
+        Ok(groups.collect())
+    }
+}
