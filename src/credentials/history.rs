@@ -73,6 +73,9 @@ pub struct CredentialHistory {
     pub columns: &'static str,
 }
 
+/// The tables whose changes are logged.
+const CREDENTIAL_TABLES: &[&str] = &["apple_credentials", "google_credentials"];
+
 impl CredentialHistory {
     /// Keeps the tenant's credentials, which are about to be replaced, for the grace period, in place of those that were kept
     /// before. `stored` is the sealed value of their row, which `transaction` has locked.
@@ -104,7 +107,9 @@ impl CredentialHistory {
         tenant: &TenantId,
         grace: Duration,
     ) -> Result<(), RollbackError> {
-        let mut transaction = database.pool().begin().await?;
+        let mut transaction = database
+            .begin_change(CREDENTIAL_TABLES, Some(tenant.as_str()))
+            .await?;
         let (stored, previous) = store::lock_both(&mut transaction, self, tenant)
             .await?
             .ok_or(RollbackError::NothingRetained)?;

@@ -48,7 +48,8 @@ pub(super) async fn prune_batch(
         RetentionKind::OperatorAudit => return prune_operator_audit_batch(database, kept).await,
         RetentionKind::FirstSeen => return prune_first_seen(database, lane, age).await,
         RetentionKind::Redeliveries => {
-            sqlx::query!(
+            let mut change = database.begin_change(&["webhook_redeliveries"], None).await?;
+            let done = sqlx::query!(
                 "
                 delete from webhook_redeliveries where lane = $3 and id = any(array(
                     select id from webhook_redeliveries
@@ -60,8 +61,10 @@ pub(super) async fn prune_batch(
                 BATCH_SIZE,
                 lane.column()
             )
-            .execute(pool)
-            .await?
+            .execute(&mut **change)
+            .await?;
+            change.commit().await?;
+            done
         }
         RetentionKind::AttemptDetails => {
             sqlx::query!(
@@ -99,24 +102,7 @@ pub(super) async fn prune_batch(
             .execute(pool)
             .await?
         }
-        RetentionKind::RetiredSecrets => {
-            sqlx::query!(
-                "
-                with gone as (
-                    select tenant_id, callback, number from webhook_previous_secrets
-                    where expires_at <= attesto_now() - make_interval(secs => $1)
-                    limit $2 for update skip locked
-                )
-                delete from webhook_previous_secrets previous using gone
-                where previous.tenant_id = gone.tenant_id and previous.callback = gone.callback
-                    and previous.number = gone.number
-                ",
-                age,
-                BATCH_SIZE
-            )
-            .execute(pool)
-            .await?
-        }
+        RetentionKind::RetiredSecrets => return prune_retired_secrets(database, age).await,
         RetentionKind::ReplacedCredentials => return prune_replaced_credentials(database, age).await,
         RetentionKind::JobRuns => {
             sqlx::query!(
@@ -174,6 +160,41 @@ async fn prune_operator_audit_batch(
         },
         cursor: None,
     })
+}
+
+async fn prune_retired_secrets(database: &Database, age: f64) -> Result<PrunedBatch, Error> {
+    let is_distributed = database.is_distributed().await?;
+    let mut change = database
+        .begin_change(&["webhook_previous_secrets"], None)
+        .await?;
+    let done = if is_distributed {
+        // Every node deletes from its copy of the table, and all copies must lose the same rows.
+        sqlx::query!(
+            "delete from webhook_previous_secrets where expires_at <= attesto_now() - make_interval(secs => $1)",
+            age
+        )
+        .execute(&mut **change)
+        .await?
+    } else {
+        sqlx::query!(
+            "
+            with gone as (
+                select tenant_id, callback, number from webhook_previous_secrets
+                where expires_at <= attesto_now() - make_interval(secs => $1)
+                limit $2 for update skip locked
+            )
+            delete from webhook_previous_secrets previous using gone
+            where previous.tenant_id = gone.tenant_id and previous.callback = gone.callback
+                and previous.number = gone.number
+            ",
+            age,
+            BATCH_SIZE
+        )
+        .execute(&mut **change)
+        .await?
+    };
+    change.commit().await?;
+    Ok(PrunedBatch::of_removed(done.rows_affected()))
 }
 
 /// Removes all rows at once: there is at most one for each tenant and store.

@@ -12,7 +12,8 @@ use super::tables::{ConflictPolicy, HistoryScope, TRANSFERRED_TABLES, TransferTa
 use crate::base::id::TenantId;
 use crate::base::lane::LaneSet;
 use crate::credentials::sealed_columns::{self, SealedColumn};
-use crate::db::{Database, DbTransaction, Error, is_lock_timeout};
+use crate::db::row_changes::{CONFIGURED_TABLES, ChangeTransaction};
+use crate::db::{Database, Error, is_lock_timeout};
 use crate::events::unresolved::MAX_UNRESOLVED_TIME;
 use crate::tenants::lane::lane_column;
 
@@ -270,7 +271,7 @@ pub(super) struct RowBatch {
 
 /// The transaction of an import.
 pub(super) struct TenantImport {
-    transaction: DbTransaction,
+    transaction: ChangeTransaction,
     tenant: TenantId,
     /// The operator, as the session variable `attesto.session` names them.
     audit_session: Option<String>,
@@ -282,12 +283,16 @@ impl TenantImport {
         database: &Database,
         tenant: &TenantId,
     ) -> Result<Self, Error> {
-        let begin = database.pool().begin_with(IMPORT_SESSION_SQL);
+        let begin = database.begin_change_with(
+            IMPORT_SESSION_SQL,
+            CONFIGURED_TABLES,
+            Some(tenant.as_str()),
+        );
         let mut transaction = begin.await?;
         let session = sqlx::query_scalar("select current_setting('attesto.session', true)")
-            .fetch_one(&mut *transaction)
+            .fetch_one(&mut **transaction)
             .await?;
-        let schema_version = load_schema_version(&mut *transaction).await?;
+        let schema_version = load_schema_version(&mut **transaction).await?;
         Ok(Self {
             transaction,
             tenant: tenant.clone(),
@@ -301,12 +306,12 @@ impl TenantImport {
             r#"select exists (select from tenants where id = $1) as "is_there!""#,
             self.tenant.as_str()
         )
-        .fetch_one(&mut *self.transaction)
+        .fetch_one(&mut **self.transaction)
         .await
     }
 
     pub(super) async fn list_columns(&mut self, table: &str) -> Result<Vec<String>, Error> {
-        list_table_columns(&mut *self.transaction, table).await
+        list_table_columns(&mut **self.transaction, table).await
     }
 
     /// Deletes the rows that the file replaces. Allowed networks are only deleted if they are to be imported.
@@ -325,7 +330,7 @@ impl TenantImport {
             sqlx::query(AssertSqlSafe(statement))
                 .bind(self.tenant.as_str())
                 .bind(lane_column(&self.tenant))
-                .execute(&mut *self.transaction)
+                .execute(&mut **self.transaction)
                 .await?;
         }
         Ok(())
@@ -336,7 +341,7 @@ impl TenantImport {
         let session = self.audit_session.as_deref().filter(|_| each).unwrap_or("");
         sqlx::query("select set_config('attesto.session', $1, true)")
             .bind(session)
-            .execute(&mut *self.transaction)
+            .execute(&mut **self.transaction)
             .await
             .map(drop)
     }
@@ -405,7 +410,7 @@ impl TenantImport {
             .bind(self.tenant.as_str())
             .bind(lane_column(&self.tenant))
             .bind(LaneSet::ALL.columns())
-            .execute(&mut *self.transaction)
+            .execute(&mut **self.transaction)
             .await?;
         Ok(done.rows_affected())
     }
@@ -428,7 +433,7 @@ impl TenantImport {
             .bind(&batch.rows)
             .bind(self.tenant.as_str())
             .bind(lane_column(&self.tenant))
-            .fetch_one(&mut *self.transaction)
+            .fetch_one(&mut **self.transaction)
             .await?;
         Ok(count.unsigned_abs())
     }
@@ -450,7 +455,7 @@ impl TenantImport {
             .bind(&batch.rows)
             .bind(self.tenant.as_str())
             .bind(lane_column(&self.tenant))
-            .fetch_all(&mut *self.transaction)
+            .fetch_all(&mut **self.transaction)
             .await?;
         let rows = rows.into_iter().map(|(id, event, has_deliveries)| {
             let existing = ExistingEvent {
@@ -466,7 +471,7 @@ impl TenantImport {
     pub(super) async fn check_deferred_constraints(&mut self) -> Result<(), Error> {
         self.set_row_audit(true).await?;
         sqlx::query("set constraints all immediate")
-            .execute(&mut *self.transaction)
+            .execute(&mut **self.transaction)
             .await
             .map(drop)
     }
@@ -489,7 +494,7 @@ impl TenantImport {
             MAX_UNRESOLVED_TIME.as_secs_f64(),
             lane_column(&self.tenant),
         )
-        .execute(&mut *self.transaction)
+        .execute(&mut **self.transaction)
         .await
         .map(drop)
     }
@@ -497,14 +502,20 @@ impl TenantImport {
     /// Marks the pending deliveries to callbacks that the file has replaced by none as failed: nothing would send them. Returns their
     /// number. The numbers of these callbacks are not given to others.
     pub(super) async fn abandon_orphaned_deliveries(&mut self) -> Result<u64, Error> {
-        sqlx::query!(
-            "update webhook_configs config set last_callback = greatest(last_callback, \
-                (select max(callback) from webhook_deliveries where lane = $2 and tenant_id = $1)) \
-              where config.tenant_id = $1 and config.callback = 1",
+        let newest = sqlx::query_scalar!(
+            "select max(callback) from webhook_deliveries where lane = $2 and tenant_id = $1",
             self.tenant.as_str(),
             lane_column(&self.tenant),
         )
-        .execute(&mut *self.transaction)
+        .fetch_one(&mut **self.transaction)
+        .await?;
+        sqlx::query!(
+            "update webhook_configs config set last_callback = greatest(last_callback, $2) \
+              where config.tenant_id = $1 and config.callback = 1",
+            self.tenant.as_str(),
+            newest,
+        )
+        .execute(&mut **self.transaction)
         .await?;
         let abandoned = sqlx::query!(
             "update webhook_deliveries delivery set \
@@ -518,7 +529,7 @@ impl TenantImport {
             ORPHANED_DELIVERY_ERROR,
             lane_column(&self.tenant),
         )
-        .execute(&mut *self.transaction)
+        .execute(&mut **self.transaction)
         .await?;
         Ok(abandoned.rows_affected())
     }
@@ -533,14 +544,14 @@ impl TenantImport {
                 "update tenants set is_active = false where id = $1 and is_active",
                 self.tenant.as_str()
             )
-            .execute(&mut *self.transaction)
+            .execute(&mut **self.transaction)
             .await?;
         }
         sqlx::query_scalar!(
             "select is_active from tenants where id = $1",
             self.tenant.as_str()
         )
-        .fetch_optional(&mut *self.transaction)
+        .fetch_optional(&mut **self.transaction)
         .await
     }
 
@@ -551,7 +562,7 @@ impl TenantImport {
             self.tenant.as_str(),
             lane_column(&self.tenant),
         )
-        .fetch_one(&mut *self.transaction)
+        .fetch_one(&mut **self.transaction)
         .await
     }
 
@@ -559,7 +570,7 @@ impl TenantImport {
     pub(super) async fn record_import(&mut self, after: &serde_json::Value) -> Result<(), Error> {
         let (tenant, transaction) = (&self.tenant, &mut self.transaction);
         crate::audit::store::record_operation(
-            &mut **transaction,
+            &mut ***transaction,
             "import",
             "tenants",
             tenant.as_str(),

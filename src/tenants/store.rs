@@ -88,6 +88,9 @@ pub async fn create_tenant(
     now: Timestamp,
 ) -> Result<Tenant, Error> {
     let id = TenantId::mint(now);
+    let mut change = database
+        .begin_change(&["tenants"], Some(id.as_str()))
+        .await?;
     let row = sqlx::query_as!(
         TenantRow,
         r#"
@@ -99,8 +102,9 @@ pub async fn create_tenant(
         name.as_str(),
         time::OffsetDateTime::from(now)
     )
-    .fetch_one(database.pool())
+    .fetch_one(&mut **change)
     .await?;
+    change.commit().await?;
     Ok(row.into())
 }
 
@@ -144,6 +148,9 @@ pub async fn set_tenant_active(
     active: bool,
     now: Timestamp,
 ) -> Result<Tenant, TenantChangeError> {
+    let mut change = database
+        .begin_change(&["tenants"], Some(id.as_str()))
+        .await?;
     let changed = sqlx::query_as!(
         TenantRow,
         r#"
@@ -156,8 +163,9 @@ pub async fn set_tenant_active(
         active,
         time::OffsetDateTime::from(now)
     )
-    .fetch_optional(database.pool())
+    .fetch_optional(&mut **change)
     .await?;
+    change.commit().await?;
     match changed {
         Some(row) => Ok(row.into()),
         None if find_tenant(database, id).await?.is_some() => {
@@ -177,6 +185,9 @@ pub async fn rename_tenant(
     name: &DisplayName,
     now: Timestamp,
 ) -> Result<Tenant, TenantChangeError> {
+    let mut change = database
+        .begin_change(&["tenants"], Some(id.as_str()))
+        .await?;
     let changed = sqlx::query_as!(
         TenantRow,
         r#"
@@ -189,8 +200,9 @@ pub async fn rename_tenant(
         name.as_str(),
         time::OffsetDateTime::from(now)
     )
-    .fetch_optional(database.pool())
+    .fetch_optional(&mut **change)
     .await?;
+    change.commit().await?;
     changed
         .map(Tenant::from)
         .ok_or_else(|| TenantChangeError::TenantNotFound(id.clone()))
@@ -216,6 +228,9 @@ pub async fn set_limits(
     changes: LimitChanges,
     now: Timestamp,
 ) -> Result<Tenant, TenantChangeError> {
+    let mut change = database
+        .begin_change(&["tenants"], Some(id.as_str()))
+        .await?;
     let tenant = sqlx::query_as!(
         TenantRow,
         r#"
@@ -240,8 +255,9 @@ pub async fn set_limits(
         limit_to_column(changes.intake_megabytes.flatten()),
         time::OffsetDateTime::from(now)
     )
-    .fetch_optional(database.pool())
+    .fetch_optional(&mut **change)
     .await?;
+    change.commit().await?;
     tenant
         .map(Tenant::from)
         .ok_or_else(|| TenantChangeError::TenantNotFound(id.clone()))
@@ -292,6 +308,9 @@ pub async fn create_api_key(
 ) -> Result<ApiKey, TenantChangeError> {
     let id = KeyId::mint(now);
     let hash = raw.key_hash();
+    let mut change = database
+        .begin_change(&["api_keys"], Some(id.as_str()))
+        .await?;
     let row = sqlx::query_as!(
         KeyRow,
         r#"
@@ -308,13 +327,14 @@ pub async fn create_api_key(
         environment.as_str(),
         time::OffsetDateTime::from(now)
     )
-    .fetch_one(database.pool())
+    .fetch_one(&mut **change)
     .await
     .map_err(|error| {
         crate::db::map_constraint_error(error, "api_keys_tenant_id_fkey", || {
             TenantChangeError::TenantNotFound(tenant.clone())
         })
     })?;
+    change.commit().await?;
     Ok(row.into())
 }
 
@@ -350,6 +370,9 @@ pub async fn revoke_api_key(
     id: &KeyId,
     now: Timestamp,
 ) -> Result<ApiKey, TenantChangeError> {
+    let mut change = database
+        .begin_change(&["api_keys"], Some(id.as_str()))
+        .await?;
     let revoked = sqlx::query_as!(
         KeyRow,
         r#"
@@ -361,8 +384,9 @@ pub async fn revoke_api_key(
         id.as_str(),
         time::OffsetDateTime::from(now)
     )
-    .fetch_optional(database.pool())
+    .fetch_optional(&mut **change)
     .await?;
+    change.commit().await?;
     if let Some(row) = revoked {
         return Ok(row.into());
     }
@@ -384,6 +408,9 @@ pub async fn revoke_all_api_keys(
     tenant: &TenantId,
     now: Timestamp,
 ) -> Result<Vec<ApiKey>, Error> {
+    let mut change = database
+        .begin_change(&["api_keys"], Some(tenant.as_str()))
+        .await?;
     let rows = sqlx::query_as!(
         KeyRow,
         r#"
@@ -400,8 +427,9 @@ pub async fn revoke_all_api_keys(
         tenant.as_str(),
         time::OffsetDateTime::from(now)
     )
-    .fetch_all(database.pool())
+    .fetch_all(&mut **change)
     .await?;
+    change.commit().await?;
     Ok(rows.into_iter().map(ApiKey::from).collect())
 }
 
@@ -449,6 +477,9 @@ pub(super) async fn write_last_used(
     database: &Database,
     used: &[(KeyId, Timestamp)],
 ) -> Result<(), Error> {
+    if database.is_distributed().await? {
+        return write_each_last_used(database, used).await;
+    }
     let ids: Vec<String> = used.iter().map(|(id, _)| id.to_string()).collect();
     let moments: Vec<time::OffsetDateTime> = used.iter().map(|(_, at)| (*at).into()).collect();
     sqlx::query!(
@@ -470,5 +501,22 @@ pub(super) async fn write_last_used(
     )
     .execute(database.pool())
     .await?;
+    Ok(())
+}
+
+/// The same on a distributed database: Citus does not pass on rows of a reference table that it locks.
+async fn write_each_last_used(
+    database: &Database,
+    used: &[(KeyId, Timestamp)],
+) -> Result<(), Error> {
+    for (id, at) in used {
+        sqlx::query!(
+            "update api_keys set last_used_at = $2 where id = $1 and (last_used_at is null or last_used_at < $2)",
+            id.as_str(),
+            time::OffsetDateTime::from(*at),
+        )
+        .execute(database.pool())
+        .await?;
+    }
     Ok(())
 }

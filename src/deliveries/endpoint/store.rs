@@ -327,6 +327,13 @@ pub async fn load_endpoint_summary(
     }))
 }
 
+/// The tables that a change of an endpoint writes.
+pub(super) const ENDPOINT_TABLES: &[&str] = &[
+    "webhook_configs",
+    "webhook_previous_secrets",
+    "webhook_client_certificates",
+];
+
 /// Changes an endpoint of a tenant, or creates the first. Idempotent.
 ///
 /// A new secret is valid from the moment this returns, and the previous one stays valid for the overlap. Both are written by
@@ -339,8 +346,10 @@ pub async fn change_endpoint(
 ) -> Result<SecretChange, EndpointChangeError> {
     for _ in 0..MAX_CHANGE_ATTEMPTS {
         let stored = load_stored_secrets(database, keyring, tenant, change.callback).await?;
-        let mut transaction = database.pool().begin().await?;
-        let with = &mut *transaction;
+        let mut transaction = database
+            .begin_change(ENDPOINT_TABLES, Some(tenant.as_str()))
+            .await?;
+        let with = &mut **transaction;
         let done = match stored {
             None => create_first_endpoint(with, keyring, tenant, change).await?,
             Some(stored) => match change.secret {
@@ -421,18 +430,23 @@ pub async fn retire_secrets(
         return Err(EndpointChangeError::NewestSecret(newest));
     }
     // Deleted rather than marked: a secret that has leaked must not stay in the database.
+    let mut change = database
+        .begin_change(&["webhook_previous_secrets"], Some(tenant.as_str()))
+        .await?;
     let retired = sqlx::query!(
         r#"
-        delete from webhook_previous_secrets
+        with clock as (select attesto_now() as now)
+        delete from webhook_previous_secrets using clock
          where tenant_id = $1 and callback = $3 and number = coalesce($2, number)
-        returning number, expires_at > attesto_now() as "is_live!"
+        returning number, expires_at > clock.now as "is_live!"
         "#,
         tenant.as_str(),
         number,
         callback.column(),
     )
-    .fetch_all(database.pool())
+    .fetch_all(&mut **change)
     .await?;
+    change.commit().await?;
     let mut retired: Vec<i32> = retired
         .into_iter()
         .filter(|row| row.is_live)
@@ -472,6 +486,9 @@ pub async fn allow_network(
     tenant: &TenantId,
     opening: &AllowedNetwork,
 ) -> Result<bool, EndpointChangeError> {
+    let mut change = database
+        .begin_change(&["webhook_allowed_networks"], Some(tenant.as_str()))
+        .await?;
     let added = sqlx::query!(
         "insert into webhook_allowed_networks as known (tenant_id, network, port, allow_http) \
          values ($1, $2::text::cidr, $3, $4) \
@@ -482,13 +499,14 @@ pub async fn allow_network(
         i32::from(opening.port()),
         opening.is_http_allowed(),
     )
-    .execute(database.pool())
+    .execute(&mut **change)
     .await
     .map_err(|error| {
         db::map_constraint_error(error, "webhook_allowed_networks_tenant_id_fkey", || {
             EndpointChangeError::TenantNotFound(tenant.clone())
         })
     })?;
+    change.commit().await?;
     Ok(added.rows_affected() == 1)
 }
 
@@ -498,14 +516,18 @@ pub async fn disallow_network(
     tenant: &TenantId,
     opening: &AllowedNetwork,
 ) -> Result<bool, db::Error> {
+    let mut change = database
+        .begin_change(&["webhook_allowed_networks"], Some(tenant.as_str()))
+        .await?;
     let removed = sqlx::query!(
         "delete from webhook_allowed_networks where tenant_id = $1 and network = $2::text::cidr and port = $3",
         tenant.as_str(),
         opening.network(),
         i32::from(opening.port()),
     )
-    .execute(database.pool())
+    .execute(&mut **change)
     .await?;
+    change.commit().await?;
     Ok(removed.rows_affected() == 1)
 }
 

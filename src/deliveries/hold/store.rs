@@ -32,15 +32,15 @@ pub struct WaitingDeliveries {
 /// delivery starts in any process.
 pub async fn hold_deliveries(database: &Database, host: &str) -> Result<bool, Error> {
     // The same locks as in the claim of the dispatcher.
+    let begin = "select from delivery_lanes order by lane for no key update";
     let mut transaction = database
-        .pool()
-        .begin_with("select from delivery_lanes order by lane for no key update")
+        .begin_change_with(begin, &["delivery_holds"], None)
         .await?;
     let held = sqlx::query!(
         "insert into delivery_holds (held_by) values ($1) on conflict do nothing",
         host
     )
-    .execute(&mut *transaction)
+    .execute(&mut **transaction)
     .await?;
     transaction.commit().await?;
     Ok(held.rows_affected() > 0)
@@ -48,6 +48,7 @@ pub async fn hold_deliveries(database: &Database, host: &str) -> Result<bool, Er
 
 /// Ends the hold and wakes the dispatchers. `None`: deliveries were not held.
 pub async fn release_hold(database: &Database, host: &str) -> Result<Option<DeliveryHold>, Error> {
+    let mut change = database.begin_change(&["delivery_holds"], None).await?;
     let released = sqlx::query_as!(
         DeliveryHold,
         r#"
@@ -57,8 +58,9 @@ pub async fn release_hold(database: &Database, host: &str) -> Result<Option<Deli
         "#,
         host
     )
-    .fetch_optional(database.pool())
+    .fetch_optional(&mut **change)
     .await?;
+    change.commit().await?;
     if released.is_some() {
         notify_work_channel(database, LaneSet::ALL).await?;
     }

@@ -132,13 +132,17 @@ pub(crate) async fn set_default_consumption(
     tenant: &TenantId,
     information: Option<&ConsumptionInformation>,
 ) -> Result<bool, db::Error> {
+    let mut change = database
+        .begin_change(&["apple_credentials"], Some(tenant.as_str()))
+        .await?;
     let updated = sqlx::query!(
         "update apple_credentials set default_consumption = $2 where tenant_id = $1",
         tenant.as_str(),
         information.map(|information| json!(information)),
     )
-    .execute(database.pool())
+    .execute(&mut **change)
     .await?;
+    change.commit().await?;
     Ok(updated.rows_affected() > 0)
 }
 
@@ -217,7 +221,9 @@ pub async fn replace_credentials(
 ) -> Result<PreviousOutcome, SetCredentialsError> {
     let credentials = new.credentials;
     let sealed = keyring.seal(APPLE_PRIVATE_KEY.context_for(tenant.as_str()), new.key_file);
-    let mut transaction = database.pool().begin().await?;
+    let mut transaction = database
+        .begin_change(&["apple_credentials"], Some(tenant.as_str()))
+        .await?;
     let inserted = sqlx::query!(
         "insert into apple_credentials \
                 (tenant_id, bundle_id, key_id, issuer_id, private_key_enc, key_fingerprint, environment, app_apple_id) \
@@ -232,7 +238,7 @@ pub async fn replace_credentials(
         credentials.environment.as_str(),
         credentials.app_apple_id,
     )
-    .execute(&mut *transaction)
+    .execute(&mut **transaction)
     .await
     .map_err(|error| {
         db::map_constraint_error(error, "apple_credentials_tenant_id_fkey", || {
@@ -248,7 +254,7 @@ pub async fn replace_credentials(
            from apple_credentials where tenant_id = $1 for update",
         tenant.as_str()
     )
-    .fetch_one(&mut *transaction)
+    .fetch_one(&mut **transaction)
     .await?;
     let is_same = stored.bundle_id == credentials.bundle_id
         && stored.key_id == credentials.key_id
@@ -278,7 +284,7 @@ pub async fn replace_credentials(
         credentials.environment.as_str(),
         credentials.app_apple_id,
     )
-    .execute(&mut *transaction)
+    .execute(&mut **transaction)
     .await?;
     transaction.commit().await?;
     Ok(outcome)

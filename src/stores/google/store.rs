@@ -212,14 +212,17 @@ pub async fn set_acknowledge_policy(
     tenant: &TenantId,
     policy: AcknowledgePolicy,
 ) -> Result<(), db::Error> {
+    let mut change = database
+        .begin_change(&["google_credentials"], Some(tenant.as_str()))
+        .await?;
     sqlx::query!(
         "update google_credentials set acknowledge = $2 where tenant_id = $1 and acknowledge <> $2",
         tenant.as_str(),
         policy.as_str(),
     )
-    .execute(database.pool())
-    .await
-    .map(drop)
+    .execute(&mut **change)
+    .await?;
+    change.commit().await
 }
 
 /// The active tenants with credentials.
@@ -259,13 +262,17 @@ pub(crate) async fn set_default_review(
     tenant: &TenantId,
     review: Option<&RefundReview>,
 ) -> Result<bool, db::Error> {
+    let mut change = database
+        .begin_change(&["google_credentials"], Some(tenant.as_str()))
+        .await?;
     let updated = sqlx::query!(
         "update google_credentials set default_refund_review = $2 where tenant_id = $1",
         tenant.as_str(),
         review.map(|review| json!(review)),
     )
-    .execute(database.pool())
+    .execute(&mut **change)
     .await?;
+    change.commit().await?;
     Ok(updated.rows_affected() > 0)
 }
 
@@ -292,7 +299,9 @@ pub async fn replace_credentials(
 ) -> Result<PreviousOutcome, SetCredentialsError> {
     let context = GOOGLE_SERVICE_ACCOUNT.context_for(tenant.as_str());
     let sealed = keyring.seal(context, new.key_file);
-    let mut transaction = database.pool().begin().await?;
+    let mut transaction = database
+        .begin_change(&["google_credentials"], Some(tenant.as_str()))
+        .await?;
     let inserted = sqlx::query!(
         "insert into google_credentials \
                 (tenant_id, package_name, service_account_enc, client_email, key_fingerprint, \
@@ -308,7 +317,7 @@ pub async fn replace_credentials(
         new.pubsub_service_account,
         new.pubsub_topic,
     )
-    .execute(&mut *transaction)
+    .execute(&mut **transaction)
     .await
     .map_err(|error| {
         db::map_constraint_error(error, "google_credentials_tenant_id_fkey", || {
@@ -325,7 +334,7 @@ pub async fn replace_credentials(
            from google_credentials where tenant_id = $1 for update",
         tenant.as_str()
     )
-    .fetch_one(&mut *transaction)
+    .fetch_one(&mut **transaction)
     .await?;
     let is_unchanged = |given: Option<&str>, stored: &Option<String>| {
         given.is_none_or(|given| given == stored.as_deref().unwrap_or_default())
@@ -360,7 +369,7 @@ pub async fn replace_credentials(
         new.pubsub_service_account,
         new.pubsub_topic,
     )
-    .execute(&mut *transaction)
+    .execute(&mut **transaction)
     .await?;
     transaction.commit().await?;
     Ok(outcome)

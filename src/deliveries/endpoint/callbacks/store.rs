@@ -4,9 +4,11 @@ use sqlx::PgExecutor;
 
 use crate::base::id::{CallbackNumber, TenantId};
 use crate::crypto::keyring::Keyring;
+use crate::db::row_changes::ChangeTransaction;
 use crate::db::{Database, DbTransaction, Error, is_lock_timeout};
 use crate::deliveries::endpoint::store::{
-    EndpointChangeError, NewEndpoint, SecretChange, endpoint_not_found, insert_endpoint,
+    ENDPOINT_TABLES, EndpointChangeError, NewEndpoint, SecretChange, endpoint_not_found,
+    insert_endpoint,
 };
 use crate::deliveries::endpoint::{CallbackFilterChange, MAX_CALLBACKS};
 use crate::tenants::lane::lane_column;
@@ -14,6 +16,13 @@ use crate::tenants::lane::lane_column;
 /// What the deliveries that are given up say as their last error.
 const REMOVED_CALLBACK_ERROR: &str =
     "an operator removed the callback before the event was delivered";
+/// The tables that have rows of a callback, and whose changes are logged.
+const REMOVED_TABLES: &[&str] = &[
+    "webhook_configs",
+    "webhook_previous_secrets",
+    "webhook_client_certificates",
+    "webhook_redeliveries",
+];
 /// Waits for the transactions that are writing deliveries: an event that was being stored when its callback was switched off may
 /// still have one for it. New ones wait meanwhile, so not for long.
 const WAIT_FOR_WRITERS_SQL: &str =
@@ -61,7 +70,9 @@ pub async fn add_endpoint(
     new: &NewEndpoint<'_>,
 ) -> Result<(CallbackNumber, SecretChange), EndpointChangeError> {
     loop {
-        let mut transaction = database.pool().begin().await?;
+        let mut transaction = database
+            .begin_change(ENDPOINT_TABLES, Some(tenant.as_str()))
+            .await?;
         // The row of the first callback is locked until the commit, so that the limit is exact.
         let number = sqlx::query_scalar!(
             r#"
@@ -71,14 +82,14 @@ pub async fn add_endpoint(
             "#,
             tenant.as_str(),
         )
-        .fetch_optional(&mut *transaction)
+        .fetch_optional(&mut **transaction)
         .await?;
         let number = number.unwrap_or(CallbackNumber::FIRST);
         let count = sqlx::query_scalar!(
             r#"select count(*) as "count!" from webhook_configs where tenant_id = $1"#,
             tenant.as_str(),
         )
-        .fetch_one(&mut *transaction)
+        .fetch_one(&mut **transaction)
         .await?;
         if count >= MAX_CALLBACKS {
             return Err(EndpointChangeError::TooManyCallbacks(tenant.clone()));
@@ -116,6 +127,9 @@ pub async fn change_filter(
     callback: CallbackNumber,
     change: &CallbackFilterChange,
 ) -> Result<(), EndpointChangeError> {
+    let mut transaction = database
+        .begin_change(&["webhook_configs"], Some(tenant.as_str()))
+        .await?;
     let changed = sqlx::query!(
         "
         update webhook_configs set
@@ -129,8 +143,9 @@ pub async fn change_filter(
         change.sources.as_deref(),
         change.environments.as_deref(),
     )
-    .execute(database.pool())
+    .execute(&mut **transaction)
     .await?;
+    transaction.commit().await?;
     if changed.rows_affected() == 0 {
         return Err(endpoint_not_found(tenant, callback));
     }
@@ -170,8 +185,8 @@ pub async fn remove_endpoint(
     }
     if !is_abandoning {
         // Nothing is written before it is known that nothing waits: no event is stored without a delivery to a callback that stays.
-        let mut transaction = lock_deliveries(database).await?;
-        let waiting = count_waiting(&mut *transaction, tenant, callback).await?;
+        let mut transaction = lock_deliveries(database, tenant).await?;
+        let waiting = count_waiting(&mut **transaction, tenant, callback).await?;
         if waiting > 0 {
             return Err(still_waiting(waiting));
         }
@@ -182,7 +197,7 @@ pub async fn remove_endpoint(
     // From here on no event that begins to be stored has a delivery to it.
     set_active(database, tenant, callback, false).await?;
     let removed = async {
-        lock_deliveries(database).await?.commit().await?;
+        lock_deliveries(database, tenant).await?.commit().await?;
         delete_endpoint(database, tenant, callback).await
     };
     let removed = removed.await;
@@ -217,6 +232,9 @@ async fn set_active(
     callback: CallbackNumber,
     is_active: bool,
 ) -> Result<(), Error> {
+    let mut change = database
+        .begin_change(&["webhook_configs"], Some(tenant.as_str()))
+        .await?;
     sqlx::query!(
         "
         update webhook_configs set is_active = $3
@@ -226,14 +244,20 @@ async fn set_active(
         callback.column(),
         is_active,
     )
-    .execute(database.pool())
+    .execute(&mut **change)
     .await?;
+    change.commit().await?;
     Ok(())
 }
 
 /// Begins a transaction in which nothing else writes deliveries, once those that do have ended.
-async fn lock_deliveries(database: &Database) -> Result<DbTransaction, RemovalError> {
-    let locked = database.pool().begin_with(WAIT_FOR_WRITERS_SQL).await;
+async fn lock_deliveries(
+    database: &Database,
+    tenant: &TenantId,
+) -> Result<ChangeTransaction, RemovalError> {
+    let locked = database
+        .begin_change_with(WAIT_FOR_WRITERS_SQL, REMOVED_TABLES, Some(tenant.as_str()))
+        .await;
     locked.map_err(|error| {
         if is_lock_timeout(&error) {
             RemovalError::WritesInProgress
@@ -283,8 +307,11 @@ async fn delete_endpoint(
     callback: CallbackNumber,
 ) -> Result<i64, RemovalError> {
     let mut transaction = database
-        .pool()
-        .begin_with("set local statement_timeout = '60s'")
+        .begin_change_with(
+            "set local statement_timeout = '60s'",
+            REMOVED_TABLES,
+            Some(tenant.as_str()),
+        )
         .await?;
     // While the row is locked nothing switches it on, and so no event gets a delivery to it.
     let is_active = sqlx::query_scalar!(
@@ -292,7 +319,7 @@ async fn delete_endpoint(
         tenant.as_str(),
         callback.column(),
     )
-    .fetch_optional(&mut *transaction)
+    .fetch_optional(&mut **transaction)
     .await?;
     match is_active {
         None => return Err(RemovalError::CallbackNotFound(tenant.clone(), callback)),
@@ -311,7 +338,7 @@ async fn delete_endpoint(
         REMOVED_CALLBACK_ERROR,
         lane_column(tenant),
     )
-    .execute(&mut *transaction)
+    .execute(&mut **transaction)
     .await?;
     delete_rows(&mut transaction, tenant, callback).await?;
     transaction.commit().await?;

@@ -62,18 +62,22 @@ pub(super) async fn insert_key(
     tenant: &TenantId,
     sealed: &[u8],
 ) -> Result<(), TenantChangeError> {
+    let mut change = database
+        .begin_change(&["first_seen_keys"], Some(tenant.as_str()))
+        .await?;
     sqlx::query!(
         "insert into first_seen_keys (tenant_id, key_enc) values ($1, $2) on conflict (tenant_id) do nothing",
         tenant.as_str(),
         sealed,
     )
-    .execute(database.pool())
+    .execute(&mut **change)
     .await
     .map_err(|error| {
         db::map_constraint_error(error, "first_seen_keys_tenant_id_fkey", || {
             TenantChangeError::TenantNotFound(tenant.clone())
         })
     })?;
+    change.commit().await?;
     Ok(())
 }
 
@@ -81,6 +85,9 @@ pub(super) async fn delete_key(
     database: &Database,
     tenant: &TenantId,
 ) -> Result<(), TenantChangeError> {
+    let mut change = database
+        .begin_change(&["first_seen_keys"], Some(tenant.as_str()))
+        .await?;
     let found = sqlx::query_scalar!(
         r#"
         with removed as (delete from first_seen_keys where tenant_id = $1)
@@ -88,8 +95,9 @@ pub(super) async fn delete_key(
         "#,
         tenant.as_str()
     )
-    .fetch_one(database.pool())
+    .fetch_one(&mut **change)
     .await?;
+    change.commit().await?;
     if found {
         Ok(())
     } else {
