@@ -19,6 +19,7 @@ use super::outcome::AttemptOutcome;
 use crate::base::clock::Timestamp;
 use crate::base::id::{CallbackNumber, DeliveryId, EventId, TenantId};
 use crate::base::lane::{Lane, LaneSet};
+use crate::db::distribution::LaneGroup;
 use crate::db::{Database, DbTransaction, Error};
 use crate::tenants::lane::{lane_column, tenant_lane};
 
@@ -43,6 +44,9 @@ const MAX_LEASES_PER_SWEEP: i64 = 1000;
 /// otherwise Postgres would plan a claim anew each time, for the lanes that it names, which takes longer than the claim.
 const BEGIN_SQL: &str = "set local idle_in_transaction_session_timeout = '2s'; set local enable_seqscan = off; \
     set local enable_bitmapscan = off; set local jit = off; set local plan_cache_mode = force_generic_plan";
+/// The same on a distributed database. Citus plans a statement for its lane, which a plan for any parameters does not know.
+const BEGIN_DISTRIBUTED_SQL: &str =
+    "set local idle_in_transaction_session_timeout = '2s'; set local jit = off";
 
 /// The right to write the result of one attempt: the row with its lane, and the number under which it was claimed. A row
 /// whose lease was released, swept or claimed again has another number.
@@ -204,28 +208,74 @@ impl DeliveryStore {
         limit: usize,
         last_served: &str,
     ) -> Result<(DbTransaction, Vec<ClaimedRow>, BatchReport), Error> {
-        let mut transaction = self.database.pool().begin_with(BEGIN_SQL).await?;
+        let mut transaction = self.begin().await?;
         let mut report = BatchReport {
             locked: lock_free_lanes(&mut transaction, lanes).await?,
             ..BatchReport::default()
         };
-        if !results.is_empty() {
-            lock_delivery_rows(&mut transaction, results).await?;
-            report.written = self.write_results(&mut transaction, results).await?;
+        let groups = self
+            .database
+            .group_rows(results, |result| result.claimed.lease.lane)
+            .await?;
+        for (group, results) in groups.iter().filter(|(_, results)| !results.is_empty()) {
+            let lane = group.only_column();
+            lock_delivery_rows(&mut transaction, lane, results).await?;
+            let written = self.write_results(&mut transaction, lane, results).await?;
             let accepted: Vec<_> = results
                 .iter()
-                .filter(|result| report.written.contains(&result.claimed.job.id))
+                .copied()
+                .filter(|result| written.contains(&result.claimed.job.id))
                 .collect();
-            settle_original_deliveries(&mut transaction, &accepted).await?;
-            report.state_changes = self.update_health(&mut transaction, &accepted).await?;
+            report.written.extend(written);
+            settle_original_deliveries(&mut transaction, lane, &accepted).await?;
+            let changes = self
+                .update_health(&mut transaction, lane, &accepted)
+                .await?;
+            report.state_changes.extend(changes);
         }
-        let claimed = if report.locked.is_empty() {
-            Vec::new()
-        } else {
-            self.claim_due(&mut transaction, report.locked, limit, last_served)
-                .await?
-        };
+        let claimed = self
+            .claim_in_lanes(&mut transaction, report.locked, limit, last_served)
+            .await?;
         Ok((transaction, claimed, report))
+    }
+
+    async fn begin(&self) -> Result<DbTransaction, Error> {
+        let statements = if self.database.is_distributed().await? {
+            BEGIN_DISTRIBUTED_SQL
+        } else {
+            BEGIN_SQL
+        };
+        self.database.pool().begin_with(statements).await
+    }
+
+    /// Claims in all lanes at once; on a distributed database in one after the other, beginning anywhere.
+    async fn claim_in_lanes(
+        &self,
+        transaction: &mut DbTransaction,
+        lanes: LaneSet,
+        limit: usize,
+        last_served: &str,
+    ) -> Result<Vec<ClaimedRow>, Error> {
+        let mut claimed = Vec::new();
+        if lanes.is_empty() {
+            return Ok(claimed);
+        }
+        let mut groups = self.database.group_lanes(lanes).await?;
+        if groups.len() > 1 {
+            let first = fastrand::usize(..groups.len());
+            groups.rotate_left(first);
+        }
+        for group in groups {
+            let left = limit.saturating_sub(claimed.len());
+            if left == 0 {
+                break;
+            }
+            claimed.extend(
+                self.claim_due(transaction, group, left, last_served)
+                    .await?,
+            );
+        }
+        Ok(claimed)
     }
 
     /// Loads the bodies, without those that cannot be decoded. Not part of the claim: a client that stops reading in the middle of a large
@@ -237,10 +287,19 @@ impl DeliveryStore {
         // Each event once, although several callbacks may get it.
         let wanted: BTreeMap<_, _> = claimed
             .iter()
-            .map(|row| (row.event_id.to_string(), lane_column(&row.tenant_id)))
+            .map(|row| (row.event_id.to_string(), tenant_lane(&row.tenant_id)))
             .collect();
-        let (events, lanes): (Vec<_>, Vec<_>) = wanted.into_iter().unzip();
-        let found = self.bodies.load_bodies_of_lanes(&lanes, &events).await?;
+        let wanted: Vec<_> = wanted.into_iter().collect();
+        let mut found = HashMap::new();
+        let groups = self.database.group_rows(&wanted, |(_, lane)| *lane).await?;
+        for (group, wanted) in groups {
+            let events = to_column(&wanted, |(event, _)| event.clone());
+            let lanes = to_column(&wanted, |(_, lane)| lane.column());
+            let loading = self
+                .bodies
+                .load_bodies_of_lanes(group.only_column(), &lanes, &events);
+            found.extend(loading.await?);
+        }
         // An event is never deleted before its deliveries.
         if !claimed.iter().all(|row| found.contains_key(&row.event_id)) {
             return Err(Error::RowNotFound);
@@ -264,7 +323,8 @@ impl DeliveryStore {
     async fn write_results(
         &self,
         transaction: &mut DbTransaction,
-        results: &[FinishedAttempt],
+        lane: Option<i16>,
+        results: &[&FinishedAttempt],
     ) -> Result<HashSet<DeliveryId>, Error> {
         let ids = to_column(results, |r| r.claimed.job.id.to_string());
         let leases = to_column(results, |r| r.claimed.lease.number);
@@ -281,8 +341,8 @@ impl DeliveryStore {
             r#"
             with result as (
                 select
-                    lane, id, lease_no, counts, pause, outcome, code, excerpt, error,
-                    attesto_now() as now,
+                    lane, id, lease_no, counts, outcome, code, excerpt, error,
+                    attesto_now() as now, attesto_now() + make_interval(secs => pause) as retry_at,
                     status as verdict
                 from unnest($1::text[], $2::int[], $3::bool[], $4::text[], $5::float8[], $6::text[], $7::int[], $8::text[], $9::text[],
                         $10::int2[])
@@ -296,7 +356,7 @@ impl DeliveryStore {
                 attempt_count = attempt_count + counts::int,
                 interruptions = case when counts then 0 else interruptions end,
                 next_attempt_at =
-                    case when settled_by is null and verdict = 'pending' then now + make_interval(secs => pause) end,
+                    case when settled_by is null and verdict = 'pending' then retry_at end,
                 delivered_at = case when settled_by is not null or verdict = 'delivered' then now end,
                 failed_at = case when settled_by is null and verdict = 'failed' then now end,
                 last_outcome = outcome,
@@ -307,6 +367,7 @@ impl DeliveryStore {
             from result
             where delivery.lane = result.lane and delivery.id = result.id
                 and delivery.lease_no = result.lease_no and delivery.lease_until is not null
+                and ($11::int2 is null or delivery.lane = $11)
             returning delivery.id as "id: DeliveryId"
             "#,
             &ids,
@@ -319,6 +380,7 @@ impl DeliveryStore {
             &excerpts as &[Option<String>],
             &errors as &[Option<String>],
             &to_column(results, |r| r.claimed.lease.lane.column()),
+            lane,
         )
         .fetch_all(&mut **transaction)
         .await?;
@@ -329,6 +391,7 @@ impl DeliveryStore {
     async fn update_health(
         &self,
         transaction: &mut DbTransaction,
+        lane: Option<i16>,
         results: &[&FinishedAttempt],
     ) -> Result<Vec<EndpointStateChange>, Error> {
         // In the same order in all processes, so that no two of them wait for each other.
@@ -344,7 +407,7 @@ impl DeliveryStore {
             return Ok(Vec::new());
         }
         let callbacks: Vec<CallbackUrl<'_>> = signals.keys().copied().collect();
-        let mut rows = self.lock_health_rows(transaction, &callbacks).await?;
+        let mut rows = self.lock_health_rows(transaction, lane, &callbacks).await?;
         let mut changes = Vec::new();
         for row in &mut rows {
             let before = row.health;
@@ -365,7 +428,7 @@ impl DeliveryStore {
                 });
             }
         }
-        save_health(transaction, &rows).await?;
+        save_health(transaction, lane, &rows).await?;
         Ok(changes)
     }
 
@@ -373,6 +436,7 @@ impl DeliveryStore {
     async fn lock_health_rows(
         &self,
         transaction: &mut DbTransaction,
+        lane: Option<i16>,
         callbacks: &[CallbackUrl<'_>],
     ) -> Result<Vec<HealthRow>, Error> {
         let tenants = to_column(callbacks, |(tenant, ..)| tenant.to_string());
@@ -404,6 +468,7 @@ impl DeliveryStore {
             join webhook_health health
                 on health.lane = news.lane and health.tenant_id = news.tenant and health.callback = news.callback
                 and health.callback_key = hashtextextended(news.url, 0)
+                and ($5::int2 is null or health.lane = $5)
             order by health.tenant_id, health.callback, health.callback_key
             for no key update of health
             "#,
@@ -411,6 +476,7 @@ impl DeliveryStore {
             &numbers,
             &urls,
             &lanes,
+            lane,
         )
         .fetch_all(&mut **transaction)
         .await?;
@@ -445,14 +511,42 @@ impl DeliveryStore {
     async fn claim_due(
         &self,
         transaction: &mut DbTransaction,
-        lanes: LaneSet,
+        group: LaneGroup,
         limit: usize,
         last_served: &str,
     ) -> Result<Vec<ClaimedRow>, Error> {
         let mut rows = sqlx::query_as!(
             ClaimedRow,
             r#"
-            with busy as (
+            with recursive waiting as (
+                -- The callbacks with unfinished deliveries in these lanes, due or not, and when the first of them is due: see the
+                -- function callbacks_waiting_in_lanes, which Citus does not inline.
+                select first.lane, first.tenant_id, first.callback, first.callback_key, first.next_attempt_at
+                from unnest($6::int2[]) as wanted (lane)
+                cross join lateral (
+                    select delivery.lane, delivery.tenant_id, delivery.callback, delivery.callback_key, delivery.next_attempt_at
+                    from webhook_deliveries delivery
+                    where delivery.status = 'pending' and delivery.lease_until is null and delivery.parked_at is null
+                        and delivery.lane = wanted.lane and ($7::int2 is null or delivery.lane = $7)
+                    order by delivery.tenant_id, delivery.callback, delivery.callback_key, delivery.next_attempt_at
+                    limit 1
+                ) first
+                union all
+                select next.lane, next.tenant_id, next.callback, next.callback_key, next.next_attempt_at
+                from waiting
+                cross join lateral (
+                    select delivery.lane, delivery.tenant_id, delivery.callback, delivery.callback_key, delivery.next_attempt_at
+                    from webhook_deliveries delivery
+                    where delivery.status = 'pending' and delivery.lease_until is null and delivery.parked_at is null
+                        and (delivery.lane, delivery.tenant_id, delivery.callback, delivery.callback_key)
+                            > (waiting.lane, waiting.tenant_id, waiting.callback, waiting.callback_key)
+                        and ($7::int2 is null or delivery.lane = $7)
+                    order by delivery.lane, delivery.tenant_id, delivery.callback, delivery.callback_key,
+                        delivery.next_attempt_at
+                    limit 1
+                ) next
+                where next.lane = waiting.lane
+            ), busy as (
                 select tenant_id, callback, callback_key, count(*) as requests
                 from webhook_deliveries
                 where lane = any($6) and lease_until is not null and lease_until > attesto_now()
@@ -465,12 +559,12 @@ impl DeliveryStore {
                     coalesce(health.state = 'active' and health.allowed = $5 and health.failures = 0
                         and health.last_success_at > attesto_now() - make_interval(secs => 60), false)
                         as settled
-                from callbacks_waiting_in_lanes($6) waiting
+                from waiting
                 join tenants tenant on tenant.id = waiting.tenant_id and tenant.is_active
                 join webhook_configs config
                     on config.tenant_id = waiting.tenant_id and config.callback = waiting.callback and config.is_active
                 left join webhook_health health
-                    on health.lane = waiting.lane and health.tenant_id = waiting.tenant_id and health.callback = waiting.callback
+                    on health.lane = waiting.lane and ($7::int2 is null or health.lane = $7) and health.tenant_id = waiting.tenant_id and health.callback = waiting.callback
                     and health.callback_key = waiting.callback_key
                 left join busy
                     on busy.tenant_id = waiting.tenant_id and busy.callback = waiting.callback
@@ -493,7 +587,7 @@ impl DeliveryStore {
                         select delivery.id, delivery.next_attempt_at
                         from webhook_deliveries delivery
                         where delivery.status = 'pending' and delivery.lease_until is null and delivery.parked_at is null
-                            and delivery.lane = open.lane
+                            and delivery.lane = open.lane and ($7::int2 is null or delivery.lane = $7)
                             and delivery.tenant_id = open.tenant_id and delivery.callback = open.callback
                             and delivery.callback_key = open.callback_key
                             -- Not before the first that waits: the index still has delivered ones there.
@@ -504,18 +598,18 @@ impl DeliveryStore {
                     ) oldest
                 ) due
             ), picked as (
-                select lane, id, tenant_id, settled, place
+                select lane, id, tenant_id, settled, place, attesto_now() as now
                 from candidate
                 where place <= $3
                 order by place, tenant_id <= $2, tenant_id
                 limit $1
             ), locked as (
-                select delivery.id
+                select picked.lane, delivery.id, picked.settled, picked.place, picked.now
                 from picked
                 cross join lateral (
                     select waiting.id, waiting.status, waiting.lease_until, waiting.parked_at
                     from webhook_deliveries waiting
-                    where waiting.lane = picked.lane and waiting.id = picked.id
+                    where waiting.lane = picked.lane and waiting.id = picked.id and ($7::int2 is null or waiting.lane = $7)
                     -- So that the conditions below are not looked up in an index instead of the id.
                     offset 0
                     for no key update skip locked
@@ -526,26 +620,28 @@ impl DeliveryStore {
             update webhook_deliveries delivery set
                 lease_no = delivery.lease_no + 1,
                 lease_until = attesto_now() + make_interval(secs => $4)
-            from locked, picked
-            where picked.id = locked.id and delivery.lane = picked.lane and delivery.id = picked.id
+            from locked
+            where delivery.lane = locked.lane and delivery.id = locked.id
+                and ($7::int2 is null or delivery.lane = $7)
             returning delivery.id as "id: DeliveryId", delivery.event_id as "event_id: EventId",
                 delivery.tenant_id as "tenant_id: TenantId", delivery.callback as "callback: CallbackNumber",
                 delivery.callback_url, delivery.attempt_count,
                 delivery.lease_no, delivery.requested_by is not null as "requested!",
-                extract(epoch from attesto_now() - delivery.next_attempt_at)::float8
+                extract(epoch from locked.now - delivery.next_attempt_at)::float8
                     as "waited!",
                 (
                     select event.event_type from webhook_events event
-                    where event.lane = delivery.lane and event.id = delivery.event_id
+                    where event.lane = delivery.lane and event.id = delivery.event_id and ($7::int2 is null or event.lane = $7)
                 ) as "event_type!",
-                picked.settled as "settled!", picked.place as "place!"
+                locked.settled as "settled!", locked.place as "place!"
             "#,
             i64::try_from(limit).unwrap_or(i64::MAX),
             last_served,
             MAX_IN_FLIGHT_PER_TENANT,
             LEASE_TTL.as_secs_f64(),
             i16::from(MAX_IN_FLIGHT_PER_CALLBACK),
-            &lanes.columns(),
+            &group.columns(),
+            group.only_column(),
         )
         .fetch_all(&mut **transaction)
         .await?;
@@ -560,22 +656,81 @@ impl DeliveryStore {
 
     /// How long until the next delivery in each of these lanes and the next batch of a redelivery are due.
     pub(super) async fn load_next_due(&self, lanes: LaneSet) -> Result<NextDue, Error> {
-        let mut transaction = self.database.pool().begin_with(BEGIN_SQL).await?;
+        let mut transaction = self.begin().await?;
+        let mut next_due = NextDue::default();
+        for group in self.database.group_lanes(lanes).await? {
+            self.load_due_of_lanes(&mut transaction, group, &mut next_due)
+                .await?;
+        }
+        if self.database.is_distributed().await? {
+            // In all lanes, in one statement.
+            let pause = sqlx::query_scalar!(
+                "select extract(epoch from min(next_batch_at) - attesto_now())::float8
+                 from webhook_redeliveries where lane = any($1) and finished_at is null",
+                &LaneSet::ALL.columns(),
+            )
+            .fetch_one(&mut *transaction)
+            .await?;
+            next_due.redelivery_batch = pause.map(to_pause);
+        }
+        transaction.commit().await?;
+        Ok(next_due)
+    }
+
+    async fn load_due_of_lanes(
+        &self,
+        transaction: &mut DbTransaction,
+        group: LaneGroup,
+        next_due: &mut NextDue,
+    ) -> Result<(), Error> {
+        // The batch of a redelivery is looked for in all lanes, as far as one statement may.
+        let batch_lanes = match group.only {
+            None => LaneSet::ALL,
+            Some(lane) => LaneSet::from(lane),
+        };
         let rows = sqlx::query!(
             r#"
-            with busy as (
+            with recursive waiting as (
+                -- The callbacks with unfinished deliveries in these lanes, due or not, and when the first of them is due: see the
+                -- function callbacks_waiting_in_lanes, which Citus does not inline.
+                select first.lane, first.tenant_id, first.callback, first.callback_key, first.next_attempt_at
+                from unnest($2::int2[]) as wanted (lane)
+                cross join lateral (
+                    select delivery.lane, delivery.tenant_id, delivery.callback, delivery.callback_key, delivery.next_attempt_at
+                    from webhook_deliveries delivery
+                    where delivery.status = 'pending' and delivery.lease_until is null and delivery.parked_at is null
+                        and delivery.lane = wanted.lane and ($4::int2 is null or delivery.lane = $4)
+                    order by delivery.tenant_id, delivery.callback, delivery.callback_key, delivery.next_attempt_at
+                    limit 1
+                ) first
+                union all
+                select next.lane, next.tenant_id, next.callback, next.callback_key, next.next_attempt_at
+                from waiting
+                cross join lateral (
+                    select delivery.lane, delivery.tenant_id, delivery.callback, delivery.callback_key, delivery.next_attempt_at
+                    from webhook_deliveries delivery
+                    where delivery.status = 'pending' and delivery.lease_until is null and delivery.parked_at is null
+                        and (delivery.lane, delivery.tenant_id, delivery.callback, delivery.callback_key)
+                            > (waiting.lane, waiting.tenant_id, waiting.callback, waiting.callback_key)
+                        and ($4::int2 is null or delivery.lane = $4)
+                    order by delivery.lane, delivery.tenant_id, delivery.callback, delivery.callback_key,
+                        delivery.next_attempt_at
+                    limit 1
+                ) next
+                where next.lane = waiting.lane
+            ), busy as (
                 select tenant_id, callback, callback_key, count(*) as requests
                 from webhook_deliveries
                 where lane = any($2) and lease_until is not null and lease_until > attesto_now()
                 group by tenant_id, callback, callback_key
             ), due as (
                 select waiting.lane, min(greatest(waiting.next_attempt_at, health.closed_until)) as due_at
-                from callbacks_waiting_in_lanes($2) waiting
+                from waiting
                 join tenants tenant on tenant.id = waiting.tenant_id and tenant.is_active
                 join webhook_configs config
                     on config.tenant_id = waiting.tenant_id and config.callback = waiting.callback and config.is_active
                 left join webhook_health health
-                    on health.lane = waiting.lane and health.tenant_id = waiting.tenant_id and health.callback = waiting.callback
+                    on health.lane = waiting.lane and ($4::int2 is null or health.lane = $4) and health.tenant_id = waiting.tenant_id and health.callback = waiting.callback
                     and health.callback_key = waiting.callback_key
                 left join busy
                     on busy.tenant_id = waiting.tenant_id and busy.callback = waiting.callback
@@ -595,16 +750,15 @@ impl DeliveryStore {
             select null, extract(epoch from due_at - attesto_now())::float8 from batch
             "#,
             MAX_IN_FLIGHT_PER_TENANT,
-            &lanes.columns(),
-            &LaneSet::ALL.columns(),
+            &group.columns(),
+            &batch_lanes.columns(),
+            group.only_column(),
         )
-        .fetch_all(&mut *transaction)
+        .fetch_all(&mut **transaction)
         .await?;
-        transaction.commit().await?;
-        let mut next_due = NextDue::default();
         for row in rows {
             let Some(seconds) = row.pause else { continue };
-            let pause = Duration::try_from_secs_f64(seconds.max(0.0)).unwrap_or(LEASE_TTL);
+            let pause = to_pause(seconds);
             match row.lane {
                 Some(number) => {
                     let lane = Lane::from_column(number);
@@ -613,7 +767,7 @@ impl DeliveryStore {
                 None => next_due.redelivery_batch = Some(pause),
             }
         }
-        Ok(next_due)
+        Ok(())
     }
 
     /// Renews these leases. Returns the deliveries whose leases are still ours.
@@ -621,49 +775,65 @@ impl DeliveryStore {
         &self,
         leases: &[Lease],
     ) -> Result<HashSet<DeliveryId>, Error> {
-        let renewed = sqlx::query_scalar!(
+        let mut all_renewed = HashSet::new();
+        for (group, leases) in self.database.group_rows(leases, |lease| lease.lane).await? {
+            let leases = leases.as_slice();
+            let renewed = sqlx::query_scalar!(
             r#"
             update webhook_deliveries delivery
             set lease_until = attesto_now() + make_interval(secs => $1::float8)
             from unnest($2::int2[], $3::text[], $4::int[]) as held (lane, id, lease_no)
             where delivery.lane = held.lane and delivery.id = held.id and delivery.lease_no = held.lease_no and delivery.lease_until is not null
+                and ($5::int2 is null or delivery.lane = $5)
             returning delivery.id as "id: DeliveryId"
             "#,
             LEASE_TTL.as_secs_f64(),
             &to_column(leases, |lease| lease.lane.column()),
             &to_column(leases, |lease| lease.delivery_id.to_string()),
             &to_column(leases, |lease| lease.number),
+            group.only_column(),
         )
         .fetch_all(self.database.pool())
         .await?;
-        Ok(renewed.into_iter().collect())
+            all_renewed.extend(renewed);
+        }
+        Ok(all_renewed)
     }
 
     /// Releases deliveries that were not sent, or whose attempt was cut off: they are due as before, any process can claim
     /// them, and no attempt is counted. Returns how many leases were still ours.
     pub(super) async fn release_leases(&self, leases: &[Lease]) -> Result<u64, Error> {
-        let released = sqlx::query!(
+        let mut released = 0;
+        for (group, leases) in self.database.group_rows(leases, |lease| lease.lane).await? {
+            let leases = leases.as_slice();
+            let done = sqlx::query!(
             "
             update webhook_deliveries delivery
             set lease_until = null, lease_no = delivery.lease_no + 1
             from unnest($1::int2[], $2::text[], $3::int[]) as held (lane, id, lease_no)
             where delivery.lane = held.lane and delivery.id = held.id and delivery.lease_no = held.lease_no and delivery.lease_until is not null
+                and ($4::int2 is null or delivery.lane = $4)
             ",
             &to_column(leases, |lease| lease.lane.column()),
             &to_column(leases, |lease| lease.delivery_id.to_string()),
             &to_column(leases, |lease| lease.number),
+            group.only_column(),
         )
         .execute(self.database.pool())
         .await?;
-        Ok(released.rows_affected())
+            released += done.rows_affected();
+        }
+        Ok(released)
     }
 
     /// Ends expired leases. The interruption is counted, the attempt is not.
     pub(super) async fn sweep_expired_leases(&self) -> Result<SweepReport, Error> {
-        let rows = sqlx::query!(
+        let mut report = SweepReport::default();
+        for group in self.database.group_lanes(LaneSet::ALL).await? {
+            let rows = sqlx::query!(
             r#"
             with expired as (
-                select lane, id
+                select lane, id, attesto_now() as now
                 from webhook_deliveries
                 where lane = any($3) and lease_until <= attesto_now()
                 order by lease_until
@@ -675,31 +845,31 @@ impl DeliveryStore {
                 lease_no = delivery.lease_no + 1,
                 interruptions = delivery.interruptions + 1,
                 parked_at = case when delivery.interruptions + 1 >= $1
-                    then attesto_now() end
+                    then expired.now end
             from expired
-            where delivery.lane = expired.lane and delivery.id = expired.id
+            where delivery.lane = expired.lane and delivery.id = expired.id and ($4::int2 is null or delivery.lane = $4)
                 -- Checked again in the row as it is now: the lease may have been renewed after the row was selected.
                 and delivery.lease_until <= attesto_now()
             returning delivery.id as "id: DeliveryId", delivery.lane, delivery.parked_at
             "#,
             MAX_INTERRUPTIONS,
             MAX_LEASES_PER_SWEEP,
-            &LaneSet::ALL.columns(),
+            &group.columns(),
+            group.only_column(),
         )
         .fetch_all(self.database.pool())
         .await?;
-        Ok(SweepReport {
-            interrupted: rows.len(),
-            lanes: rows
-                .iter()
-                .filter_map(|row| Lane::from_column(row.lane))
-                .collect(),
-            parked: rows
-                .into_iter()
-                .filter(|row| row.parked_at.is_some())
-                .map(|row| row.id)
-                .collect(),
-        })
+            report.interrupted += rows.len();
+            for row in rows {
+                if let Some(lane) = Lane::from_column(row.lane) {
+                    report.lanes.insert(lane);
+                }
+                if row.parked_at.is_some() {
+                    report.parked.push(row.id);
+                }
+            }
+        }
+        Ok(report)
     }
 }
 
@@ -724,7 +894,8 @@ async fn lock_free_lanes(
 /// locked first, in the same order in all processes: no two of them wait for each other.
 async fn lock_delivery_rows(
     transaction: &mut DbTransaction,
-    results: &[FinishedAttempt],
+    lane: Option<i16>,
+    results: &[&FinishedAttempt],
 ) -> Result<(), Error> {
     let redelivered = results.iter().filter(|r| r.is_successful_redelivery());
     let redelivered: Vec<_> = redelivered.map(|r| &r.claimed).collect();
@@ -741,9 +912,11 @@ async fn lock_delivery_rows(
             join webhook_deliveries original
                 on original.lane = redelivered.lane and original.event_id = redelivered.event_id
                 and original.status = 'pending' and original.requested_by is null
+                and ($5::int2 is null or original.lane = $5)
         )
         select from written
         join webhook_deliveries delivery on delivery.lane = written.lane and delivery.id = written.id
+            and ($5::int2 is null or delivery.lane = $5)
         order by delivery.id
         for no key update of delivery
         ",
@@ -751,6 +924,7 @@ async fn lock_delivery_rows(
         &to_column(results, |r| r.claimed.job.id.to_string()),
         &to_column(&redelivered, |claimed| claimed.lease.lane.column()),
         &to_column(&redelivered, |claimed| claimed.job.event_id.to_string()),
+        lane,
     )
     .execute(&mut **transaction)
     .await?;
@@ -761,6 +935,7 @@ async fn lock_delivery_rows(
 /// column `settled_by` decides what its result means.
 async fn settle_original_deliveries(
     transaction: &mut DbTransaction,
+    lane: Option<i16>,
     results: &[&FinishedAttempt],
 ) -> Result<(), Error> {
     let redelivered = results.iter().filter(|r| r.is_successful_redelivery());
@@ -771,21 +946,27 @@ async fn settle_original_deliveries(
     }
     sqlx::query!(
         "
+        with arrived as (
+            select arrived.*, attesto_now() as now
+            from unnest($1::text[], $2::int2[], $3::text[], $4::int2[]) as arrived (event, callback, delivery, lane)
+        )
         update webhook_deliveries delivery set
             settled_by = arrived.delivery,
             status = case when lease_until is null then 'delivered' else status end,
             next_attempt_at = case when lease_until is null then null else next_attempt_at end,
             delivered_at = case
-                when lease_until is null then attesto_now() else delivered_at
+                when lease_until is null then arrived.now else delivered_at
             end
-        from unnest($1::text[], $2::int2[], $3::text[], $4::int2[]) as arrived (event, callback, delivery, lane)
+        from arrived
         where delivery.lane = arrived.lane and delivery.event_id = arrived.event and delivery.callback = arrived.callback
             and delivery.status = 'pending' and delivery.requested_by is null
+            and ($5::int2 is null or delivery.lane = $5)
         ",
         &events,
         &to_column(&jobs, |job| job.callback.column()),
         &to_column(&jobs, |job| job.id.to_string()),
         &to_column(&jobs, |job| lane_column(&job.tenant_id)),
+        lane,
     )
     .execute(&mut **transaction)
     .await?;
@@ -882,7 +1063,11 @@ struct HealthRow {
     health: EndpointHealth,
 }
 
-async fn save_health(transaction: &mut DbTransaction, rows: &[HealthRow]) -> Result<(), Error> {
+async fn save_health(
+    transaction: &mut DbTransaction,
+    lane: Option<i16>,
+    rows: &[HealthRow],
+) -> Result<(), Error> {
     let number = |number: u32| i32::try_from(number).unwrap_or(i32::MAX);
     let moments = |moment: fn(&EndpointHealth) -> Option<Timestamp>| {
         to_column(rows, |row| moment(&row.health).map(OffsetDateTime::from))
@@ -898,6 +1083,7 @@ async fn save_health(transaction: &mut DbTransaction, rows: &[HealthRow]) -> Res
                 as news (tenant, key, state, allowed, failures, unreachable, failing_since, last_success_at,
                     last_failure_at, closed_until, closings, callback, lane)
             where health.lane = news.lane and health.tenant_id = news.tenant and health.callback = news.callback and health.callback_key = news.key
+                and ($14::int2 is null or health.lane = $14)
             ",
         &to_column(rows, |row| row.tenant_id.to_string()),
         &to_column(rows, |row| row.callback_key),
@@ -912,6 +1098,7 @@ async fn save_health(transaction: &mut DbTransaction, rows: &[HealthRow]) -> Res
         &to_column(rows, |row| number(row.health.closings)),
         &to_column(rows, |row| row.callback.column()),
         &to_column(rows, |row| lane_column(&row.tenant_id)),
+        lane,
     )
     .execute(&mut **transaction)
     .await?;
@@ -921,6 +1108,10 @@ async fn save_health(transaction: &mut DbTransaction, rows: &[HealthRow]) -> Res
 /// One value of each row, as `unnest` takes them.
 fn to_column<R, T>(rows: &[R], value: impl Fn(&R) -> T) -> Vec<T> {
     rows.iter().map(value).collect()
+}
+
+fn to_pause(seconds: f64) -> Duration {
+    Duration::try_from_secs_f64(seconds.max(0.0)).unwrap_or(LEASE_TTL)
 }
 
 /// Counters are never negative.

@@ -278,7 +278,10 @@ impl WriterState {
         }
         let count = u64::try_from(batch.len()).unwrap_or(u64::MAX);
         self.batch_events.lock().observe(u64_to_f64(count));
-        if batch.len() == 1 {
+        // Citus runs no statement on rows of several lanes.
+        let is_each_alone =
+            batch.len() == 1 || self.database.is_distributed().await.unwrap_or(false);
+        if is_each_alone {
             return self
                 .write_each(batch.into_iter().map(QueuedEvent::split))
                 .await;

@@ -128,8 +128,10 @@ impl BodyStore {
     }
 
     /// The bodies of events of several tenants, with the lane of each. An event that does not exist is missing in the result.
+    /// `only_lane`: see [`LaneGroup`](crate::db::distribution::LaneGroup).
     pub(in crate::deliveries) async fn load_bodies_of_lanes(
         &self,
+        only_lane: Option<i16>,
         lanes: &[i16],
         events: &[String],
     ) -> Result<BodiesByEvent, Error> {
@@ -145,9 +147,11 @@ impl BodyStore {
                 event.stored_body as stored
             from unnest($1::int2[], $2::text[]) as wanted (lane, id)
             join webhook_events event on event.lane = wanted.lane and event.id = wanted.id
+                and ($3::int2 is null or event.lane = $3)
             "#,
             lanes,
             events,
+            only_lane,
         )
         .fetch_all(self.database.pool())
         .await

@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 use std::time::Duration;
 
 use crate::base::lane::LaneSet;
-use crate::db::{Database, Error};
+use crate::db::{Database, DbTransaction, Error};
 
 /// Waiting deliveries are counted up to this number.
 pub(crate) const MAX_COUNTED: i64 = 100_000;
@@ -32,6 +32,7 @@ pub(crate) const CALLBACK_STATES: [&str; 5] = ["active", "throttled", "open", "p
 
 impl QueueStats {
     pub(crate) async fn load(database: &Database) -> Result<Self, Error> {
+        let is_distributed = database.is_distributed().await?;
         let mut snapshot = database.pool().begin().await?;
         let waiting = sqlx::query!(
             r#"
@@ -51,7 +52,10 @@ impl QueueStats {
         .fetch_one(&mut *snapshot)
         .await?;
         // The same conditions as in the claim.
-        let oldest = sqlx::query_scalar!(
+        let oldest = if is_distributed {
+            load_oldest_due_everywhere(&mut snapshot).await?
+        } else {
+            sqlx::query_scalar!(
             r#"
             select extract(epoch from
                 attesto_now() - min(waiting.next_attempt_at))::float8
@@ -66,7 +70,8 @@ impl QueueStats {
                 or health.closed_until <= attesto_now()
             "#)
         .fetch_one(&mut *snapshot)
-        .await?;
+        .await?
+        };
         let apart = sqlx::query!(
             r#"
             select
@@ -106,4 +111,26 @@ impl QueueStats {
                 .collect(),
         })
     }
+}
+
+/// How many seconds ago the oldest delivery that may be sent became due, on a distributed database: each worker looks at all deliveries
+/// that wait, because Citus does not run a recursive query in several lanes.
+async fn load_oldest_due_everywhere(snapshot: &mut DbTransaction) -> Result<Option<f64>, Error> {
+    sqlx::query_scalar!(
+        r#"
+        select extract(epoch from attesto_now() - min(waiting.next_attempt_at))::float8
+        from webhook_deliveries waiting
+        join tenants tenant on tenant.id = waiting.tenant_id and tenant.is_active
+        join webhook_configs config
+            on config.tenant_id = waiting.tenant_id and config.callback = waiting.callback and config.is_active
+        left join webhook_health health
+            on health.lane = waiting.lane and health.tenant_id = waiting.tenant_id and health.callback = waiting.callback
+            and health.callback_key = waiting.callback_key
+        where waiting.lane = any($1) and waiting.status = 'pending' and waiting.lease_until is null and waiting.parked_at is null
+            and (health.closed_until is null or health.closed_until <= attesto_now())
+        "#,
+        &LaneSet::ALL.columns(),
+    )
+    .fetch_one(&mut **snapshot)
+    .await
 }

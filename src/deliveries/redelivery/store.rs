@@ -1,12 +1,16 @@
 //! The queries on redeliveries. For the clock see [`crate::deliveries::store`].
+//!
+//! A redelivery of an event goes to the callbacks that had it, or, if none had it or one is named, to those that it matches. A
+//! status is that of the event's deliveries to that callback. Each statement says so itself: Citus inlines no function.
 
 use super::request::{
     EnqueuedDelivery, EventStatus, RedeliveryError, RedeliveryFilter, RedeliveryRequest,
 };
 use crate::base::clock::Timestamp;
 use crate::base::id::{CallbackNumber, DeliveryId, EventId, RedeliveryId, TenantId};
-use crate::base::lane::LaneSet;
-use crate::db::{Database, Error};
+use crate::base::lane::{Lane, LaneSet};
+use crate::db::distribution::LaneGroup;
+use crate::db::{Database, DbTransaction, Error};
 use crate::tenants::lane::lane_column;
 
 /// How often a request whose tenant has no active callback, or whose callback is not active, is looked at again.
@@ -56,17 +60,35 @@ pub(super) async fn enqueue_event(
     id: &DeliveryId,
     request: &RedeliveryRequest,
 ) -> Result<Vec<EnqueuedDelivery>, RedeliveryError> {
+    let is_distributed = database.is_distributed().await?;
+    let mut transaction = database.pool().begin().await?;
     let mut enqueued = sqlx::query_as!(
         EnqueuedDelivery,
         r#"
-        insert into webhook_deliveries
-            (lane, id, event_id, tenant_id, callback, callback_url, requested_by, request_reason)
-        select $6, nth_delivery_id($2, row_number() over (order by target.callback) - 1), event.id, event.tenant_id,
-            target.callback, target.callback_url, $3, $4
-        from webhook_events event
-        cross join redelivery_targets($6, event.id, $5, null, false) target
-        where event.lane = $6 and event.id = $1 and event.tenant_id = $7
-        returning callback as "callback: CallbackNumber", id as "delivery_id: DeliveryId"
+        with enqueued as (
+            insert into webhook_deliveries
+                (lane, id, event_id, tenant_id, callback, callback_url, requested_by, request_reason)
+            select $6, nth_delivery_id($2, row_number() over (order by config.callback) - 1), event.id, event.tenant_id,
+                config.callback, config.callback_url, $3, $4
+            from webhook_events event
+            join webhook_configs config on config.tenant_id = event.tenant_id and config.is_active
+            where event.lane = $6 and event.id = $1 and event.tenant_id = $7
+                and ($5::int2 is null or config.callback = $5)
+                and (
+                    exists (
+                        select from webhook_deliveries had
+                        where had.lane = $6 and had.event_id = event.id and had.callback = config.callback)
+                    or (
+                        ($5::int2 is not null
+                            or not exists (
+                                select from webhook_deliveries had where had.lane = $6 and had.event_id = event.id))
+                        and callback_takes(config.kind, config.events, config.sources, config.environments, event.event_type,
+                            event.source, event.environment, event.external_id, event.platform_event)
+                    )
+                )
+            returning callback, id
+        )
+        select callback as "callback: CallbackNumber", id as "delivery_id: DeliveryId" from enqueued
         "#,
         event.as_str(),
         id.as_str(),
@@ -76,13 +98,44 @@ pub(super) async fn enqueue_event(
         lane_column(tenant),
         tenant.as_str(),
     )
-    .fetch_all(database.pool())
+    .fetch_all(&mut *transaction)
     .await?;
+    if is_distributed {
+        log_enqueued(&mut transaction, tenant, &enqueued).await?;
+    }
+    transaction.commit().await?;
     if enqueued.is_empty() {
         return Err(find_redelivery_obstacle(database, tenant, event, callback).await?);
     }
     enqueued.sort_unstable_by_key(|delivery| delivery.callback);
     Ok(enqueued)
+}
+
+/// Does what a trigger does on one Postgres: logs redeliveries of one event that an operator asked for.
+async fn log_enqueued(
+    transaction: &mut DbTransaction,
+    tenant: &TenantId,
+    enqueued: &[EnqueuedDelivery],
+) -> Result<(), Error> {
+    for delivery in enqueued {
+        let row: serde_json::Value = sqlx::query_scalar(
+            "select auditable(to_jsonb(delivery)) from webhook_deliveries delivery where lane = $1 and id = $2",
+        )
+        .bind(lane_column(tenant))
+        .bind(delivery.delivery_id.as_str())
+        .fetch_one(&mut **transaction)
+        .await?;
+        sqlx::query(
+            "select note_operation('insert', 'webhook_deliveries', $1, $2, null, $3)
+             where coalesce(current_setting('attesto.session', true), '') <> ''",
+        )
+        .bind(delivery.delivery_id.as_str())
+        .bind(tenant.as_str())
+        .bind(row)
+        .execute(&mut **transaction)
+        .await?;
+    }
+    Ok(())
 }
 
 pub(super) async fn preview_event(
@@ -92,10 +145,29 @@ pub(super) async fn preview_event(
     callback: Option<CallbackNumber>,
 ) -> Result<u64, RedeliveryError> {
     let count = sqlx::query_scalar!(
-        r#"select count(*) as "count!" from redelivery_targets($3, $1, $2, null, false)"#,
+        r#"
+        select count(*) as "count!"
+        from webhook_events event
+        join webhook_configs config on config.tenant_id = event.tenant_id and config.is_active
+        where event.lane = $3 and event.id = $1 and event.tenant_id = $4
+            and ($2::int2 is null or config.callback = $2)
+            and (
+                exists (
+                    select from webhook_deliveries had
+                    where had.lane = $3 and had.event_id = event.id and had.callback = config.callback)
+                or (
+                    ($2::int2 is not null
+                        or not exists (
+                            select from webhook_deliveries had where had.lane = $3 and had.event_id = event.id))
+                    and callback_takes(config.kind, config.events, config.sources, config.environments, event.event_type,
+                        event.source, event.environment, event.external_id, event.platform_event)
+                )
+            )
+        "#,
         event.as_str(),
         callback.map(CallbackNumber::column),
         lane_column(tenant),
+        tenant.as_str(),
     )
     .fetch_one(database.pool())
     .await?;
@@ -158,7 +230,35 @@ pub(super) async fn preview_matching(
             ))
             and ($3::text is null or event.event_type = $3)
             and ($4::float8 is null or event.received_at >= attesto_now() - make_interval(secs => $4))
-            and exists (select from redelivery_targets($7, event.id, $6, $2, $5))
+            and exists (
+                select from webhook_configs config
+                cross join lateral (
+                    select
+                        case
+                            when bool_or(delivery.status = 'delivered') then 'delivered'
+                            when bool_or(delivery.status = 'pending') then 'pending'
+                            when bool_or(delivery.status = 'failed') then 'failed'
+                        end as status,
+                        bool_or(delivery.status <> 'delivered' and delivery.callback_url <> config.callback_url)
+                            as waits_elsewhere,
+                        bool_or(delivery.status <> 'failed' and delivery.callback_url = config.callback_url) as is_here
+                    from webhook_deliveries delivery
+                    where delivery.lane = $7 and delivery.event_id = event.id
+                        and delivery.callback = config.callback
+                ) standing
+                where config.tenant_id = event.tenant_id and config.is_active
+                    and ($6::int2 is null or config.callback = $6::int2)
+                    and ($2 is null or standing.status = $2)
+                    and (not $5 or (standing.waits_elsewhere and not standing.is_here))
+                    and (standing.status is not null or (
+                        ($6::int2 is not null
+                            or not exists (
+                                select from webhook_deliveries delivery
+                                where delivery.lane = $7 and delivery.event_id = event.id))
+                        and callback_takes(config.kind, config.events, config.sources, config.environments,
+                            event.event_type, event.source, event.environment, event.external_id, event.platform_event)
+                    ))
+            )
         "#,
         filter.tenant.as_str(),
         filter.status.map(EventStatus::as_str),
@@ -199,10 +299,14 @@ pub(super) async fn insert_redelivery(
     filter: &RedeliveryFilter,
     request: &RedeliveryRequest,
 ) -> Result<(), RedeliveryError> {
+    let mut change = database
+        .begin_change(&["webhook_redeliveries"], Some(filter.tenant.as_str()))
+        .await?;
     let active = sqlx::query_scalar!(
         r#"
         with callback as (
-            select from webhook_configs
+            -- Citus passes on no result without columns.
+            select 1 as one from webhook_configs
             where tenant_id = $2 and is_active and ($9::int2 is null or callback = $9)
         ), inserted as (
             insert into webhook_redeliveries
@@ -227,8 +331,9 @@ pub(super) async fn insert_redelivery(
         filter.callback.map(CallbackNumber::column),
         lane_column(&filter.tenant),
     )
-    .fetch_one(database.pool())
+    .fetch_one(&mut **change)
     .await?;
+    change.commit().await?;
     if active {
         return Ok(());
     }
@@ -246,11 +351,35 @@ pub(super) async fn insert_redelivery(
     })
 }
 
+/// The lanes in which the request is that is due longest. `None`: no request is due, as far as a distributed database told.
+async fn find_due_group(database: &Database) -> Result<Option<LaneGroup>, Error> {
+    if !database.is_distributed().await? {
+        let (lanes, only) = (LaneSet::ALL, None);
+        return Ok(Some(LaneGroup { lanes, only }));
+    }
+    let lane = sqlx::query_scalar!(
+        "select lane from webhook_redeliveries
+         where lane = any($1) and finished_at is null and next_batch_at <= attesto_now()
+         order by next_batch_at limit 1",
+        &LaneSet::ALL.columns(),
+    )
+    .fetch_optional(database.pool())
+    .await?;
+    let lane = lane.and_then(Lane::from_column);
+    Ok(lane.map(|lane| LaneGroup {
+        lanes: LaneSet::from(lane),
+        only: Some(lane),
+    }))
+}
+
 /// Enqueues the deliveries of the next events of one request and saves its progress, in one statement.
 pub(super) async fn enqueue_next_batch(
     database: &Database,
     ids: &[String],
 ) -> Result<RedeliveryBatch, Error> {
+    let Some(group) = find_due_group(database).await? else {
+        return Ok(RedeliveryBatch::default());
+    };
     let batch = sqlx::query!(
         r#"
         with clock as (
@@ -264,7 +393,7 @@ pub(super) async fn enqueue_next_batch(
             limit 1
             for no key update skip locked
         ), is_possible as (
-            select
+            select 1 as one
             from request
             where exists (
                 select from webhook_configs config
@@ -272,14 +401,16 @@ pub(super) async fn enqueue_next_batch(
                     and (request.callback is null or config.callback = request.callback)
             )
         ), looked_at as (
-            select event.id, event.received_at, event.event_type,
+            select event.id, event.received_at, event.event_type, event.source, event.environment, event.external_id,
+                event.platform_event,
                 row_number() over (order by event.received_at, event.id) as position
             from request
             cross join is_possible
             cross join lateral (
-                select event.id, event.received_at, event.event_type
+                select event.id, event.received_at, event.event_type, event.source, event.environment, event.external_id,
+                    event.platform_event
                 from webhook_events event
-                where event.lane = request.lane and event.tenant_id = request.tenant_id
+                where event.lane = request.lane and ($7::int2 is null or event.lane = $7) and event.tenant_id = request.tenant_id
                     and event.received_at >= coalesce(request.cursor_received_at, request.received_from)
                     and event.received_at <= request.received_until
                     and (request.cursor_event_id is null
@@ -288,13 +419,38 @@ pub(super) async fn enqueue_next_batch(
                 limit $1
             ) event
         ), picked as (
-            select looked_at.id, looked_at.position, row_number() over (order by looked_at.position) as turn
+            select looked_at.*, row_number() over (order by looked_at.position) as turn
             from request
             cross join looked_at
             where (request.event_type is null or looked_at.event_type = request.event_type)
                 and exists (
-                    select from redelivery_targets(
-                        request.lane, looked_at.id, request.callback, request.status, request.previous_callback_only)
+                    select from webhook_configs config
+                    cross join lateral (
+                        select
+                            case
+                                when bool_or(delivery.status = 'delivered') then 'delivered'
+                                when bool_or(delivery.status = 'pending') then 'pending'
+                                when bool_or(delivery.status = 'failed') then 'failed'
+                            end as status,
+                            bool_or(delivery.status <> 'delivered' and delivery.callback_url <> config.callback_url)
+                                as waits_elsewhere,
+                            bool_or(delivery.status <> 'failed' and delivery.callback_url = config.callback_url) as is_here
+                        from webhook_deliveries delivery
+                        where delivery.lane = request.lane and ($7::int2 is null or delivery.lane = $7) and delivery.event_id = looked_at.id
+                            and delivery.callback = config.callback
+                    ) standing
+                    where config.tenant_id = request.tenant_id and config.is_active
+                        and (request.callback is null or config.callback = request.callback)
+                        and (request.status is null or standing.status = request.status)
+                        and (not request.previous_callback_only or (standing.waits_elsewhere and not standing.is_here))
+                        and (standing.status is not null or (
+                            (request.callback is not null
+                                or not exists (
+                                    select from webhook_deliveries delivery
+                                    where delivery.lane = request.lane and ($7::int2 is null or delivery.lane = $7) and delivery.event_id = looked_at.id))
+                            and callback_takes(config.kind, config.events, config.sources, config.environments,
+                                looked_at.event_type, looked_at.source, looked_at.environment, looked_at.external_id, looked_at.platform_event)
+                        ))
                 )
             order by looked_at.position
             limit $2
@@ -308,34 +464,66 @@ pub(super) async fn enqueue_next_batch(
             from request
             cross join picked
             join unnest($3::text[]) with ordinality as new (id, turn) on new.turn = picked.turn
-            cross join lateral redelivery_targets(
-                request.lane, picked.id, request.callback, request.status, request.previous_callback_only) target
+            cross join lateral (
+                select config.callback, config.callback_url
+                from webhook_configs config
+                cross join lateral (
+                    select
+                        case
+                            when bool_or(delivery.status = 'delivered') then 'delivered'
+                            when bool_or(delivery.status = 'pending') then 'pending'
+                            when bool_or(delivery.status = 'failed') then 'failed'
+                        end as status,
+                        bool_or(delivery.status <> 'delivered' and delivery.callback_url <> config.callback_url)
+                            as waits_elsewhere,
+                        bool_or(delivery.status <> 'failed' and delivery.callback_url = config.callback_url) as is_here
+                    from webhook_deliveries delivery
+                    where delivery.lane = request.lane and ($7::int2 is null or delivery.lane = $7) and delivery.event_id = picked.id
+                        and delivery.callback = config.callback
+                ) standing
+                where config.tenant_id = request.tenant_id and config.is_active
+                    and (request.callback is null or config.callback = request.callback)
+                    and (request.status is null or standing.status = request.status)
+                    and (not request.previous_callback_only or (standing.waits_elsewhere and not standing.is_here))
+                    and (standing.status is not null or (
+                        (request.callback is not null
+                            or not exists (
+                                select from webhook_deliveries delivery
+                                where delivery.lane = request.lane and ($7::int2 is null or delivery.lane = $7) and delivery.event_id = picked.id))
+                        and callback_takes(config.kind, config.events, config.sources, config.environments,
+                            picked.event_type, picked.source, picked.environment, picked.external_id, picked.platform_event)
+                    ))
+            ) target
             returning 1
+        ), batch as (
+            select (select count(*) from enqueued)::int as enqueued
         ), progress as (
             select
-                (select count(*) from enqueued)::int as enqueued,
+                batch.enqueued,
+                clock.now,
+                -- A request that could not be worked on for a while does not catch up.
+                greatest(request.next_batch_at, clock.now - interval '1 second')
+                    + make_interval(secs => batch.enqueued / $4::float8) as next_batch_at,
+                clock.now + make_interval(secs => $5) as next_check_at,
                 -- As far as was looked, or as far as the batch is full.
                 case when (select count(*) from picked) = $2
                     then (select max(position) from picked)
                     else (select max(position) from looked_at)
                 end as position,
                 (select count(*) from picked) < $2 and (select count(*) from looked_at) < $1 as finished
+            from clock, batch, request
         )
         update webhook_redeliveries redelivery set
             cursor_received_at = coalesce(last.received_at, redelivery.cursor_received_at),
             cursor_event_id = coalesce(last.id, redelivery.cursor_event_id),
             enqueued = redelivery.enqueued + progress.enqueued,
-            -- A request that could not be worked on for a while does not catch up.
-            next_batch_at = case when exists (select from is_possible)
-                then greatest(redelivery.next_batch_at, clock.now - interval '1 second')
-                    + make_interval(secs => progress.enqueued / $4::float8)
-                else clock.now + make_interval(secs => $5)
-            end,
-            finished_at = case when progress.finished and exists (select from is_possible) then clock.now end
-        from clock, request
+            next_batch_at = case when exists (select from is_possible) then progress.next_batch_at else progress.next_check_at end,
+            finished_at = case when progress.finished and exists (select from is_possible) then progress.now end
+        from request
         cross join progress
         left join looked_at last on last.position = progress.position
         where redelivery.lane = request.lane and redelivery.id = request.id
+            and ($7::int2 is null or redelivery.lane = $7)
         returning progress.enqueued as "enqueued!", redelivery.tenant_id as "tenant: TenantId"
         "#,
         MAX_SCANNED_EVENTS,
@@ -343,7 +531,8 @@ pub(super) async fn enqueue_next_batch(
         ids,
         f64::from(REDELIVERIES_PER_SECOND),
         CALLBACK_CHECK_INTERVAL_SECONDS,
-        &LaneSet::ALL.columns(),
+        &group.columns(),
+        group.only_column(),
     )
     .fetch_optional(database.pool())
     .await?;

@@ -31,7 +31,14 @@ pub(crate) async fn claim_due_events(
 ) -> Result<Vec<UnresolvedEvent>, Error> {
     let tenants: Vec<&str> = resting.iter().map(|(tenant, _)| tenant.as_str()).collect();
     let sources: Vec<&str> = resting.iter().map(|(_, source)| source.as_str()).collect();
-    let rows = sqlx::query!(
+    let mut rows = Vec::new();
+    for group in database.group_lanes(LaneSet::ALL).await? {
+        let left =
+            i64::from(limits.events).saturating_sub(i64::try_from(rows.len()).unwrap_or(i64::MAX));
+        if left == 0 {
+            break;
+        }
+        let claimed = sqlx::query!(
         r#"
         with due as (
             select waiting.lane, waiting.event_id, waiting.next_attempt_at,
@@ -48,12 +55,13 @@ pub(crate) async fn claim_due_events(
         ), free as (
             select lane, event_id from unresolved_states
             where (lane, event_id) in (select lane, event_id from due where place <= $2 order by next_attempt_at limit $1)
-                and next_attempt_at <= attesto_now()
+                and next_attempt_at <= attesto_now() and ($7::int2 is null or lane = $7)
             for update skip locked
         ), claimed as (
             update unresolved_states waiting
             set next_attempt_at = attesto_now() + make_interval(secs => $5), attempt_count = attempt_count + 1
             from free where waiting.lane = free.lane and waiting.event_id = free.event_id
+                and ($7::int2 is null or waiting.lane = $7)
             returning waiting.lane, waiting.event_id, waiting.attempt_count, waiting.next_attempt_at, waiting.created_at
         )
         select event.id as "id!: EventId", event.tenant_id as "tenant!: TenantId", event.source as "source!",
@@ -63,22 +71,26 @@ pub(crate) async fn claim_due_events(
             extract(epoch from attesto_now() - claimed.created_at)::float8 as "age!",
             exists (
                 select from webhook_events newer
-                where newer.lane = event.lane and newer.tenant_id = event.tenant_id and newer.source = event.source
+                where newer.lane = event.lane and ($7::int2 is null or newer.lane = $7) and newer.tenant_id = event.tenant_id and newer.source = event.source
                     and newer.subject_key = event.subject_key and newer.sequence > event.sequence
                     and (newer.state ->> 'asOf')::timestamptz > coalesce(event.occurred_at, event.received_at)
             ) as "is_superseded!"
         from claimed
         join webhook_events event on event.lane = claimed.lane and event.id = claimed.event_id
+            and ($7::int2 is null or event.lane = $7)
         "#,
-        i64::from(limits.events),
+        left,
         i64::from(limits.events_per_account),
         &tenants as &[&str],
         &sources as &[&str],
         LEASE_TTL.as_secs_f64(),
-        &LaneSet::ALL.columns(),
+        &group.columns(),
+        group.only_column(),
     )
     .fetch_all(database.pool())
     .await?;
+        rows.extend(claimed);
+    }
     let events = rows.into_iter().map(|row| {
         Ok(UnresolvedEvent {
             id: row.id,

@@ -120,7 +120,7 @@ pub(super) async fn record_progress(
             error = excluded.error,
             recovered = history.recovered + excluded.recovered,
             is_app_known = coalesce($9, history.is_app_known),
-            written_at = now()
+            written_at = excluded.written_at
         ",
         tenant.as_str(),
         environment.as_str(),

@@ -139,7 +139,14 @@ pub(super) async fn claim_due(
     database: &Database,
     limits: ClaimLimits,
 ) -> Result<Vec<OwedAcknowledgement>, Error> {
-    let rows = sqlx::query!(
+    let mut rows = Vec::new();
+    for group in database.group_lanes(LaneSet::ALL).await? {
+        let left = i64::from(limits.purchases)
+            .saturating_sub(i64::try_from(rows.len()).unwrap_or(i64::MAX));
+        if left == 0 {
+            break;
+        }
+        let claimed = sqlx::query!(
         r#"
         with due as (
             select waiting.lane, waiting.tenant_id, waiting.token_hash, waiting.next_check_at,
@@ -148,31 +155,35 @@ pub(super) async fn claim_due(
             join tenants on tenants.id = waiting.tenant_id and tenants.is_active
             where waiting.lane = any($5) and waiting.next_check_at <= attesto_now()
         ), free as (
-            select lane, tenant_id, token_hash from owed_acknowledgements
+            select lane, tenant_id, token_hash, attesto_now() as now from owed_acknowledgements
             where (lane, tenant_id, token_hash) in (
                     select lane, tenant_id, token_hash from due where place <= $2 order by next_check_at limit $1
                 )
-                and next_check_at <= attesto_now()
+                and next_check_at <= attesto_now() and ($6::int2 is null or lane = $6)
             for update skip locked
         )
         update owed_acknowledgements owed
         set next_check_at = attesto_now() + make_interval(secs => $3), attempt_count = attempt_count + 1
         from free
         where (owed.lane, owed.tenant_id, owed.token_hash) = (free.lane, free.tenant_id, free.token_hash)
+            and ($6::int2 is null or owed.lane = $6)
         returning owed.tenant_id as "tenant!: TenantId", owed.token_hash, owed.purchase_token, owed.subject_type,
-            owed.acknowledge_by, owed.acknowledge_by <= attesto_now() as "is_over!",
-            owed.acknowledge_by - least(make_interval(secs => $4), (owed.acknowledge_by - owed.created_at) / 2) <= attesto_now()
+            owed.acknowledge_by, owed.acknowledge_by <= free.now as "is_over!",
+            owed.acknowledge_by - free.now <= least(make_interval(secs => $4), (owed.acknowledge_by - owed.created_at) / 2)
                 as "is_near!",
             owed.is_wanted, owed.attempt_count, owed.next_check_at as "lease!"
         "#,
-        i64::from(limits.purchases),
+        left,
         i64::from(limits.purchases_per_tenant),
         LEASE_TTL.as_secs_f64(),
         MAX_NOTICE.as_secs_f64(),
-        &LaneSet::ALL.columns(),
+        &group.columns(),
+        group.only_column(),
     )
     .fetch_all(database.pool())
     .await?;
+        rows.extend(claimed);
+    }
     let owed = rows.into_iter().map(|row| {
         Ok(OwedAcknowledgement {
             tenant: row.tenant,

@@ -275,11 +275,18 @@ impl BegunAnswer {
             return;
         }
         let released = sqlx::query!(
-            "update refund_questions \
-                set leased_until = case when question_hash = any($7) then created_at end, \
-                    next_check_at = case when outcome is null then greatest( \
-                        answer_by - least(make_interval(secs => $4), (answer_by - created_at) / 2), attesto_now()) end \
-              where lane = $6 and tenant_id = $1 and source = $2 and question_hash = any($3) and leased_until = $5",
+            "with held as ( \
+                 select question_hash, \
+                     greatest(answer_by - least(make_interval(secs => $4), (answer_by - created_at) / 2), attesto_now()) as due_at \
+                   from refund_questions \
+                  where lane = $6 and tenant_id = $1 and source = $2 and question_hash = any($3) and leased_until = $5 \
+             ) \
+             update refund_questions question \
+                set leased_until = case when question.question_hash = any($7) then question.created_at end, \
+                    next_check_at = case when question.outcome is null then held.due_at end \
+               from held \
+              where question.lane = $6 and question.tenant_id = $1 and question.source = $2 \
+                and question.question_hash = held.question_hash and question.leased_until = $5",
             self.tenant.as_str(),
             self.source.as_str(),
             &self.question_hashes,
@@ -308,7 +315,14 @@ pub(super) async fn claim_due(
     database: &Database,
     limits: ClaimLimits,
 ) -> Result<Vec<RefundQuestion>, Error> {
-    let rows = sqlx::query!(
+    let mut rows = Vec::new();
+    for group in database.group_lanes(LaneSet::ALL).await? {
+        let left = i64::from(limits.questions)
+            .saturating_sub(i64::try_from(rows.len()).unwrap_or(i64::MAX));
+        if left == 0 {
+            break;
+        }
+        let claimed = sqlx::query!(
         r#"
         with due as (
             select waiting.lane, waiting.tenant_id, waiting.source, waiting.question_hash, waiting.next_check_at,
@@ -318,12 +332,13 @@ pub(super) async fn claim_due(
             where waiting.lane = any($4) and waiting.next_check_at <= attesto_now()
         ), free as (
             select lane, tenant_id, source, question_hash,
-                coalesce(leased_until in (next_check_at, created_at), false) as may_be_taken
+                coalesce(leased_until in (next_check_at, created_at), false) as may_be_taken, attesto_now() as now
             from refund_questions
             where (lane, tenant_id, source, question_hash) in (
                     select lane, tenant_id, source, question_hash from due where place <= $2 order by next_check_at limit $1
                 )
                 and next_check_at <= attesto_now() and outcome is null
+                and ($5::int2 is null or lane = $5)
             for update skip locked
         )
         update refund_questions question
@@ -332,18 +347,22 @@ pub(super) async fn claim_due(
         from free
         where (question.lane, question.tenant_id, question.source, question.question_hash)
             = (free.lane, free.tenant_id, free.source, free.question_hash)
+            and ($5::int2 is null or question.lane = $5)
         returning question.tenant_id as "tenant!: TenantId", question.source, question.question_hash, question.purchase_id,
             question.refund_token, question.environment, question.answer_by,
-            question.answer_by <= attesto_now() as "is_over!", question.attempt_count, question.leased_until as "lease!",
+            question.answer_by <= free.now as "is_over!", question.attempt_count, question.leased_until as "lease!",
             free.may_be_taken as "may_be_taken!"
         "#,
-        i64::from(limits.questions),
+        left,
         i64::from(limits.questions_per_tenant),
         LEASE_TTL.as_secs_f64(),
-        &LaneSet::ALL.columns(),
+        &group.columns(),
+        group.only_column(),
     )
     .fetch_all(database.pool())
     .await?;
+        rows.extend(claimed);
+    }
     let questions = rows.into_iter().map(|row| {
         Ok(RefundQuestion {
             tenant: row.tenant,
