@@ -15,6 +15,7 @@
 //! - [`wait`]: waits for what happens elsewhere
 
 pub(crate) mod attesto;
+pub(crate) mod citus;
 pub(crate) mod connect_proxy;
 pub(crate) mod database_proxy;
 pub(crate) mod doc_runner;

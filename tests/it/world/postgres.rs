@@ -31,6 +31,7 @@ use sqlx::{Connection as _, Executor as _, PgConnection};
 use time::OffsetDateTime;
 use tokio::sync::OnceCell;
 
+use super::citus;
 use super::shell::Shell;
 use super::wait::{wait_for, wait_until_blocking};
 
@@ -55,9 +56,12 @@ pub(crate) struct Fresh {
     pub(crate) database: Database,
 }
 
-/// A database with every migration applied and no rows.
+/// A database with every migration applied and no rows; with `ATTESTO_TEST_CITUS_URL`, one that Citus distributes.
 pub(crate) async fn fresh_database() -> Fresh {
     static TEMPLATE_IS_THERE: OnceCell<()> = OnceCell::const_new();
+    if let Some(coordinator) = citus::coordinator() {
+        return open(citus::create_distributed(&coordinator, next_number()).await);
+    }
     TEMPLATE_IS_THERE
         .get_or_init(async || {
             create(TEMPLATE, "template0").await;
@@ -174,10 +178,17 @@ pub(crate) async fn move_database_time(database: &Database, to: Timestamp, moved
 }
 
 async fn create_next(template: &str) -> Fresh {
-    static NEXT: AtomicU32 = AtomicU32::new(1);
-    let name = format!("test_{}", NEXT.fetch_add(1, Ordering::Relaxed));
+    let name = format!("test_{}", next_number());
     create(&name, template).await;
-    let url = url(&name);
+    open(url(&name))
+}
+
+fn next_number() -> u32 {
+    static NEXT: AtomicU32 = AtomicU32::new(1);
+    NEXT.fetch_add(1, Ordering::Relaxed)
+}
+
+fn open(url: String) -> Fresh {
     let settings = ConnectSettings::from_url(&url).expect("our own URL is well formed");
     let database = Database::open(&settings);
     Fresh {
