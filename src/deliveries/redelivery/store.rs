@@ -373,6 +373,7 @@ async fn find_due_group(database: &Database) -> Result<Option<LaneGroup>, Error>
 }
 
 /// Enqueues the deliveries of the next events of one request and saves its progress, in one statement.
+#[expect(clippy::too_many_lines, reason = "one statement and its columns")]
 pub(super) async fn enqueue_next_batch(
     database: &Database,
     ids: &[String],
