@@ -86,7 +86,7 @@ async fn execute(world: &World, statement: &'static str) {
 async fn targets(world: &World) -> BTreeMap<String, Vec<i16>> {
     let rows: Vec<(String, i16)> = sqlx::query_as(
         "select external_id, callback from webhook_events event
-         left join webhook_deliveries delivery on delivery.event_id = event.id order by 1, 2 nulls last",
+         left join webhook_deliveries delivery on delivery.lane = event.lane and delivery.event_id = event.id order by 1, 2 nulls last",
     )
     .fetch_all(world.database().pool())
     .await
