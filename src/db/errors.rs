@@ -96,8 +96,18 @@ pub fn map_constraint_error<E: From<Error>>(
     constraint: &str,
     meaning: impl FnOnce() -> E,
 ) -> E {
+    // Citus adds the number of the shard: `api_keys_tenant_id_fkey_102009`.
+    let is_violated = |name: &str| {
+        let shard = name.strip_prefix(constraint);
+        shard.is_some_and(|shard| {
+            shard
+                .trim_start_matches('_')
+                .chars()
+                .all(|digit| digit.is_ascii_digit())
+        })
+    };
     match &error {
-        Error::Database(cause) if cause.constraint() == Some(constraint) => meaning(),
+        Error::Database(cause) if cause.constraint().is_some_and(is_violated) => meaning(),
         _ => E::from(error),
     }
 }
