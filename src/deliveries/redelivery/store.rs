@@ -79,9 +79,10 @@ pub(super) async fn enqueue_event(
                         select from webhook_deliveries had
                         where had.lane = $6 and had.event_id = event.id and had.callback = config.callback)
                     or (
+                        -- Not `not exists`, which the planner may answer with all deliveries of all tenants.
                         ($5::int2 is not null
-                            or not exists (
-                                select from webhook_deliveries had where had.lane = $6 and had.event_id = event.id))
+                            or (
+                                select had.id from webhook_deliveries had where had.lane = $6 and had.event_id = event.id limit 1) is null)
                         and callback_takes(config.kind, config.events, config.sources, config.environments, event.event_type,
                             event.source, event.environment, event.external_id, event.platform_event)
                     )
@@ -157,8 +158,8 @@ pub(super) async fn preview_event(
                     where had.lane = $3 and had.event_id = event.id and had.callback = config.callback)
                 or (
                     ($2::int2 is not null
-                        or not exists (
-                            select from webhook_deliveries had where had.lane = $3 and had.event_id = event.id))
+                        or (
+                            select had.id from webhook_deliveries had where had.lane = $3 and had.event_id = event.id limit 1) is null)
                     and callback_takes(config.kind, config.events, config.sources, config.environments, event.event_type,
                         event.source, event.environment, event.external_id, event.platform_event)
                 )
@@ -252,9 +253,9 @@ pub(super) async fn preview_matching(
                     and (not $5 or (standing.waits_elsewhere and not standing.is_here))
                     and (standing.status is not null or (
                         ($6::int2 is not null
-                            or not exists (
-                                select from webhook_deliveries delivery
-                                where delivery.lane = $7 and delivery.event_id = event.id))
+                            or (
+                                select delivery.id from webhook_deliveries delivery
+                                where delivery.lane = $7 and delivery.event_id = event.id limit 1) is null)
                         and callback_takes(config.kind, config.events, config.sources, config.environments,
                             event.event_type, event.source, event.environment, event.external_id, event.platform_event)
                     ))
@@ -446,9 +447,9 @@ pub(super) async fn enqueue_next_batch(
                         and (not request.previous_callback_only or (standing.waits_elsewhere and not standing.is_here))
                         and (standing.status is not null or (
                             (request.callback is not null
-                                or not exists (
-                                    select from webhook_deliveries delivery
-                                    where delivery.lane = request.lane and ($7::int2 is null or delivery.lane = $7) and delivery.event_id = looked_at.id))
+                                or (
+                                    select delivery.id from webhook_deliveries delivery
+                                    where delivery.lane = request.lane and ($7::int2 is null or delivery.lane = $7) and delivery.event_id = looked_at.id limit 1) is null)
                             and callback_takes(config.kind, config.events, config.sources, config.environments,
                                 looked_at.event_type, looked_at.source, looked_at.environment, looked_at.external_id, looked_at.platform_event)
                         ))
@@ -488,9 +489,9 @@ pub(super) async fn enqueue_next_batch(
                     and (not request.previous_callback_only or (standing.waits_elsewhere and not standing.is_here))
                     and (standing.status is not null or (
                         (request.callback is not null
-                            or not exists (
-                                select from webhook_deliveries delivery
-                                where delivery.lane = request.lane and ($7::int2 is null or delivery.lane = $7) and delivery.event_id = picked.id))
+                            or (
+                                select delivery.id from webhook_deliveries delivery
+                                where delivery.lane = request.lane and ($7::int2 is null or delivery.lane = $7) and delivery.event_id = picked.id limit 1) is null)
                         and callback_takes(config.kind, config.events, config.sources, config.environments,
                             picked.event_type, picked.source, picked.environment, picked.external_id, picked.platform_event)
                     ))
