@@ -121,8 +121,9 @@ impl BodyStore {
         tenant: &TenantId,
         events: &[String],
     ) -> Result<BodiesByEvent, Error> {
-        let lanes = vec![lane_column(tenant); events.len()];
-        let mut rows = self.load_rows(&lanes, events).await?;
+        let lane = lane_column(tenant);
+        let lanes = vec![lane; events.len()];
+        let mut rows = self.load_rows(Some(lane), &lanes, events).await?;
         rows.retain(|row| row.tenant == *tenant);
         self.decode_rows(rows).await
     }
@@ -135,11 +136,16 @@ impl BodyStore {
         lanes: &[i16],
         events: &[String],
     ) -> Result<BodiesByEvent, Error> {
-        let rows = self.load_rows(lanes, events).await?;
+        let rows = self.load_rows(only_lane, lanes, events).await?;
         self.decode_rows(rows).await
     }
 
-    async fn load_rows(&self, lanes: &[i16], events: &[String]) -> Result<Vec<BodyRow>, Error> {
+    async fn load_rows(
+        &self,
+        only_lane: Option<i16>,
+        lanes: &[i16],
+        events: &[String],
+    ) -> Result<Vec<BodyRow>, Error> {
         sqlx::query_as!(
             BodyRow,
             r#"
