@@ -5,7 +5,7 @@ use futures_util::future::{BoxFuture, LocalBoxFuture};
 
 use super::check_result::{CheckResult, format_names, pluralize_count, query_failed};
 use super::runner::{CheckContext, DatabaseContext};
-use crate::db::{Error, is_unsupported};
+use crate::db::{Database, Error};
 
 /// The groups, in the order in which `attesto doctor` prints them.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, strum::VariantArray)]
@@ -227,13 +227,18 @@ impl Check {
                 Ok(Judged::Results(Vec::new()))
             }
         };
-        judged.unwrap_or_else(|error| {
-            if is_unsupported(&error) {
-                let reason = "Not checked: Citus does not run this query on distributed tables.";
-                return CheckResult::skipped(self.name, reason).into();
-            }
-            query_failed(self.name, &error).into()
-        })
+        match judged {
+            Ok(judged) => judged,
+            Err(error) => self.explain_failure(&error, &context.database).await.into(),
+        }
+    }
+
+    async fn explain_failure(&self, error: &Error, database: &Database) -> CheckResult {
+        if database.is_refused_by_citus(error).await {
+            let reason = "Not checked: Citus does not run this query on distributed tables.";
+            return CheckResult::skipped(self.name, reason);
+        }
+        query_failed(self.name, error)
     }
 }
 

@@ -259,10 +259,12 @@ pub(super) fn judge_distribution(missing: usize) -> CheckResult {
             "The tables are distributed by lane over the workers of Citus.",
         );
     }
+    let missing = i64::try_from(missing).unwrap_or(i64::MAX);
     CheckResult::fail(
         NAME,
         format!(
-            "The distribution of the tables over the workers of Citus is not complete: {missing} steps are missing."
+            "The distribution of the tables over the workers of Citus is not complete: {} missing.",
+            pluralize_count(missing, "step is", "steps are")
         ),
         "Stop all replicas and run `attesto db distribute`; with `--dry-run` it prints the steps.",
     )

@@ -21,7 +21,6 @@ use super::runner::DatabaseContext;
 use super::store;
 use crate::credentials::reseal;
 use crate::credentials::sealed_columns::ENCRYPTION_CANARY;
-use crate::db::is_unsupported;
 use crate::deliveries::probe::store::{AffectedCallbacks, list_expiring_certificates};
 use crate::jobs::{Job, JobContext};
 use crate::replicas::LiveReplicas;
@@ -99,10 +98,13 @@ async fn run_drift_job(context: DatabaseContext) -> anyhow::Result<Value> {
             counts.insert(job.label.to_owned(), 0.into());
             continue;
         }
-        let found = match query(&context).await {
-            Err(error) if is_unsupported(&error) => continue,
-            found => found?,
-        };
+        let found = query(&context).await;
+        if let Err(error) = &found
+            && context.database.is_refused_by_citus(error).await
+        {
+            continue;
+        }
+        let found = found?;
         counts.insert(job.label.to_owned(), found.count.into());
         if found.count > 0 {
             names.insert(job.label.to_owned(), json!(found.names));

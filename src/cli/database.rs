@@ -100,7 +100,7 @@ pub(crate) async fn run(
     }
 }
 
-/// A step of the distribution.
+/// A step as one line of JSON: `done` is false of all steps of `--dry-run`.
 #[derive(Serialize)]
 struct DistributionStepView<'a> {
     step: &'a str,
@@ -117,11 +117,18 @@ async fn distribute(
     let refused = |error: DistributionError| CommandError::from_cause(error);
     let steps = database.plan_distribution(shards).await.map_err(refused)?;
     if !dry_run && !steps.is_empty() {
-        let running = LiveReplicas::load(database).await?.replicas.len();
-        if running > 0 {
-            return Err(CommandError::failed(format!(
-                "{running} replicas are running on this database: stop all of them first, and start them again afterwards."
-            )));
+        match LiveReplicas::load(database).await?.replicas.len() {
+            0 => {}
+            1 => {
+                return Err(CommandError::failed(
+                    "1 replica is running on this database: stop it first, and start it again afterwards.",
+                ));
+            }
+            running => {
+                return Err(CommandError::failed(format!(
+                    "{running} replicas are running on this database: stop all of them first, and start them again afterwards."
+                )));
+            }
         }
     }
     for step in &steps {
@@ -145,6 +152,7 @@ async fn distribute(
     }
     let summary = match (steps.len(), dry_run) {
         (0, _) => "The tables are distributed: nothing is left to do.".to_owned(),
+        (1, true) => "1 step is to be done. Nothing was changed.".to_owned(),
         (count, true) => format!("{count} steps are to be done. Nothing was changed."),
         (_, false) => "The tables are distributed. Start the replicas again.".to_owned(),
     };

@@ -148,7 +148,7 @@ pub(super) async fn sample_values(
     Ok(rows.collect())
 }
 
-/// Writes the new values, all sealed with the key `key_id`, in one transaction together with a row of the operators'
+/// Writes the new values, all sealed with the key `key_id`, in one statement together with a row of the operators'
 /// audit. A row is skipped if its value has changed or another transaction has locked it. Returns how many rows were
 /// written.
 pub(super) async fn replace_values(
@@ -157,6 +157,9 @@ pub(super) async fn replace_values(
     key_id: u8,
     changes: &[(SealedRow, Vec<u8>)],
 ) -> Result<u64, Error> {
+    if database.is_distributed().await? {
+        return replace_each_value(database, column, key_id, changes).await;
+    }
     let SealedColumn {
         table,
         column: name,
@@ -172,45 +175,36 @@ pub(super) async fn replace_values(
               written as ( \
                   update {table} holder set {name} = free.new_value from free \
                    where holder.{row} = free.row_name and holder.{name} = free.old_value returning 1 \
+              ), \
+              counted as (select count(*) as rows from written), \
+              noted as ( \
+                  select note_operation('reseal', 'encryption', 'key ' || $4, null, null, \
+                      jsonb_build_object('table', '{table}', 'column', '{name}', 'resealed', rows)) \
+                    from counted where rows > 0 \
               ) \
-         select count(*) from written"
+         select (select rows from counted) from (select count(*) from noted) as noted"
     );
     let rows: Vec<&str> = changes.iter().map(|(row, _)| row.row.as_str()).collect();
     let old_values: Vec<&[u8]> = changes.iter().map(|(row, _)| row.blob.as_slice()).collect();
     let new_values: Vec<&[u8]> = changes.iter().map(|(_, new)| new.as_slice()).collect();
-    let is_distributed = database.is_distributed().await?;
-    let mut transaction = database.pool().begin().await?;
-    let written: i64 = if is_distributed {
-        replace_each_value(&mut transaction, column, changes).await?
-    } else {
-        sqlx::query_scalar(AssertSqlSafe(statement))
-            .bind(rows)
-            .bind(old_values)
-            .bind(new_values)
-            .fetch_one(&mut *transaction)
-            .await?
-    };
-    if written > 0 {
-        let note = "select note_operation('reseal', 'encryption', 'key ' || $1, null, null, \
-            jsonb_build_object('table', $2::text, 'column', $3::text, 'resealed', $4::int8))";
-        sqlx::query(note)
-            .bind(key_id.to_string())
-            .bind(table)
-            .bind(name)
-            .bind(written)
-            .execute(&mut *transaction)
-            .await?;
-    }
-    transaction.commit().await?;
+    let written: i64 = sqlx::query_scalar(AssertSqlSafe(statement))
+        .bind(rows)
+        .bind(old_values)
+        .bind(new_values)
+        .bind(key_id.to_string())
+        .fetch_one(database.pool())
+        .await?;
     Ok(u64::try_from(written).unwrap_or(0))
 }
 
-/// The same on a distributed database: Citus does not pass on rows of a reference table that it locks.
+/// The same on a distributed database, where Citus does not pass on rows of a reference table that it locks: each row is updated by
+/// itself, and one that another transaction has locked is waited for.
 async fn replace_each_value(
-    transaction: &mut DbTransaction,
+    database: &Database,
     column: SealedColumn,
+    key_id: u8,
     changes: &[(SealedRow, Vec<u8>)],
-) -> Result<i64, Error> {
+) -> Result<u64, Error> {
     let SealedColumn {
         table,
         column: name,
@@ -218,16 +212,29 @@ async fn replace_each_value(
     } = column;
     let statement =
         format!("update {table} set {name} = $3 where {row}::text = $1 and {name} = $2");
+    let mut transaction = database.pool().begin().await?;
     let mut written = 0;
     for (changed, new_value) in changes {
         let done = sqlx::query(AssertSqlSafe(statement.clone()))
             .bind(&changed.row)
             .bind(&changed.blob)
             .bind(new_value)
-            .execute(&mut **transaction)
+            .execute(&mut *transaction)
             .await?;
-        written += i64::try_from(done.rows_affected()).unwrap_or(i64::MAX);
+        written += done.rows_affected();
     }
+    if written > 0 {
+        let note = "select note_operation('reseal', 'encryption', 'key ' || $1, null, null, \
+            jsonb_build_object('table', $2::text, 'column', $3::text, 'resealed', $4::int8))";
+        sqlx::query(note)
+            .bind(key_id.to_string())
+            .bind(table)
+            .bind(name)
+            .bind(i64::try_from(written).unwrap_or(i64::MAX))
+            .execute(&mut *transaction)
+            .await?;
+    }
+    transaction.commit().await?;
     Ok(written)
 }
 

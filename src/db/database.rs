@@ -73,7 +73,7 @@ pub struct Database {
     /// The lifetime of a reserved connection.
     reserved_connection_ttl: Duration,
     /// Whether Citus has distributed the tables, once it is known.
-    pub(super) distribution: Arc<OnceLock<bool>>,
+    pub(super) distribution: Arc<OnceLock<super::distribution::DistributionFacts>>,
     /// How far the database's clock is ahead.
     pub(super) clock_offset: Arc<ClockOffset>,
 }

@@ -1,4 +1,5 @@
-//! Spreads the tables of a database over the workers of Citus, fresh or filled, in steps of which each checks whether it is done.
+//! Spreads the tables of a database, fresh or filled, over the workers of Citus, in steps. A run reads from the catalogue what is done
+//! and plans only the other steps, so that it continues one that was interrupted.
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -6,11 +7,13 @@ use sqlx::postgres::PgConnection;
 use sqlx::{AssertSqlSafe, Connection as _, Executor as _};
 
 use super::distribution::{DISTRIBUTED_TABLES, DistributedTable, Placement};
+use super::row_changes::CONFIGURED_TABLES;
 use super::{Database, Error, SchemaState, describe_cause};
 
 /// The functions that statements on distributed tables call, so that every worker needs them.
 const WORKER_FUNCTIONS: &[&str] = &[
     "attesto_now",
+    "auditable",
     "callback_takes",
     "is_store_message",
     "nth_delivery_id",
@@ -22,43 +25,57 @@ const WORKER_FUNCTIONS: &[&str] = &[
 const TRIGGER_FUNCTIONS: &[&str] = &["audit_change", "notify_change"];
 /// The table that decides how many shards all tables by lane have.
 const FIRST_BY_LANE: &str = "webhook_events";
+const HAS_CITUS_SQL: &str = "select exists (select from pg_extension where extname = 'citus')";
 
-/// One step of the distribution.
+/// What was not done when the plan was made. A step that fails changes nothing.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct DistributionStep {
-    /// What it does, in a line.
+    /// Begins with a verb in lower case and has no full stop: `copy tenants to every worker`.
     pub description: String,
-    /// The statement that does it.
+    /// SQL without a semicolon at its end. Several statements in it run in one transaction.
     pub statement: String,
 }
 
 /// Why tables were not distributed.
 #[derive(Debug, thiserror::Error)]
 pub enum DistributionError {
-    /// Migrations are missing, or are another release's.
+    /// Migrations of this release are missing, or all of them.
     #[error("the tables are not those of this release: run `attesto migrate` first")]
     TablesOutdated,
-    /// The extension is missing.
+    /// Also where this release can work on the newer tables: it does not know which of them are to be distributed.
+    #[error(
+        "the database was migrated by a newer release: run this command with the release that migrated it"
+    )]
+    TablesNewer,
+    /// A migration in the database has another checksum, or was never one of this release's.
+    #[error(
+        "the migrations in the database are not this release's: `attesto migrate --dry-run` says which one differs"
+    )]
+    TablesDiverged,
+    /// The extension is not installed in this database.
     #[error(
         "this database has no Citus: have its server load citus (shared_preload_libraries), and run `create extension citus` in this database and in the one of this name on each worker"
     )]
     NoCitus,
-    /// No worker can take shards.
+    /// The coordinator knows no active worker that takes shards.
     #[error(
         "no worker is known that takes shards: run `select citus_add_node('<host>', <port>)` in this database for each worker"
     )]
     NoWorkers,
-    /// The role may not change a table.
+    /// Contains the first of our tables that is another role's: only its owner may drop its triggers and distribute it.
     #[error(
         "the database's role does not own the table {0}: run this command with the role that ran `attesto migrate`"
     )]
     NotOwner(String),
     /// Postgres or Citus refused a statement.
-    #[error("could not {step}: {}. Every step before it is done: run the command again to go on", describe_cause(.cause))]
+    #[error(
+        "could not {step}: {}. Every step before it is done. Run the command again to go on: until it has ended, changes of rows may not be logged and foreign keys may be missing",
+        describe_cause(.cause)
+    )]
     StepFailed {
-        /// The description of the step.
+        /// [`DistributionStep::description`], which follows `could not`.
         step: String,
-        /// The error of the server.
+        /// Of the server, or of the connection to it: then the step may be done nevertheless.
         cause: Error,
     },
     /// Any other error, for example a database that cannot be reached.
@@ -69,14 +86,16 @@ pub enum DistributionError {
 /// What the catalogue says about our tables.
 #[derive(Debug, Default)]
 struct Catalogue {
-    /// The names of triggers that Citus refuses, by table.
+    /// The triggers that Citus refuses: their tables and their names, both quoted where SQL needs it.
     triggers: BTreeSet<(String, String)>,
-    /// The names of foreign keys, by table.
+    /// The tables and the names of all foreign keys, also of those that are not ours.
     foreign_keys: BTreeSet<(String, String)>,
-    /// Where the tables are that Citus knows.
+    /// By the names of tables. Those that only the coordinator has are not in it.
     placements: BTreeMap<String, Placement>,
-    /// The functions that workers lack, with the types of their parameters.
+    /// The functions that workers lack, as literals of SQL: `'tenant_lane(text)'`.
     functions: Vec<String>,
+    /// Our tables that have rows on the coordinator itself: of a distributed table, those of before, which nothing reads.
+    filled: BTreeSet<String>,
 }
 
 impl Database {
@@ -91,7 +110,7 @@ impl Database {
         Ok(steps)
     }
 
-    /// Runs a step of the plan.
+    /// Runs a step of the plan on a connection of its own, for as long as it takes.
     pub async fn run_distribution_step(
         &self,
         step: &DistributionStep,
@@ -108,28 +127,38 @@ impl Database {
             })
     }
 
-    /// How many steps are missing where tables are distributed. `None`: they are on one Postgres.
+    /// How many steps are missing where a distribution has begun. `None`: the tables are on one Postgres.
     pub(crate) async fn count_missing_distribution_steps(&self) -> Result<Option<usize>, Error> {
-        if !self.is_distributed().await? {
+        let has_citus: bool = sqlx::query_scalar(HAS_CITUS_SQL)
+            .fetch_one(self.pool())
+            .await?;
+        if !has_citus {
             return Ok(None);
         }
+        // Before the migrations, triggers are missing too.
+        let is_migrated = matches!(self.load_schema_state().await?, SchemaState::UpToDate);
         let mut connection = self.connect_directly("attesto-distribute").await?;
         let catalogue = Catalogue::load(&mut connection).await?;
         let _ = connection.close().await;
-        Ok(Some(plan_steps(&catalogue, 1).len()))
+        let has_begun = catalogue.has_distributed_table()
+            || (is_migrated && catalogue.is_change_trigger_missing());
+        Ok(has_begun.then(|| plan_steps(&catalogue, 1).len()))
     }
 
     /// A connection without limits of time: a step copies the rows of a table.
     async fn connect_to_distribute(&self) -> Result<PgConnection, DistributionError> {
         match self.load_schema_state().await? {
             SchemaState::UpToDate => {}
-            _ => return Err(DistributionError::TablesOutdated),
+            SchemaState::Behind(_) => return Err(DistributionError::TablesOutdated),
+            SchemaState::Ahead | SchemaState::AheadAndCompatible => {
+                return Err(DistributionError::TablesNewer);
+            }
+            SchemaState::Diverged => return Err(DistributionError::TablesDiverged),
         }
         let mut connection = self.connect_directly("attesto-distribute").await?;
-        let has_citus: bool =
-            sqlx::query_scalar("select exists (select from pg_extension where extname = 'citus')")
-                .fetch_one(&mut connection)
-                .await?;
+        let has_citus: bool = sqlx::query_scalar(HAS_CITUS_SQL)
+            .fetch_one(&mut connection)
+            .await?;
         if !has_citus {
             return Err(DistributionError::NoCitus);
         }
@@ -163,7 +192,7 @@ impl Database {
 impl Catalogue {
     async fn load(connection: &mut PgConnection) -> Result<Self, Error> {
         let triggers: Vec<(String, String)> = sqlx::query_as(
-            "select tgrelid::regclass::text, tgname::text from pg_trigger
+            "select tgrelid::regclass::text, quote_ident(tgname) from pg_trigger
              join pg_proc on pg_proc.oid = tgfoid
              where not tgisinternal and proname = any($1) and tgrelid = any(array(
                 select to_regclass(name)::oid from unnest($2::text[]) as name))",
@@ -187,13 +216,19 @@ impl Catalogue {
         .fetch_all(&mut *connection)
         .await?;
         let functions = sqlx::query_scalar(
-            "select pg_proc.oid::regprocedure::text from pg_proc
+            "select quote_literal(pg_proc.oid::regprocedure::text) from pg_proc
              where pronamespace = current_schema()::regnamespace and proname = any($1)
                 and not exists (
                     select from pg_dist_object where classid = 'pg_proc'::regclass and objid = pg_proc.oid)
              order by 1",
         )
         .bind(WORKER_FUNCTIONS)
+        .fetch_all(&mut *connection)
+        .await?;
+        let filled: Vec<String> = sqlx::query_scalar(
+            "select name from unnest($1::text[]) as name where pg_relation_size(to_regclass(name)) > 0",
+        )
+        .bind(table_names())
         .fetch_all(connection)
         .await?;
         let placement = |method: String| match method.as_str() {
@@ -208,11 +243,28 @@ impl Catalogue {
                 .map(|(table, method)| (table, placement(method)))
                 .collect(),
             functions,
+            filled: filled.into_iter().collect(),
         })
     }
 
     fn is_distributed(&self, table: &str) -> bool {
         self.placements.contains_key(table)
+    }
+
+    fn has_distributed_table(&self) -> bool {
+        DISTRIBUTED_TABLES
+            .iter()
+            .any(|table| self.is_distributed(table.name))
+    }
+
+    /// Whether a trigger was dropped that the migrations create.
+    fn is_change_trigger_missing(&self) -> bool {
+        let has =
+            |table: &str, name: &str| self.triggers.contains(&(table.to_owned(), name.to_owned()));
+        !has("tenants", "notify_change")
+            || CONFIGURED_TABLES
+                .iter()
+                .any(|table| !has(table, "audit_change"))
     }
 
     fn has_foreign_key(&self, table: &str, name: &str) -> bool {
@@ -226,7 +278,7 @@ fn table_names() -> Vec<&'static str> {
 }
 
 /// Triggers and foreign keys first, then the tables, then the foreign keys again: Citus distributes no table that has a trigger or a
-/// foreign key to a table that is not distributed.
+/// foreign key to a table that is not distributed. At the end the rows that were copied are removed from the coordinator.
 fn plan_steps(catalogue: &Catalogue, shards: u16) -> Vec<DistributionStep> {
     let mut steps = Vec::new();
     let mut add = |description: String, statement: String| {
@@ -235,11 +287,10 @@ fn plan_steps(catalogue: &Catalogue, shards: u16) -> Vec<DistributionStep> {
             statement,
         });
     };
-    for (table, trigger) in &catalogue.triggers {
-        add(
-            format!("drop the trigger {trigger} of {table}"),
-            format!("drop trigger {trigger} on {table}"),
-        );
+    if !catalogue.triggers.is_empty() {
+        // All in one transaction: `has_change_triggers` looks at one of them only.
+        let (tables, statements) = drop_triggers(&catalogue.triggers);
+        add(format!("drop the triggers of {tables}"), statements);
     }
     let is_dropped = |table: &DistributedTable, target: &str| {
         !(catalogue.is_distributed(table.name) && catalogue.is_distributed(target))
@@ -256,34 +307,17 @@ fn plan_steps(catalogue: &Catalogue, shards: u16) -> Vec<DistributionStep> {
     }
     for function in &catalogue.functions {
         add(
-            format!("create the function {function} on the workers"),
-            format!("select create_distributed_function('{function}')"),
+            format!(
+                "create the function {} on the workers",
+                function.trim_matches('\'')
+            ),
+            format!("select create_distributed_function({function})"),
         );
     }
-    let undistributed = DISTRIBUTED_TABLES
-        .iter()
-        .filter(|table| !catalogue.is_distributed(table.name));
-    for DistributedTable {
-        name, placement, ..
-    } in undistributed
-    {
-        match placement {
-            Placement::Reference => add(
-                format!("copy {name} to every worker"),
-                format!("select create_reference_table('{name}')"),
-            ),
-            Placement::ByLane if *name == FIRST_BY_LANE => add(
-                format!("distribute {name} by lane, in {shards} shards"),
-                format!(
-                    "select create_distributed_table('{name}', 'lane', shard_count => {shards}, colocate_with => 'none')"
-                ),
-            ),
-            Placement::ByLane => add(
-                format!("distribute {name} by lane, beside {FIRST_BY_LANE}"),
-                format!(
-                    "select create_distributed_table('{name}', 'lane', colocate_with => '{FIRST_BY_LANE}')"
-                ),
-            ),
+    for table in DISTRIBUTED_TABLES {
+        if !catalogue.is_distributed(table.name) {
+            let (description, statement) = distribute_table(table, shards);
+            add(description, statement);
         }
     }
     for table in DISTRIBUTED_TABLES {
@@ -299,7 +333,50 @@ fn plan_steps(catalogue: &Catalogue, shards: u16) -> Vec<DistributionStep> {
             }
         }
     }
+    for DistributedTable { name, .. } in DISTRIBUTED_TABLES {
+        if catalogue.filled.contains(*name) {
+            add(
+                format!("remove from the coordinator the rows of {name} that were copied"),
+                format!("select truncate_local_data_after_distributing_table('{name}')"),
+            );
+        }
+    }
     steps
+}
+
+/// The tables for the description, and the statements.
+fn drop_triggers(triggers: &BTreeSet<(String, String)>) -> (String, String) {
+    let tables: BTreeSet<&str> = triggers.iter().map(|(table, _)| table.as_str()).collect();
+    let statements = triggers
+        .iter()
+        .map(|(table, trigger)| format!("drop trigger {trigger} on {table}"));
+    (
+        tables.into_iter().collect::<Vec<_>>().join(", "),
+        statements.collect::<Vec<_>>().join("; "),
+    )
+}
+
+/// The description and the statement.
+fn distribute_table(table: &DistributedTable, shards: u16) -> (String, String) {
+    let name = table.name;
+    match table.placement {
+        Placement::Reference => (
+            format!("copy {name} to every worker"),
+            format!("select create_reference_table('{name}')"),
+        ),
+        Placement::ByLane if name == FIRST_BY_LANE => (
+            format!("distribute {name} by lane, in {shards} shards"),
+            format!(
+                "select create_distributed_table('{name}', 'lane', shard_count => {shards}, colocate_with => 'none')"
+            ),
+        ),
+        Placement::ByLane => (
+            format!("distribute {name} by lane, beside {FIRST_BY_LANE}"),
+            format!(
+                "select create_distributed_table('{name}', 'lane', colocate_with => '{FIRST_BY_LANE}')"
+            ),
+        ),
+    }
 }
 
 #[cfg(test)]
@@ -352,5 +429,35 @@ mod tests {
         let steps = plan_steps(&catalogue, 32);
         assert_eq!(steps.len(), 1);
         assert!(steps[0].statement.starts_with("alter table api_keys add"));
+    }
+
+    #[test]
+    fn rows_that_were_copied_are_removed_from_the_coordinator_at_the_end() {
+        let mut catalogue = migrated();
+        catalogue.filled = BTreeSet::from(["tenants".to_owned()]);
+        let steps = plan_steps(&catalogue, 32);
+        assert_eq!(
+            steps.last().map(|step| step.statement.as_str()),
+            Some("select truncate_local_data_after_distributing_table('tenants')")
+        );
+    }
+
+    #[test]
+    fn all_triggers_are_dropped_in_one_step_and_then_known_to_be_missing() {
+        let mut catalogue = migrated();
+        assert!(catalogue.is_change_trigger_missing(), "notify_change");
+        catalogue.triggers = CONFIGURED_TABLES
+            .iter()
+            .map(|table| ((*table).to_owned(), "audit_change".to_owned()))
+            .chain([("tenants".to_owned(), "notify_change".to_owned())])
+            .collect();
+        assert!(!catalogue.is_change_trigger_missing());
+        let steps = plan_steps(&catalogue, 32);
+        let dropping = |step: &&DistributionStep| step.statement.contains("drop trigger");
+        assert_eq!(steps.iter().filter(dropping).count(), 1);
+        catalogue
+            .triggers
+            .remove(&("api_keys".to_owned(), "audit_change".to_owned()));
+        assert!(catalogue.is_change_trigger_missing());
     }
 }

@@ -3,21 +3,21 @@
 //! A table that grows is distributed by its column `lane`, so that all rows of a tenant are on one worker. A small table that
 //! statements on those join is a reference table, a copy of which every worker has. All others stay on the coordinator.
 
-use super::{Database, Error};
+use super::{Database, Error, is_unsupported};
 use crate::base::lane::{Lane, LaneSet};
 
-/// A foreign key of a table.
+/// A foreign key of a distributed table, with all that is needed to drop it and to add it again.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct ForeignKey {
-    /// The name of the constraint.
+    /// The constraint as the migrations name it. In an error of a worker, `_` and the number of the shard follow.
     pub name: &'static str,
-    /// The table that it leads to.
+    /// The referenced table, which must be in [`DISTRIBUTED_TABLES`] itself, before this one.
     pub target: &'static str,
-    /// As `pg_get_constraintdef` shows it.
+    /// What follows `add constraint <name>`, exactly as `pg_get_constraintdef` shows it.
     pub definition: &'static str,
 }
 
-/// Where the rows of a table are.
+/// How Citus places the rows of a table on the workers.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Placement {
     /// Every worker has a copy.
@@ -26,12 +26,12 @@ pub enum Placement {
     ByLane,
 }
 
-/// A table that is not only on the coordinator.
+/// A table of the migrations that is not only on the coordinator.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct DistributedTable {
-    /// The name of the table.
+    /// Without a schema: the table is found by the search path, and the name needs no quotes.
     pub name: &'static str,
-    /// Where its rows are.
+    /// By lane exactly if the table has the column `lane`.
     pub placement: Placement,
     /// Its foreign keys, which are added when all tables are distributed.
     pub foreign_keys: &'static [ForeignKey],
@@ -136,12 +136,21 @@ pub const DISTRIBUTED_TABLES: &[DistributedTable] = &[
     of_tenant!("validation_audit", ByLane),
 ];
 
-/// Whether the server has the extension, and whether our tables are there.
-const CITUS_SQL: &str = "select exists (select from pg_extension where extname = 'citus'), \
-    to_regclass('webhook_events') is not null";
+/// Whether the server has the extension, whether our tables are there, and whether triggers are on them.
+const FACTS_SQL: &str = "select exists (select from pg_extension where extname = 'citus'), \
+    to_regclass('tenants') is not null and to_regclass('webhook_events') is not null, \
+    to_regclass('tenants') is null or exists (select from pg_trigger \
+        where tgrelid = to_regclass('tenants') and tgname = 'notify_change')";
 /// The catalogue of Citus exists only with the extension.
 const IS_DISTRIBUTED_SQL: &str = "select exists (select from pg_dist_partition \
     where logicalrelid = to_regclass('webhook_events') and partmethod = 'h')";
+
+/// What a process reads once about the tables, since processes are stopped while tables are distributed.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct DistributionFacts {
+    is_distributed: bool,
+    has_change_triggers: bool,
+}
 
 /// The lanes of one statement.
 #[derive(Clone, Copy, Debug)]
@@ -168,19 +177,39 @@ impl LaneGroup {
 impl Database {
     /// Whether Citus has distributed the tables. Read once in each process: processes are stopped while tables are distributed.
     pub(crate) async fn is_distributed(&self) -> Result<bool, Error> {
+        Ok(self.load_distribution_facts().await?.is_distributed)
+    }
+
+    /// Whether triggers log and announce changes. They are dropped before the first table is distributed, so that a distribution
+    /// that was interrupted has neither. True while there are no tables.
+    pub(crate) async fn has_change_triggers(&self) -> Result<bool, Error> {
+        Ok(self.load_distribution_facts().await?.has_change_triggers)
+    }
+
+    /// Whether an error says that Citus does not run the statement on distributed tables. One Postgres has the same SQLSTATE for
+    /// errors of ours.
+    pub(crate) async fn is_refused_by_citus(&self, error: &Error) -> bool {
+        is_unsupported(error) && self.is_distributed().await.unwrap_or(false)
+    }
+
+    async fn load_distribution_facts(&self) -> Result<DistributionFacts, Error> {
         if let Some(known) = self.distribution.get() {
             return Ok(*known);
         }
-        let (has_citus, has_tables): (bool, bool) =
-            sqlx::query_as(CITUS_SQL).fetch_one(self.pool()).await?;
+        let (has_citus, has_tables, has_change_triggers): (bool, bool, bool) =
+            sqlx::query_as(FACTS_SQL).fetch_one(self.pool()).await?;
         let is_distributed = has_citus
             && sqlx::query_scalar(IS_DISTRIBUTED_SQL)
                 .fetch_one(self.pool())
                 .await?;
+        let facts = DistributionFacts {
+            is_distributed,
+            has_change_triggers,
+        };
         if has_tables {
-            let _ = self.distribution.set(is_distributed);
+            let _ = self.distribution.set(facts);
         }
-        Ok(is_distributed)
+        Ok(facts)
     }
 
     /// The lanes in groups of which each is one statement: all at once on one Postgres, one by one on a distributed database.
@@ -193,6 +222,17 @@ impl Database {
             only: Some(lane),
         });
         Ok(one_by_one.collect())
+    }
+
+    /// The same, beginning with any of them: a claim that ends at its limit must not take from the same lanes each time.
+    pub(crate) async fn group_lanes_to_claim(
+        &self,
+        lanes: LaneSet,
+    ) -> Result<Vec<LaneGroup>, Error> {
+        let mut groups = self.group_lanes(lanes).await?;
+        let first = fastrand::usize(..groups.len().max(1));
+        groups.rotate_left(first);
+        Ok(groups)
     }
 
     /// Rows in groups of which each is one statement, by their lanes: see [`group_lanes`](Self::group_lanes).

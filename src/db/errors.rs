@@ -96,20 +96,20 @@ pub fn map_constraint_error<E: From<Error>>(
     constraint: &str,
     meaning: impl FnOnce() -> E,
 ) -> E {
-    // Citus adds the number of the shard: `api_keys_tenant_id_fkey_102009`.
-    let is_violated = |name: &str| {
-        let shard = name.strip_prefix(constraint);
-        shard.is_some_and(|shard| {
-            shard
-                .trim_start_matches('_')
-                .chars()
-                .all(|digit| digit.is_ascii_digit())
-        })
-    };
+    let is_violated = |name: &str| is_constraint_or_of_shard(name, constraint);
     match &error {
         Error::Database(cause) if cause.constraint().is_some_and(is_violated) => meaning(),
         _ => E::from(error),
     }
+}
+
+/// Citus adds the number of the shard to the name of a constraint: `api_keys_tenant_id_fkey_102009`.
+fn is_constraint_or_of_shard(name: &str, constraint: &str) -> bool {
+    let Some(rest) = name.strip_prefix(constraint) else {
+        return false;
+    };
+    let is_number = |text: &str| !text.is_empty() && text.bytes().all(|it| it.is_ascii_digit());
+    rest.is_empty() || rest.strip_prefix('_').is_some_and(is_number)
 }
 
 #[cfg(test)]
@@ -142,6 +142,27 @@ mod tests {
             (Error::RowNotFound, "database row missing"),
         ] {
             assert_eq!(error_class(&error), class, "{error:?}");
+        }
+    }
+
+    #[test]
+    fn a_constraint_is_known_by_its_name_and_by_that_of_its_shards() {
+        for (name, is_it) in [
+            ("keys_fkey", true),
+            ("keys_fkey_102009", true),
+            ("keys_fkey1", false),
+            ("keys_fkey_", false),
+            ("keys_fkey__1", false),
+            ("keys_fkey_1x", false),
+            ("keys_fkey_tenant", false),
+            ("keys", false),
+            ("", false),
+        ] {
+            assert_eq!(
+                is_constraint_or_of_shard(name, "keys_fkey"),
+                is_it,
+                "{name}"
+            );
         }
     }
 

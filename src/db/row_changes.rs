@@ -5,9 +5,17 @@
 
 use std::ops::{Deref, DerefMut};
 
+use futures_util::future::BoxFuture;
+use futures_util::stream::BoxStream;
 use serde_json::Value;
+use sqlx::postgres::{PgQueryResult, PgRow, PgStatement, PgTypeInfo};
+use sqlx::{Describe, Either, Execute, Executor, Postgres, SqlStr};
 
-use super::{Database, DbTransaction, Error};
+use super::{Database, DbPool, DbTransaction, Error};
+
+/// Held from before the rows are read until the commit, so that no other change is taken for this one's, or missed. It is the lock
+/// under which rows of the log are added.
+const LOCK_SQL: &str = "select from process_locks where name = 'operator_audit' for no key update";
 
 /// The tables whose changes are logged or announced, and that belong to a tenant.
 pub(crate) const CONFIGURED_TABLES: &[&str] = &[
@@ -24,6 +32,7 @@ pub(crate) const CONFIGURED_TABLES: &[&str] = &[
 ];
 
 /// A transaction that changes rows of such tables.
+#[derive(Debug)]
 pub(crate) struct ChangeTransaction {
     transaction: DbTransaction,
     tables: &'static [&'static str],
@@ -49,16 +58,17 @@ impl Database {
         tables: &'static [&'static str],
         key: Option<&str>,
     ) -> Result<ChangeTransaction, Error> {
-        let is_distributed = self.is_distributed().await?;
+        let has_triggers = self.has_change_triggers().await?;
         let mut transaction = self.pool().begin_with(statements).await?;
-        let before = if is_distributed {
+        let before = if has_triggers {
+            None
+        } else {
+            sqlx::query(LOCK_SQL).execute(&mut *transaction).await?;
             let rows = sqlx::query_scalar(
                 "select coalesce(jsonb_agg(to_jsonb(stored)), '[]') from auditable_rows($1, $2) stored",
             );
             let rows = rows.bind(tables).bind(key);
             Some(rows.fetch_one(&mut *transaction).await?)
-        } else {
-            None
         };
         Ok(ChangeTransaction {
             transaction,
@@ -66,6 +76,92 @@ impl Database {
             key: key.map(str::to_owned),
             before,
         })
+    }
+
+    /// The same for a change that is one statement. Where triggers log it, it needs no transaction around it, and is repeated after a
+    /// deadlock as every statement of the pool.
+    pub(crate) async fn begin_single_change(
+        &self,
+        tables: &'static [&'static str],
+        key: Option<&str>,
+    ) -> Result<SingleChange, Error> {
+        Ok(if self.has_change_triggers().await? {
+            SingleChange::Logged(self.pool().clone())
+        } else {
+            SingleChange::Compared(self.begin_change(tables, key).await?)
+        })
+    }
+}
+
+/// A change that is one statement, which is run on `&mut` of this.
+#[derive(Debug)]
+pub(crate) enum SingleChange {
+    /// By triggers.
+    Logged(DbPool),
+    Compared(ChangeTransaction),
+}
+
+impl SingleChange {
+    pub(crate) async fn commit(self) -> Result<(), Error> {
+        match self {
+            Self::Logged(_) => Ok(()),
+            Self::Compared(change) => change.commit().await,
+        }
+    }
+}
+
+impl<'c> Executor<'c> for &'c mut SingleChange {
+    type Database = Postgres;
+
+    fn fetch_many<'e, 'q: 'e, E>(
+        self,
+        query: E,
+    ) -> BoxStream<'e, Result<Either<PgQueryResult, PgRow>, Error>>
+    where
+        'c: 'e,
+        E: 'q + Execute<'q, Postgres>,
+    {
+        match self {
+            SingleChange::Logged(pool) => (&*pool).fetch_many(query),
+            SingleChange::Compared(change) => (&mut *change.transaction).fetch_many(query),
+        }
+    }
+
+    fn fetch_optional<'e, 'q: 'e, E>(self, query: E) -> BoxFuture<'e, Result<Option<PgRow>, Error>>
+    where
+        'c: 'e,
+        E: 'q + Execute<'q, Postgres>,
+    {
+        match self {
+            SingleChange::Logged(pool) => (&*pool).fetch_optional(query),
+            SingleChange::Compared(change) => (&mut *change.transaction).fetch_optional(query),
+        }
+    }
+
+    fn prepare_with<'e>(
+        self,
+        sql: SqlStr,
+        parameters: &'e [PgTypeInfo],
+    ) -> BoxFuture<'e, Result<PgStatement, Error>>
+    where
+        'c: 'e,
+    {
+        match self {
+            SingleChange::Logged(pool) => (&*pool).prepare_with(sql, parameters),
+            SingleChange::Compared(change) => {
+                (&mut *change.transaction).prepare_with(sql, parameters)
+            }
+        }
+    }
+
+    fn describe<'e>(self, sql: SqlStr) -> BoxFuture<'e, Result<Describe<Postgres>, Error>>
+    where
+        'c: 'e,
+    {
+        match self {
+            SingleChange::Logged(pool) => (&*pool).describe(sql),
+            SingleChange::Compared(change) => (&mut *change.transaction).describe(sql),
+        }
     }
 }
 

@@ -260,12 +260,7 @@ impl DeliveryStore {
         if lanes.is_empty() {
             return Ok(claimed);
         }
-        let mut groups = self.database.group_lanes(lanes).await?;
-        if groups.len() > 1 {
-            let first = fastrand::usize(..groups.len());
-            groups.rotate_left(first);
-        }
-        for group in groups {
+        for group in self.database.group_lanes_to_claim(lanes).await? {
             let left = limit.saturating_sub(claimed.len());
             if left == 0 {
                 break;

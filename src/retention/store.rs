@@ -48,7 +48,7 @@ pub(super) async fn prune_batch(
         RetentionKind::OperatorAudit => return prune_operator_audit_batch(database, kept).await,
         RetentionKind::FirstSeen => return prune_first_seen(database, lane, age).await,
         RetentionKind::Redeliveries => {
-            let mut change = database.begin_change(&["webhook_redeliveries"], None).await?;
+            let mut change = database.begin_single_change(&["webhook_redeliveries"], None).await?;
             let done = sqlx::query!(
                 "
                 delete from webhook_redeliveries where lane = $3 and id = any(array(
@@ -61,7 +61,7 @@ pub(super) async fn prune_batch(
                 BATCH_SIZE,
                 lane.column()
             )
-            .execute(&mut **change)
+            .execute(&mut change)
             .await?;
             change.commit().await?;
             done
@@ -165,7 +165,7 @@ async fn prune_operator_audit_batch(
 async fn prune_retired_secrets(database: &Database, age: f64) -> Result<PrunedBatch, Error> {
     let is_distributed = database.is_distributed().await?;
     let mut change = database
-        .begin_change(&["webhook_previous_secrets"], None)
+        .begin_single_change(&["webhook_previous_secrets"], None)
         .await?;
     let done = if is_distributed {
         // Every node deletes from its copy of the table, and all copies must lose the same rows.
@@ -173,7 +173,7 @@ async fn prune_retired_secrets(database: &Database, age: f64) -> Result<PrunedBa
             "delete from webhook_previous_secrets where expires_at <= attesto_now() - make_interval(secs => $1)",
             age
         )
-        .execute(&mut **change)
+        .execute(&mut change)
         .await?
     } else {
         sqlx::query!(
@@ -190,7 +190,7 @@ async fn prune_retired_secrets(database: &Database, age: f64) -> Result<PrunedBa
             age,
             BATCH_SIZE
         )
-        .execute(&mut **change)
+        .execute(&mut change)
         .await?
     };
     change.commit().await?;

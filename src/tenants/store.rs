@@ -89,7 +89,7 @@ pub async fn create_tenant(
 ) -> Result<Tenant, Error> {
     let id = TenantId::mint(now);
     let mut change = database
-        .begin_change(&["tenants"], Some(id.as_str()))
+        .begin_single_change(&["tenants"], Some(id.as_str()))
         .await?;
     let row = sqlx::query_as!(
         TenantRow,
@@ -102,7 +102,7 @@ pub async fn create_tenant(
         name.as_str(),
         time::OffsetDateTime::from(now)
     )
-    .fetch_one(&mut **change)
+    .fetch_one(&mut change)
     .await?;
     change.commit().await?;
     Ok(row.into())
@@ -149,7 +149,7 @@ pub async fn set_tenant_active(
     now: Timestamp,
 ) -> Result<Tenant, TenantChangeError> {
     let mut change = database
-        .begin_change(&["tenants"], Some(id.as_str()))
+        .begin_single_change(&["tenants"], Some(id.as_str()))
         .await?;
     let changed = sqlx::query_as!(
         TenantRow,
@@ -163,7 +163,7 @@ pub async fn set_tenant_active(
         active,
         time::OffsetDateTime::from(now)
     )
-    .fetch_optional(&mut **change)
+    .fetch_optional(&mut change)
     .await?;
     change.commit().await?;
     match changed {
@@ -186,7 +186,7 @@ pub async fn rename_tenant(
     now: Timestamp,
 ) -> Result<Tenant, TenantChangeError> {
     let mut change = database
-        .begin_change(&["tenants"], Some(id.as_str()))
+        .begin_single_change(&["tenants"], Some(id.as_str()))
         .await?;
     let changed = sqlx::query_as!(
         TenantRow,
@@ -200,7 +200,7 @@ pub async fn rename_tenant(
         name.as_str(),
         time::OffsetDateTime::from(now)
     )
-    .fetch_optional(&mut **change)
+    .fetch_optional(&mut change)
     .await?;
     change.commit().await?;
     changed
@@ -229,7 +229,7 @@ pub async fn set_limits(
     now: Timestamp,
 ) -> Result<Tenant, TenantChangeError> {
     let mut change = database
-        .begin_change(&["tenants"], Some(id.as_str()))
+        .begin_single_change(&["tenants"], Some(id.as_str()))
         .await?;
     let tenant = sqlx::query_as!(
         TenantRow,
@@ -255,7 +255,7 @@ pub async fn set_limits(
         limit_to_column(changes.intake_megabytes.flatten()),
         time::OffsetDateTime::from(now)
     )
-    .fetch_optional(&mut **change)
+    .fetch_optional(&mut change)
     .await?;
     change.commit().await?;
     tenant
@@ -309,7 +309,7 @@ pub async fn create_api_key(
     let id = KeyId::mint(now);
     let hash = raw.key_hash();
     let mut change = database
-        .begin_change(&["api_keys"], Some(id.as_str()))
+        .begin_single_change(&["api_keys"], Some(id.as_str()))
         .await?;
     let row = sqlx::query_as!(
         KeyRow,
@@ -327,7 +327,7 @@ pub async fn create_api_key(
         environment.as_str(),
         time::OffsetDateTime::from(now)
     )
-    .fetch_one(&mut **change)
+    .fetch_one(&mut change)
     .await
     .map_err(|error| {
         crate::db::map_constraint_error(error, "api_keys_tenant_id_fkey", || {
@@ -371,7 +371,7 @@ pub async fn revoke_api_key(
     now: Timestamp,
 ) -> Result<ApiKey, TenantChangeError> {
     let mut change = database
-        .begin_change(&["api_keys"], Some(id.as_str()))
+        .begin_single_change(&["api_keys"], Some(id.as_str()))
         .await?;
     let revoked = sqlx::query_as!(
         KeyRow,
@@ -384,7 +384,7 @@ pub async fn revoke_api_key(
         id.as_str(),
         time::OffsetDateTime::from(now)
     )
-    .fetch_optional(&mut **change)
+    .fetch_optional(&mut change)
     .await?;
     change.commit().await?;
     if let Some(row) = revoked {
@@ -409,7 +409,7 @@ pub async fn revoke_all_api_keys(
     now: Timestamp,
 ) -> Result<Vec<ApiKey>, Error> {
     let mut change = database
-        .begin_change(&["api_keys"], Some(tenant.as_str()))
+        .begin_single_change(&["api_keys"], Some(tenant.as_str()))
         .await?;
     let rows = sqlx::query_as!(
         KeyRow,
@@ -427,7 +427,7 @@ pub async fn revoke_all_api_keys(
         tenant.as_str(),
         time::OffsetDateTime::from(now)
     )
-    .fetch_all(&mut **change)
+    .fetch_all(&mut change)
     .await?;
     change.commit().await?;
     Ok(rows.into_iter().map(ApiKey::from).collect())

@@ -431,7 +431,7 @@ pub async fn retire_secrets(
     }
     // Deleted rather than marked: a secret that has leaked must not stay in the database.
     let mut change = database
-        .begin_change(&["webhook_previous_secrets"], Some(tenant.as_str()))
+        .begin_single_change(&["webhook_previous_secrets"], Some(tenant.as_str()))
         .await?;
     let retired = sqlx::query!(
         r#"
@@ -444,7 +444,7 @@ pub async fn retire_secrets(
         number,
         callback.column(),
     )
-    .fetch_all(&mut **change)
+    .fetch_all(&mut change)
     .await?;
     change.commit().await?;
     let mut retired: Vec<i32> = retired
@@ -487,7 +487,7 @@ pub async fn allow_network(
     opening: &AllowedNetwork,
 ) -> Result<bool, EndpointChangeError> {
     let mut change = database
-        .begin_change(&["webhook_allowed_networks"], Some(tenant.as_str()))
+        .begin_single_change(&["webhook_allowed_networks"], Some(tenant.as_str()))
         .await?;
     let added = sqlx::query!(
         "insert into webhook_allowed_networks as known (tenant_id, network, port, allow_http) \
@@ -499,7 +499,7 @@ pub async fn allow_network(
         i32::from(opening.port()),
         opening.is_http_allowed(),
     )
-    .execute(&mut **change)
+    .execute(&mut change)
     .await
     .map_err(|error| {
         db::map_constraint_error(error, "webhook_allowed_networks_tenant_id_fkey", || {
@@ -517,7 +517,7 @@ pub async fn disallow_network(
     opening: &AllowedNetwork,
 ) -> Result<bool, db::Error> {
     let mut change = database
-        .begin_change(&["webhook_allowed_networks"], Some(tenant.as_str()))
+        .begin_single_change(&["webhook_allowed_networks"], Some(tenant.as_str()))
         .await?;
     let removed = sqlx::query!(
         "delete from webhook_allowed_networks where tenant_id = $1 and network = $2::text::cidr and port = $3",
@@ -525,7 +525,7 @@ pub async fn disallow_network(
         opening.network(),
         i32::from(opening.port()),
     )
-    .execute(&mut **change)
+    .execute(&mut change)
     .await?;
     change.commit().await?;
     Ok(removed.rows_affected() == 1)

@@ -48,7 +48,9 @@ pub async fn hold_deliveries(database: &Database, host: &str) -> Result<bool, Er
 
 /// Ends the hold and wakes the dispatchers. `None`: deliveries were not held.
 pub async fn release_hold(database: &Database, host: &str) -> Result<Option<DeliveryHold>, Error> {
-    let mut change = database.begin_change(&["delivery_holds"], None).await?;
+    let mut change = database
+        .begin_single_change(&["delivery_holds"], None)
+        .await?;
     let released = sqlx::query_as!(
         DeliveryHold,
         r#"
@@ -58,7 +60,7 @@ pub async fn release_hold(database: &Database, host: &str) -> Result<Option<Deli
         "#,
         host
     )
-    .fetch_optional(&mut **change)
+    .fetch_optional(&mut change)
     .await?;
     change.commit().await?;
     if released.is_some() {

@@ -60,9 +60,7 @@ pub(super) async fn enqueue_event(
     id: &DeliveryId,
     request: &RedeliveryRequest,
 ) -> Result<Vec<EnqueuedDelivery>, RedeliveryError> {
-    let is_distributed = database.is_distributed().await?;
-    let mut transaction = database.pool().begin().await?;
-    let mut enqueued = sqlx::query_as!(
+    let insert = sqlx::query_as!(
         EnqueuedDelivery,
         r#"
         with enqueued as (
@@ -98,13 +96,16 @@ pub(super) async fn enqueue_event(
         callback.map(CallbackNumber::column),
         lane_column(tenant),
         tenant.as_str(),
-    )
-    .fetch_all(&mut *transaction)
-    .await?;
-    if is_distributed {
+    );
+    let mut enqueued = if database.has_change_triggers().await? {
+        insert.fetch_all(database.pool()).await?
+    } else {
+        let mut transaction = database.pool().begin().await?;
+        let enqueued = insert.fetch_all(&mut *transaction).await?;
         log_enqueued(&mut transaction, tenant, &enqueued).await?;
-    }
-    transaction.commit().await?;
+        transaction.commit().await?;
+        enqueued
+    };
     if enqueued.is_empty() {
         return Err(find_redelivery_obstacle(database, tenant, event, callback).await?);
     }
@@ -301,7 +302,7 @@ pub(super) async fn insert_redelivery(
     request: &RedeliveryRequest,
 ) -> Result<(), RedeliveryError> {
     let mut change = database
-        .begin_change(&["webhook_redeliveries"], Some(filter.tenant.as_str()))
+        .begin_single_change(&["webhook_redeliveries"], Some(filter.tenant.as_str()))
         .await?;
     let active = sqlx::query_scalar!(
         r#"
@@ -332,7 +333,7 @@ pub(super) async fn insert_redelivery(
         filter.callback.map(CallbackNumber::column),
         lane_column(&filter.tenant),
     )
-    .fetch_one(&mut **change)
+    .fetch_one(&mut change)
     .await?;
     change.commit().await?;
     if active {

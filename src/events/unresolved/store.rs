@@ -32,7 +32,7 @@ pub(crate) async fn claim_due_events(
     let tenants: Vec<&str> = resting.iter().map(|(tenant, _)| tenant.as_str()).collect();
     let sources: Vec<&str> = resting.iter().map(|(_, source)| source.as_str()).collect();
     let mut rows = Vec::new();
-    for group in database.group_lanes(LaneSet::ALL).await? {
+    for group in database.group_lanes_to_claim(LaneSet::ALL).await? {
         let left =
             i64::from(limits.events).saturating_sub(i64::try_from(rows.len()).unwrap_or(i64::MAX));
         if left == 0 {

@@ -133,14 +133,14 @@ pub(crate) async fn set_default_consumption(
     information: Option<&ConsumptionInformation>,
 ) -> Result<bool, db::Error> {
     let mut change = database
-        .begin_change(&["apple_credentials"], Some(tenant.as_str()))
+        .begin_single_change(&["apple_credentials"], Some(tenant.as_str()))
         .await?;
     let updated = sqlx::query!(
         "update apple_credentials set default_consumption = $2 where tenant_id = $1",
         tenant.as_str(),
         information.map(|information| json!(information)),
     )
-    .execute(&mut **change)
+    .execute(&mut change)
     .await?;
     change.commit().await?;
     Ok(updated.rows_affected() > 0)

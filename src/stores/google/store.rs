@@ -213,14 +213,14 @@ pub async fn set_acknowledge_policy(
     policy: AcknowledgePolicy,
 ) -> Result<(), db::Error> {
     let mut change = database
-        .begin_change(&["google_credentials"], Some(tenant.as_str()))
+        .begin_single_change(&["google_credentials"], Some(tenant.as_str()))
         .await?;
     sqlx::query!(
         "update google_credentials set acknowledge = $2 where tenant_id = $1 and acknowledge <> $2",
         tenant.as_str(),
         policy.as_str(),
     )
-    .execute(&mut **change)
+    .execute(&mut change)
     .await?;
     change.commit().await
 }
@@ -263,14 +263,14 @@ pub(crate) async fn set_default_review(
     review: Option<&RefundReview>,
 ) -> Result<bool, db::Error> {
     let mut change = database
-        .begin_change(&["google_credentials"], Some(tenant.as_str()))
+        .begin_single_change(&["google_credentials"], Some(tenant.as_str()))
         .await?;
     let updated = sqlx::query!(
         "update google_credentials set default_refund_review = $2 where tenant_id = $1",
         tenant.as_str(),
         review.map(|review| json!(review)),
     )
-    .execute(&mut **change)
+    .execute(&mut change)
     .await?;
     change.commit().await?;
     Ok(updated.rows_affected() > 0)

@@ -128,7 +128,7 @@ pub async fn change_filter(
     change: &CallbackFilterChange,
 ) -> Result<(), EndpointChangeError> {
     let mut transaction = database
-        .begin_change(&["webhook_configs"], Some(tenant.as_str()))
+        .begin_single_change(&["webhook_configs"], Some(tenant.as_str()))
         .await?;
     let changed = sqlx::query!(
         "
@@ -143,7 +143,7 @@ pub async fn change_filter(
         change.sources.as_deref(),
         change.environments.as_deref(),
     )
-    .execute(&mut **transaction)
+    .execute(&mut transaction)
     .await?;
     transaction.commit().await?;
     if changed.rows_affected() == 0 {
@@ -233,7 +233,7 @@ async fn set_active(
     is_active: bool,
 ) -> Result<(), Error> {
     let mut change = database
-        .begin_change(&["webhook_configs"], Some(tenant.as_str()))
+        .begin_single_change(&["webhook_configs"], Some(tenant.as_str()))
         .await?;
     sqlx::query!(
         "
@@ -244,7 +244,7 @@ async fn set_active(
         callback.column(),
         is_active,
     )
-    .execute(&mut **change)
+    .execute(&mut change)
     .await?;
     change.commit().await?;
     Ok(())

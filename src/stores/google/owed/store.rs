@@ -140,7 +140,7 @@ pub(super) async fn claim_due(
     limits: ClaimLimits,
 ) -> Result<Vec<OwedAcknowledgement>, Error> {
     let mut rows = Vec::new();
-    for group in database.group_lanes(LaneSet::ALL).await? {
+    for group in database.group_lanes_to_claim(LaneSet::ALL).await? {
         let left = i64::from(limits.purchases)
             .saturating_sub(i64::try_from(rows.len()).unwrap_or(i64::MAX));
         if left == 0 {

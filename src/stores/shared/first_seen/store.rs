@@ -63,14 +63,14 @@ pub(super) async fn insert_key(
     sealed: &[u8],
 ) -> Result<(), TenantChangeError> {
     let mut change = database
-        .begin_change(&["first_seen_keys"], Some(tenant.as_str()))
+        .begin_single_change(&["first_seen_keys"], Some(tenant.as_str()))
         .await?;
     sqlx::query!(
         "insert into first_seen_keys (tenant_id, key_enc) values ($1, $2) on conflict (tenant_id) do nothing",
         tenant.as_str(),
         sealed,
     )
-    .execute(&mut **change)
+    .execute(&mut change)
     .await
     .map_err(|error| {
         db::map_constraint_error(error, "first_seen_keys_tenant_id_fkey", || {
@@ -86,7 +86,7 @@ pub(super) async fn delete_key(
     tenant: &TenantId,
 ) -> Result<(), TenantChangeError> {
     let mut change = database
-        .begin_change(&["first_seen_keys"], Some(tenant.as_str()))
+        .begin_single_change(&["first_seen_keys"], Some(tenant.as_str()))
         .await?;
     let found = sqlx::query_scalar!(
         r#"
@@ -95,7 +95,7 @@ pub(super) async fn delete_key(
         "#,
         tenant.as_str()
     )
-    .fetch_one(&mut **change)
+    .fetch_one(&mut change)
     .await?;
     change.commit().await?;
     if found {
