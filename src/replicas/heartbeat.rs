@@ -22,7 +22,8 @@ use crate::db::{Database, Error, error_class, is_missing_table};
 const HEARTBEAT_INTERVAL: Duration = Duration::from_secs(10);
 /// How long a first heartbeat waits for the tables to be made.
 const MISSING_TABLE_RETRY_INTERVAL: Duration = Duration::from_secs(1);
-/// How long a heartbeat that was begun, and then deleting the row, may take at the end.
+/// How long each of two may take at the end: a heartbeat that was begun, and deleting the row. Together that is less than a background
+/// task has to stop.
 const DEREGISTER_TIMEOUT: Duration = Duration::from_millis(2400);
 
 /// The host name of this machine.

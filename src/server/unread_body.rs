@@ -5,7 +5,7 @@
 //! is being closed, and cannot know whether that one was handled.
 
 use std::pin::Pin;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::Arc;
 use std::task::{Context, Poll, ready};
 use std::time::Duration;
 
@@ -13,6 +13,7 @@ use axum::body::{Body, Bytes};
 use axum::http::{Request, header};
 use http_body_util::BodyExt as _;
 use hyper::body::{Body as HttpBody, Frame, Incoming, SizeHint};
+use parking_lot::Mutex;
 use tokio::time::timeout;
 
 /// A longer rest is not read: a new connection costs less.
@@ -55,7 +56,7 @@ impl UnreadBody {
 
     /// Reads what is left, if that is little and arrives within `within`. Whether the connection can take another request.
     pub(super) async fn read_rest(self, within: Duration) -> bool {
-        let rest = lock(&self.rest).take();
+        let rest = self.rest.lock().take();
         match rest {
             Some(BodyRest::Nothing) => true,
             // To read from it would ask the client to send it.
@@ -67,10 +68,6 @@ impl UnreadBody {
             None => false,
         }
     }
-}
-
-fn lock(rest: &SharedRest) -> std::sync::MutexGuard<'_, Option<BodyRest>> {
-    rest.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 /// False if the body is longer than [`MAX_UNREAD_BYTES`] or breaks off.
@@ -131,10 +128,11 @@ impl HttpBody for WatchedBody {
 
 impl Drop for WatchedBody {
     fn drop(&mut self) {
-        *lock(&self.rest) = match self.body.take() {
+        let left = match self.body.take() {
             None => Some(BodyRest::Nothing),
             Some(body) if !self.has_begun => Some(BodyRest::Everything(body)),
             Some(_) => None,
         };
+        *self.rest.lock() = left;
     }
 }
