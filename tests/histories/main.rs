@@ -10,6 +10,7 @@ mod histories;
 #[path = "../it/world"]
 mod world {
     pub(crate) mod attesto;
+    pub(crate) mod citus;
     pub(crate) mod folder;
     pub(crate) mod pgbouncer;
     pub(crate) mod postgres;
