@@ -96,11 +96,24 @@ pub fn map_constraint_error<E: From<Error>>(
     constraint: &str,
     meaning: impl FnOnce() -> E,
 ) -> E {
-    let is_violated = |name: &str| is_constraint_or_of_shard(name, constraint);
-    match &error {
-        Error::Database(cause) if cause.constraint().is_some_and(is_violated) => meaning(),
-        _ => E::from(error),
+    if violates_constraint(&error, constraint) {
+        meaning()
+    } else {
+        E::from(error)
     }
+}
+
+/// Whether this constraint was violated.
+pub(crate) fn violates_constraint(error: &Error, constraint: &str) -> bool {
+    let Error::Database(cause) = error else {
+        return false;
+    };
+    // Citus passes on a worker's message, and not the field.
+    let name = cause.constraint().or_else(|| {
+        let (_, rest) = cause.message().split_once("constraint \"")?;
+        Some(rest.split_once('"')?.0)
+    });
+    name.is_some_and(|name| is_constraint_or_of_shard(name, constraint))
 }
 
 /// Citus adds the number of the shard to the name of a constraint: `api_keys_tenant_id_fkey_102009`.

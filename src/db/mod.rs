@@ -58,6 +58,7 @@ pub(crate) use error_text::{
     describe_cause, describe_chain, describe_command_error, describe_error,
 };
 use errors::is_serialization_failure;
+pub(crate) use errors::violates_constraint;
 pub use errors::{
     Error, error_class, is_lock_timeout, is_missing_table, is_unavailable, is_unsupported,
     map_constraint_error,

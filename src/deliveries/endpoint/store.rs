@@ -737,14 +737,8 @@ async fn rotate_secret(
     match rotated {
         Ok(done) => Ok((done.rows_affected() == 1).then_some(SecretChange::Rotated)),
         // Another process has just made this number a previous secret.
-        Err(error) => match &error {
-            db::Error::Database(cause)
-                if cause.constraint() == Some("webhook_previous_secrets_pkey") =>
-            {
-                Ok(None)
-            }
-            _ => Err(error.into()),
-        },
+        Err(error) if db::violates_constraint(&error, "webhook_previous_secrets_pkey") => Ok(None),
+        Err(error) => Err(error.into()),
     }
 }
 
