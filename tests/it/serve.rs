@@ -7,6 +7,7 @@ use std::os::unix::fs::PermissionsExt as _;
 use std::os::unix::net::{SocketAddr, UnixDatagram};
 use std::process::{Child, Command, ExitStatus, Stdio};
 use std::sync::{Arc, Mutex};
+use std::thread::JoinHandle;
 
 use attesto::base::clock::Clock;
 use attesto::server::tls::TlsCertificate;
@@ -28,6 +29,8 @@ use crate::world::wait::{wait_for, wait_until};
 pub(crate) struct Served {
     child: Child,
     log: Arc<Mutex<Vec<Value>>>,
+    /// Reads the log to its end.
+    reader: JoinHandle<()>,
 }
 
 pub(crate) fn key(fill: u8) -> String {
@@ -64,14 +67,14 @@ impl Served {
         let output = child.stdout.take().expect("it is piped");
         let log = Arc::new(Mutex::new(Vec::new()));
         let kept = log.clone();
-        std::thread::spawn(move || {
+        let reader = std::thread::spawn(move || {
             for line in BufReader::new(output).lines() {
                 let line = line.expect("a log line is text");
                 let line = serde_json::from_str(&line).expect("a log line is JSON");
                 kept.lock().expect("not poisoned").push(line);
             }
         });
-        Self { child, log }
+        Self { child, log, reader }
     }
 
     pub(crate) fn lines(&self) -> Vec<Value> {
@@ -134,11 +137,14 @@ impl Served {
         kill_process(Pid::from_child(&self.child), signal).expect("it is there");
     }
 
+    /// Waits until the server has ended and all of its log is read.
     pub(crate) async fn end(&mut self) -> ExitStatus {
-        wait_for("the server ends", async || {
+        let status = wait_for("the server ends", async || {
             self.child.try_wait().expect("a child of this process")
         })
-        .await
+        .await;
+        wait_until("the log is read", async || self.reader.is_finished()).await;
+        status
     }
 }
 
