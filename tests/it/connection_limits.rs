@@ -280,13 +280,13 @@ async fn a_body_over_the_limit_is_answered_although_it_is_still_being_sent() {
 #[tokio::test]
 async fn an_answer_without_the_body_says_whether_the_connection_stays_open() {
     const LONG: Duration = Duration::from_mins(10);
-    let (running, _) = serve(ConnectionLimits {
+    let patient = ConnectionLimits {
         head_timeout: LONG,
         idle_timeout: LONG,
         linger_timeout: LONG,
         ..MANNERS
-    })
-    .await;
+    };
+    let (running, desk) = serve(patient).await;
     let head = "POST /unknown HTTP/1.1\r\nHost: a\r\n";
     let next = "GET /hello HTTP/1.1\r\nHost: a\r\n\r\n";
     let long = "x".repeat(60_000);
@@ -305,7 +305,6 @@ async fn an_answer_without_the_body_says_whether_the_connection_stays_open() {
         let mut stream = connect(&running).await;
         for piece in &pieces {
             stream.write_all(piece.as_bytes()).await.unwrap();
-            pause(Duration::from_millis(5)).await;
         }
         let refused = read_answer(&mut stream).await;
         assert!(refused.starts_with("HTTP/1.1 404 "), "{refused}");
@@ -315,12 +314,27 @@ async fn an_answer_without_the_body_says_whether_the_connection_stays_open() {
         assert!(answer.starts_with("HTTP/1.1 200 "), "{answer}");
     }
 
+    // Also when the request was answered before any of its body was sent.
+    let mut stream = connect(&running).await;
+    let request = "GET /slow HTTP/1.1\r\nHost: a\r\nContent-Length: 4\r\n\r\n";
+    stream.write_all(request.as_bytes()).await.unwrap();
+    desk.begun.notified().await;
+    desk.go_on.notify_one();
+    let is_done = async || desk.done.load(Ordering::SeqCst) == 1;
+    wait_until("the handler has answered", is_done).await;
+    stream.write_all(b"body").await.unwrap();
+    let answer = read_answer(&mut stream).await;
+    assert!(answer.contains(r#"{"slow":true}"#), "{answer}");
+    stream.write_all(next.as_bytes()).await.unwrap();
+    let answer = read_answer(&mut stream).await;
+    assert!(answer.starts_with("HTTP/1.1 200 "), "{answer}");
+
     // Any other body closes it, and the answer says so: one that is too long, is not sent, or does not arrive.
     let chunk = format!("{:x}\r\n{long}\r\n", long.len());
     let two_chunks = format!("Transfer-Encoding: chunked\r\n\r\n{chunk}{chunk}");
     let (hasty, _) = serve(ConnectionLimits {
         linger_timeout: SHORT,
-        ..MANNERS
+        ..patient
     })
     .await;
     let json = head.replace("unknown", "named") + "Content-Type: application/json\r\n";
