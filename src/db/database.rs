@@ -72,7 +72,7 @@ pub struct Database {
     pub(super) migrator: &'static Migrator,
     /// The lifetime of a reserved connection.
     reserved_connection_ttl: Duration,
-    /// Whether Citus has distributed the tables, once it is known.
+    /// Whether Citus has distributed the tables, and whether they have triggers, once there are tables.
     pub(super) distribution: Arc<OnceLock<super::distribution::DistributionFacts>>,
     /// How far the database's clock is ahead.
     pub(super) clock_offset: Arc<ClockOffset>,

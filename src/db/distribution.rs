@@ -174,6 +174,21 @@ impl LaneGroup {
     }
 }
 
+/// A claim of rows in one statement for each group of lanes.
+pub(crate) struct LaneClaim {
+    groups: std::vec::IntoIter<LaneGroup>,
+    limit: usize,
+}
+
+impl LaneClaim {
+    /// The lanes of the next statement, and how many rows it may claim. `None`: that is all, or `claimed` rows are enough.
+    pub(crate) fn next(&mut self, claimed: usize) -> Option<(LaneGroup, i64)> {
+        let left = self.limit.checked_sub(claimed).filter(|left| *left > 0)?;
+        let group = self.groups.next()?;
+        Some((group, i64::try_from(left).unwrap_or(i64::MAX)))
+    }
+}
+
 impl Database {
     /// Whether Citus has distributed the tables. Read once in each process: processes are stopped while tables are distributed.
     pub(crate) async fn is_distributed(&self) -> Result<bool, Error> {
@@ -224,15 +239,20 @@ impl Database {
         Ok(one_by_one.collect())
     }
 
-    /// The same, beginning with any of them: a claim that ends at its limit must not take from the same lanes each time.
-    pub(crate) async fn group_lanes_to_claim(
+    /// The statements of a claim of at most `limit` rows. They begin with any of the lanes: a claim that ends at its limit must not
+    /// take from the same ones each time.
+    pub(crate) async fn start_claim(
         &self,
         lanes: LaneSet,
-    ) -> Result<Vec<LaneGroup>, Error> {
+        limit: usize,
+    ) -> Result<LaneClaim, Error> {
         let mut groups = self.group_lanes(lanes).await?;
         let first = fastrand::usize(..groups.len().max(1));
         groups.rotate_left(first);
-        Ok(groups)
+        Ok(LaneClaim {
+            groups: groups.into_iter(),
+            limit,
+        })
     }
 
     /// Rows in groups of which each is one statement, by their lanes: see [`group_lanes`](Self::group_lanes).

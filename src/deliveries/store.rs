@@ -48,6 +48,48 @@ const BEGIN_SQL: &str = "set local idle_in_transaction_session_timeout = '2s'; s
 const BEGIN_DISTRIBUTED_SQL: &str =
     "set local idle_in_transaction_session_timeout = '2s'; set local jit = off";
 
+/// A statement whose text begins with the query `waiting`: the callbacks with unfinished deliveries in some lanes, due or not, and when
+/// the first delivery of each is due. The first two parameters are those of a [`LaneGroup`].
+///
+/// The function `callbacks_waiting_in_lanes` in the migrations is the same for a view. A statement does not call it, because Citus
+/// inlines no function.
+macro_rules! query_waiting_callbacks {
+    ($query:ident!($($row:ident)?), $rest:literal, $($argument:expr),+ $(,)?) => {
+        sqlx::$query!(
+            $($row,)?
+            r#"
+            with recursive waiting as (
+                select first.lane, first.tenant_id, first.callback, first.callback_key, first.next_attempt_at
+                from unnest($1::int2[]) as wanted (lane)
+                cross join lateral (
+                    select delivery.lane, delivery.tenant_id, delivery.callback, delivery.callback_key, delivery.next_attempt_at
+                    from webhook_deliveries delivery
+                    where delivery.status = 'pending' and delivery.lease_until is null and delivery.parked_at is null
+                        and delivery.lane = wanted.lane and ($2::int2 is null or delivery.lane = $2)
+                    order by delivery.tenant_id, delivery.callback, delivery.callback_key, delivery.next_attempt_at
+                    limit 1
+                ) first
+                union all
+                select next.lane, next.tenant_id, next.callback, next.callback_key, next.next_attempt_at
+                from waiting
+                cross join lateral (
+                    select delivery.lane, delivery.tenant_id, delivery.callback, delivery.callback_key, delivery.next_attempt_at
+                    from webhook_deliveries delivery
+                    where delivery.status = 'pending' and delivery.lease_until is null and delivery.parked_at is null
+                        and (delivery.lane, delivery.tenant_id, delivery.callback, delivery.callback_key)
+                            > (waiting.lane, waiting.tenant_id, waiting.callback, waiting.callback_key)
+                        and ($2::int2 is null or delivery.lane = $2)
+                    order by delivery.lane, delivery.tenant_id, delivery.callback, delivery.callback_key,
+                        delivery.next_attempt_at
+                    limit 1
+                ) next
+                where next.lane = waiting.lane
+            )"# + $rest,
+            $($argument),+
+        )
+    };
+}
+
 /// The right to write the result of one attempt: the row with its lane, and the number under which it was claimed. A row
 /// whose lease was released, swept or claimed again has another number.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
@@ -260,11 +302,8 @@ impl DeliveryStore {
         if lanes.is_empty() {
             return Ok(claimed);
         }
-        for group in self.database.group_lanes_to_claim(lanes).await? {
-            let left = limit.saturating_sub(claimed.len());
-            if left == 0 {
-                break;
-            }
+        let mut claim = self.database.start_claim(lanes, limit).await?;
+        while let Some((group, left)) = claim.next(claimed.len()) {
             claimed.extend(
                 self.claim_due(transaction, group, left, last_served)
                     .await?,
@@ -507,51 +546,22 @@ impl DeliveryStore {
         &self,
         transaction: &mut DbTransaction,
         group: LaneGroup,
-        limit: usize,
+        limit: i64,
         last_served: &str,
     ) -> Result<Vec<ClaimedRow>, Error> {
-        let mut rows = sqlx::query_as!(
-            ClaimedRow,
-            r#"
-            with recursive waiting as (
-                -- The callbacks with unfinished deliveries in these lanes, due or not, and when the first of them is due: see the
-                -- function callbacks_waiting_in_lanes, which Citus does not inline.
-                select first.lane, first.tenant_id, first.callback, first.callback_key, first.next_attempt_at
-                from unnest($6::int2[]) as wanted (lane)
-                cross join lateral (
-                    select delivery.lane, delivery.tenant_id, delivery.callback, delivery.callback_key, delivery.next_attempt_at
-                    from webhook_deliveries delivery
-                    where delivery.status = 'pending' and delivery.lease_until is null and delivery.parked_at is null
-                        and delivery.lane = wanted.lane and ($7::int2 is null or delivery.lane = $7)
-                    order by delivery.tenant_id, delivery.callback, delivery.callback_key, delivery.next_attempt_at
-                    limit 1
-                ) first
-                union all
-                select next.lane, next.tenant_id, next.callback, next.callback_key, next.next_attempt_at
-                from waiting
-                cross join lateral (
-                    select delivery.lane, delivery.tenant_id, delivery.callback, delivery.callback_key, delivery.next_attempt_at
-                    from webhook_deliveries delivery
-                    where delivery.status = 'pending' and delivery.lease_until is null and delivery.parked_at is null
-                        and (delivery.lane, delivery.tenant_id, delivery.callback, delivery.callback_key)
-                            > (waiting.lane, waiting.tenant_id, waiting.callback, waiting.callback_key)
-                        and ($7::int2 is null or delivery.lane = $7)
-                    order by delivery.lane, delivery.tenant_id, delivery.callback, delivery.callback_key,
-                        delivery.next_attempt_at
-                    limit 1
-                ) next
-                where next.lane = waiting.lane
-            ), busy as (
+        let mut rows = query_waiting_callbacks!(
+            query_as!(ClaimedRow),
+            r#", busy as (
                 select tenant_id, callback, callback_key, count(*) as requests
                 from webhook_deliveries
-                where lane = any($6) and lease_until is not null and lease_until > attesto_now()
+                where lane = any($1) and lease_until is not null and lease_until > attesto_now()
                 group by tenant_id, callback, callback_key
             ), open as (
                 select waiting.lane, waiting.tenant_id, waiting.callback, waiting.callback_key, waiting.next_attempt_at,
                     coalesce(busy.requests, 0) as under_way,
                     coalesce(of_tenant.requests, 0) as under_way_of_tenant,
                     case when health.closed_until is null then coalesce(health.allowed, 1) else 1 end as admitted,
-                    coalesce(health.state = 'active' and health.allowed = $5 and health.failures = 0
+                    coalesce(health.state = 'active' and health.allowed = $7 and health.failures = 0
                         and health.last_success_at > attesto_now() - make_interval(secs => 60), false)
                         as settled
                 from waiting
@@ -559,7 +569,7 @@ impl DeliveryStore {
                 join webhook_configs config
                     on config.tenant_id = waiting.tenant_id and config.callback = waiting.callback and config.is_active
                 left join webhook_health health
-                    on health.lane = waiting.lane and ($7::int2 is null or health.lane = $7) and health.tenant_id = waiting.tenant_id and health.callback = waiting.callback
+                    on health.lane = waiting.lane and ($2::int2 is null or health.lane = $2) and health.tenant_id = waiting.tenant_id and health.callback = waiting.callback
                     and health.callback_key = waiting.callback_key
                 left join busy
                     on busy.tenant_id = waiting.tenant_id and busy.callback = waiting.callback
@@ -582,29 +592,29 @@ impl DeliveryStore {
                         select delivery.id, delivery.next_attempt_at
                         from webhook_deliveries delivery
                         where delivery.status = 'pending' and delivery.lease_until is null and delivery.parked_at is null
-                            and delivery.lane = open.lane and ($7::int2 is null or delivery.lane = $7)
+                            and delivery.lane = open.lane and ($2::int2 is null or delivery.lane = $2)
                             and delivery.tenant_id = open.tenant_id and delivery.callback = open.callback
                             and delivery.callback_key = open.callback_key
                             -- Not before the first that waits: the index still has delivered ones there.
                             and delivery.next_attempt_at >= open.next_attempt_at
                             and delivery.next_attempt_at <= attesto_now()
                         order by delivery.next_attempt_at
-                        limit least(greatest(open.admitted - open.under_way, 0), $1)
+                        limit least(greatest(open.admitted - open.under_way, 0), $3)
                     ) oldest
                 ) due
             ), picked as (
                 select lane, id, tenant_id, settled, place, attesto_now() as now
                 from candidate
-                where place <= $3
-                order by place, tenant_id <= $2, tenant_id
-                limit $1
+                where place <= $5
+                order by place, tenant_id <= $4, tenant_id
+                limit $3
             ), locked as (
                 select picked.lane, delivery.id, picked.settled, picked.place, picked.now
                 from picked
                 cross join lateral (
                     select waiting.id, waiting.status, waiting.lease_until, waiting.parked_at
                     from webhook_deliveries waiting
-                    where waiting.lane = picked.lane and waiting.id = picked.id and ($7::int2 is null or waiting.lane = $7)
+                    where waiting.lane = picked.lane and waiting.id = picked.id and ($2::int2 is null or waiting.lane = $2)
                     -- So that the conditions below are not looked up in an index instead of the id.
                     offset 0
                     for no key update skip locked
@@ -614,10 +624,10 @@ impl DeliveryStore {
             )
             update webhook_deliveries delivery set
                 lease_no = delivery.lease_no + 1,
-                lease_until = attesto_now() + make_interval(secs => $4)
+                lease_until = attesto_now() + make_interval(secs => $6)
             from locked
             where delivery.lane = locked.lane and delivery.id = locked.id
-                and ($7::int2 is null or delivery.lane = $7)
+                and ($2::int2 is null or delivery.lane = $2)
             returning delivery.id as "id: DeliveryId", delivery.event_id as "event_id: EventId",
                 delivery.tenant_id as "tenant_id: TenantId", delivery.callback as "callback: CallbackNumber",
                 delivery.callback_url, delivery.attempt_count,
@@ -626,17 +636,17 @@ impl DeliveryStore {
                     as "waited!",
                 (
                     select event.event_type from webhook_events event
-                    where event.lane = delivery.lane and event.id = delivery.event_id and ($7::int2 is null or event.lane = $7)
+                    where event.lane = delivery.lane and event.id = delivery.event_id and ($2::int2 is null or event.lane = $2)
                 ) as "event_type!",
                 locked.settled as "settled!", locked.place as "place!"
             "#,
-            i64::try_from(limit).unwrap_or(i64::MAX),
+            &group.columns(),
+            group.only_column(),
+            limit,
             last_served,
             MAX_IN_FLIGHT_PER_TENANT,
             LEASE_TTL.as_secs_f64(),
             i16::from(MAX_IN_FLIGHT_PER_CALLBACK),
-            &group.columns(),
-            group.only_column(),
         )
         .fetch_all(&mut **transaction)
         .await?;
@@ -683,40 +693,12 @@ impl DeliveryStore {
             None => LaneSet::ALL,
             Some(lane) => LaneSet::from(lane),
         };
-        let rows = sqlx::query!(
-            r#"
-            with recursive waiting as (
-                -- The callbacks with unfinished deliveries in these lanes, due or not, and when the first of them is due: see the
-                -- function callbacks_waiting_in_lanes, which Citus does not inline.
-                select first.lane, first.tenant_id, first.callback, first.callback_key, first.next_attempt_at
-                from unnest($2::int2[]) as wanted (lane)
-                cross join lateral (
-                    select delivery.lane, delivery.tenant_id, delivery.callback, delivery.callback_key, delivery.next_attempt_at
-                    from webhook_deliveries delivery
-                    where delivery.status = 'pending' and delivery.lease_until is null and delivery.parked_at is null
-                        and delivery.lane = wanted.lane and ($4::int2 is null or delivery.lane = $4)
-                    order by delivery.tenant_id, delivery.callback, delivery.callback_key, delivery.next_attempt_at
-                    limit 1
-                ) first
-                union all
-                select next.lane, next.tenant_id, next.callback, next.callback_key, next.next_attempt_at
-                from waiting
-                cross join lateral (
-                    select delivery.lane, delivery.tenant_id, delivery.callback, delivery.callback_key, delivery.next_attempt_at
-                    from webhook_deliveries delivery
-                    where delivery.status = 'pending' and delivery.lease_until is null and delivery.parked_at is null
-                        and (delivery.lane, delivery.tenant_id, delivery.callback, delivery.callback_key)
-                            > (waiting.lane, waiting.tenant_id, waiting.callback, waiting.callback_key)
-                        and ($4::int2 is null or delivery.lane = $4)
-                    order by delivery.lane, delivery.tenant_id, delivery.callback, delivery.callback_key,
-                        delivery.next_attempt_at
-                    limit 1
-                ) next
-                where next.lane = waiting.lane
-            ), busy as (
+        let rows = query_waiting_callbacks!(
+            query!(),
+            r#", busy as (
                 select tenant_id, callback, callback_key, count(*) as requests
                 from webhook_deliveries
-                where lane = any($2) and lease_until is not null and lease_until > attesto_now()
+                where lane = any($1) and lease_until is not null and lease_until > attesto_now()
                 group by tenant_id, callback, callback_key
             ), due as (
                 select waiting.lane, min(greatest(waiting.next_attempt_at, health.closed_until)) as due_at
@@ -725,7 +707,7 @@ impl DeliveryStore {
                 join webhook_configs config
                     on config.tenant_id = waiting.tenant_id and config.callback = waiting.callback and config.is_active
                 left join webhook_health health
-                    on health.lane = waiting.lane and ($4::int2 is null or health.lane = $4) and health.tenant_id = waiting.tenant_id and health.callback = waiting.callback
+                    on health.lane = waiting.lane and ($2::int2 is null or health.lane = $2) and health.tenant_id = waiting.tenant_id and health.callback = waiting.callback
                     and health.callback_key = waiting.callback_key
                 left join busy
                     on busy.tenant_id = waiting.tenant_id and busy.callback = waiting.callback
@@ -733,21 +715,21 @@ impl DeliveryStore {
                 left join (select tenant_id, sum(requests)::int8 as requests from busy group by tenant_id) of_tenant
                     on of_tenant.tenant_id = waiting.tenant_id
                 where not exists (select from delivery_holds where released_at is null)
-                    and coalesce(of_tenant.requests, 0) < $1
+                    and coalesce(of_tenant.requests, 0) < $3
                     and coalesce(busy.requests, 0)
                         < case when health.closed_until is null then coalesce(health.allowed, 1) else 1 end
                 group by waiting.lane
             ), batch as (
-                select min(next_batch_at) as due_at from webhook_redeliveries where lane = any($3) and finished_at is null
+                select min(next_batch_at) as due_at from webhook_redeliveries where lane = any($4) and finished_at is null
             )
             select lane as "lane?", extract(epoch from due_at - attesto_now())::float8 as "pause?" from due
             union all
             select null, extract(epoch from due_at - attesto_now())::float8 from batch
             "#,
-            MAX_IN_FLIGHT_PER_TENANT,
             &group.columns(),
-            &batch_lanes.columns(),
             group.only_column(),
+            MAX_IN_FLIGHT_PER_TENANT,
+            &batch_lanes.columns(),
         )
         .fetch_all(&mut **transaction)
         .await?;

@@ -422,53 +422,13 @@ pub(super) async fn enqueue_next_batch(
                 limit $1
             ) event
         ), picked as (
-            select looked_at.*, row_number() over (order by looked_at.position) as turn
+            select looked_at.id, looked_at.position, target.callbacks, target.callback_urls,
+                row_number() over (order by looked_at.position) as turn
             from request
             cross join looked_at
-            where (request.event_type is null or looked_at.event_type = request.event_type)
-                and exists (
-                    select from webhook_configs config
-                    cross join lateral (
-                        select
-                            case
-                                when bool_or(delivery.status = 'delivered') then 'delivered'
-                                when bool_or(delivery.status = 'pending') then 'pending'
-                                when bool_or(delivery.status = 'failed') then 'failed'
-                            end as status,
-                            bool_or(delivery.status <> 'delivered' and delivery.callback_url <> config.callback_url)
-                                as waits_elsewhere,
-                            bool_or(delivery.status <> 'failed' and delivery.callback_url = config.callback_url) as is_here
-                        from webhook_deliveries delivery
-                        where delivery.lane = request.lane and ($7::int2 is null or delivery.lane = $7) and delivery.event_id = looked_at.id
-                            and delivery.callback = config.callback
-                    ) standing
-                    where config.tenant_id = request.tenant_id and config.is_active
-                        and (request.callback is null or config.callback = request.callback)
-                        and (request.status is null or standing.status = request.status)
-                        and (not request.previous_callback_only or (standing.waits_elsewhere and not standing.is_here))
-                        and (standing.status is not null or (
-                            (request.callback is not null
-                                or (
-                                    select delivery.id from webhook_deliveries delivery
-                                    where delivery.lane = request.lane and ($7::int2 is null or delivery.lane = $7) and delivery.event_id = looked_at.id limit 1) is null)
-                            and callback_takes(config.kind, config.events, config.sources, config.environments,
-                                looked_at.event_type, looked_at.source, looked_at.environment, looked_at.external_id, looked_at.platform_event)
-                        ))
-                )
-            order by looked_at.position
-            limit $2
-        ), enqueued as (
-            insert into webhook_deliveries
-                (lane, id, event_id, tenant_id, callback, callback_url, requested_by, request_reason)
-            select
-                request.lane,
-                nth_delivery_id(new.id, row_number() over (partition by picked.id order by target.callback) - 1),
-                picked.id, request.tenant_id, target.callback, target.callback_url, request.requested_by, request.reason
-            from request
-            cross join picked
-            join unnest($3::text[]) with ordinality as new (id, turn) on new.turn = picked.turn
             cross join lateral (
-                select config.callback, config.callback_url
+                select array_agg(config.callback order by config.callback) as callbacks,
+                    array_agg(config.callback_url order by config.callback) as callback_urls
                 from webhook_configs config
                 cross join lateral (
                     select
@@ -481,7 +441,7 @@ pub(super) async fn enqueue_next_batch(
                             as waits_elsewhere,
                         bool_or(delivery.status <> 'failed' and delivery.callback_url = config.callback_url) as is_here
                     from webhook_deliveries delivery
-                    where delivery.lane = request.lane and ($7::int2 is null or delivery.lane = $7) and delivery.event_id = picked.id
+                    where delivery.lane = request.lane and ($7::int2 is null or delivery.lane = $7) and delivery.event_id = looked_at.id
                         and delivery.callback = config.callback
                 ) standing
                 where config.tenant_id = request.tenant_id and config.is_active
@@ -492,11 +452,24 @@ pub(super) async fn enqueue_next_batch(
                         (request.callback is not null
                             or (
                                 select delivery.id from webhook_deliveries delivery
-                                where delivery.lane = request.lane and ($7::int2 is null or delivery.lane = $7) and delivery.event_id = picked.id limit 1) is null)
+                                where delivery.lane = request.lane and ($7::int2 is null or delivery.lane = $7) and delivery.event_id = looked_at.id limit 1) is null)
                         and callback_takes(config.kind, config.events, config.sources, config.environments,
-                            picked.event_type, picked.source, picked.environment, picked.external_id, picked.platform_event)
+                            looked_at.event_type, looked_at.source, looked_at.environment, looked_at.external_id, looked_at.platform_event)
                     ))
             ) target
+            where (request.event_type is null or looked_at.event_type = request.event_type) and target.callbacks is not null
+            order by looked_at.position
+            limit $2
+        ), enqueued as (
+            insert into webhook_deliveries
+                (lane, id, event_id, tenant_id, callback, callback_url, requested_by, request_reason)
+            select request.lane, nth_delivery_id(new.id, target.nth - 1), picked.id, request.tenant_id, target.callback,
+                target.callback_url, request.requested_by, request.reason
+            from request
+            cross join picked
+            join unnest($3::text[]) with ordinality as new (id, turn) on new.turn = picked.turn
+            cross join lateral unnest(picked.callbacks, picked.callback_urls)
+                with ordinality as target (callback, callback_url, nth)
             returning 1
         ), batch as (
             select (select count(*) from enqueued)::int as enqueued

@@ -32,12 +32,10 @@ pub(crate) async fn claim_due_events(
     let tenants: Vec<&str> = resting.iter().map(|(tenant, _)| tenant.as_str()).collect();
     let sources: Vec<&str> = resting.iter().map(|(_, source)| source.as_str()).collect();
     let mut rows = Vec::new();
-    for group in database.group_lanes_to_claim(LaneSet::ALL).await? {
-        let left =
-            i64::from(limits.events).saturating_sub(i64::try_from(rows.len()).unwrap_or(i64::MAX));
-        if left == 0 {
-            break;
-        }
+    let mut claim = database
+        .start_claim(LaneSet::ALL, limits.events as usize)
+        .await?;
+    while let Some((group, left)) = claim.next(rows.len()) {
         let claimed = sqlx::query!(
         r#"
         with due as (

@@ -140,12 +140,10 @@ pub(super) async fn claim_due(
     limits: ClaimLimits,
 ) -> Result<Vec<OwedAcknowledgement>, Error> {
     let mut rows = Vec::new();
-    for group in database.group_lanes_to_claim(LaneSet::ALL).await? {
-        let left = i64::from(limits.purchases)
-            .saturating_sub(i64::try_from(rows.len()).unwrap_or(i64::MAX));
-        if left == 0 {
-            break;
-        }
+    let mut claim = database
+        .start_claim(LaneSet::ALL, limits.purchases as usize)
+        .await?;
+    while let Some((group, left)) = claim.next(rows.len()) {
         let claimed = sqlx::query!(
         r#"
         with due as (
